@@ -13,6 +13,7 @@ import yaml
 from ptsearch import models, store
 from ptsearch.config import ExportConfig
 from ptsearch.results import COST, knee
+from ptsearch.variant import from_fields
 
 FORMAT = "ptsearch-ensemble/1"
 WRITTEN_WITH = ("ptsearch", "transformers", "compressed-tensors", "torch")
@@ -68,9 +69,10 @@ def _description(
     study: Mapping[str, Any], config: ExportConfig, row: Mapping[str, Any], folder: Path
 ) -> dict[str, Any]:
     members = {label: study["variants"][label] for label in row["members"]}
-    order = sorted(
-        members, key=lambda label: -members[label]["fields"]["bits"]
-    )  # stable: pool position
+    precision = {
+        label: from_fields(member["fields"]).precision for label, member in members.items()
+    }
+    order = sorted(members, key=lambda label: -precision[label])  # stable: pool position
     scores = {key: value for key, value in row["search"].items() if key not in COST}
     return {
         "format": FORMAT,

@@ -39,7 +39,7 @@ class Judge:
         """Answer codes (samples of this half,) of the ensemble; one member answers as itself."""
         entries = [table.entries[label] for label in members]
         said = np.stack([entry.codes[self.mask] for entry in entries])
-        precision = np.array([float(entry.variant.bits) for entry in entries])
+        precision = np.array([entry.variant.precision for entry in entries])
         return voting.majority(said, precision) if len(members) > 1 else said[0]
 
     def unskilled(self, found: Mapping[str, float]) -> list[str]:

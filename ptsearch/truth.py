@@ -43,7 +43,7 @@ def true_front(table: Table, judge: Judge) -> Truth:
     masks = masks[np.bitwise_count(masks) >= wanted.min_members]
     entries = [table.entries[label] for label in labels]
     codes = np.stack([entry.codes[judge.mask] for entry in entries])
-    precision = np.array([float(entry.variant.bits) for entry in entries])
+    precision = np.array([entry.variant.precision for entry in entries])
     found = exact.score_all(judge.asked, codes, precision, table.config.trust.weights, masks)
     metas = [entry.meta for entry in entries]
     cost = exact.cost_all(metas, judge.kv_bytes, table.config.latency.mode, masks)

@@ -19,6 +19,8 @@ BACKENDS = ("native", "llmcompressor", "gptqmodel")
 ACTORDERS = ("none", "static")
 GROUP_SIZES = (32, 64, 128, -1)
 MIN_BITS, MAX_BITS = 2, 8
+ACT_BITS = (16, 8, 4)
+KV_BITS = (16, 8, 4, 3, 2)
 CALIBRATED = ("gptq", "awq")
 
 
@@ -26,9 +28,13 @@ CALIBRATED = ("gptq", "awq")
 class Variant:
     """One way to compress one base model; `method="none"` is the dense model itself.
 
-    `group_size` is in input columns, -1 = one group per row. `calibration` is the SHA-256 of the
-    calibration text and how it is cut ("" where the method needs none); `seed` draws the samples
-    from it. `method_args` are sorted (key, value) pairs that only one method knows.
+    `group_size` is in input columns, -1 = one group per row. `act_bits` and `kv_bits` say how the
+    inputs of linear layers and past keys and values are rounded at run time (16 = not at all), the
+    last `kv_window` tokens excepted; `decode_schedule` is "" or what takes over after the first
+    tokens of a reply. `calibration` is the SHA-256 of the calibration text and how it is cut (""
+    where the method needs none); `seed` draws the samples from it. `rounding_seed` draws a
+    stochastic rounding; None rounds to nearest. `method_args` are sorted (key, value) pairs that
+    only one method knows.
     """
 
     model: str
@@ -40,8 +46,13 @@ class Variant:
     sym: bool = True
     actorder: str = "none"
     damp_percent: float = 0.0
+    act_bits: int = 16
+    kv_bits: int = 16
+    kv_window: int = 0
+    decode_schedule: str = ""
     calibration: str = ""
     seed: int = 0
+    rounding_seed: int | None = None
     method_args: tuple[tuple[str, str], ...] = ()
     build_version: int = BUILD_VERSION
 
@@ -54,6 +65,14 @@ class Variant:
             raise ValueError(
                 f"actorder must be one of {', '.join(ACTORDERS)}, got {self.actorder!r}"
             )
+        for name, bits, known in (
+            ("act_bits", self.act_bits, ACT_BITS),
+            ("kv_bits", self.kv_bits, KV_BITS),
+        ):
+            if bits not in known:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {bits}")
+        if self.kv_window < 0:
+            raise ValueError(f"kv_window must be at least 0, got {self.kv_window}")
         if self.method in ("none", "path"):
             return
         if not MIN_BITS <= self.bits <= MAX_BITS:
@@ -70,8 +89,13 @@ class Variant:
         return hashlib.sha256(fields.encode()).hexdigest()[:12]
 
     @property
+    def precision(self) -> float:
+        """Who wins a tie: by bits, then act_bits, then kv_bits, as one number."""
+        return float(self.bits * 10_000 + self.act_bits * 100 + self.kv_bits)
+
+    @property
     def label(self) -> str:
-        """`{method}-{bits}b-g{N|row}[-asym][-act]-s{seed}`; `none` = dense."""
+        """`{method}-{bits}b-g{N|row}[-asym][-act][-a8][-kv2]-s{seed}[-r{n}]`; `none` = dense."""
         if self.method == "none":
             return "none"
         args = dict(self.method_args)
@@ -83,7 +107,14 @@ class Variant:
             parts.append("asym")
         if self.actorder != "none":
             parts.append("act")
-        return "-".join([*parts, f"s{self.seed}"])
+        if self.act_bits != 16:
+            parts.append(f"a{self.act_bits}")
+        if self.kv_bits != 16:
+            parts.append(f"kv{self.kv_bits}")
+        parts.append(f"s{self.seed}")
+        if self.rounding_seed is not None:
+            parts.append(f"r{self.rounding_seed}")
+        return "-".join(parts)
 
 
 def from_fields(recorded: Mapping[str, Any]) -> Variant:
