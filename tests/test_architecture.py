@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "experiments": CHEAP | {"gains", "judge", "results", "study", "table"},
     "tracking": set(),
     "rescore": {"benchmarks", "metrics", "published", "rules"},
-    "export": {"config", "models", "results", "store"},
+    "export": {"config", "models", "results", "store", "variant"},
     "report": ANY,
     "experiment_report": ANY,
     "jobs": ANY,
