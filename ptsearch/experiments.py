@@ -13,7 +13,7 @@ from ptsearch import scores
 from ptsearch.gains import KEYS, Gains, gains
 from ptsearch.judge import Judge, halves
 from ptsearch.results import BEST_SINGLE, BOUNDS, COST, DENSE_MODEL, about_data
-from ptsearch.scores import Scores
+from ptsearch.scores import Scores, or_worst
 from ptsearch.study import Members
 from ptsearch.table import DENSE, Table
 from ptsearch.variant import Variant
@@ -181,7 +181,7 @@ def _singles(table: Table, judges: Mapping[str, Judge]) -> list[Line]:
 def _best_single(kind: str, singles: Sequence[Line], half: str, shown: Iterable[str]) -> Line:
     """For each score the single variant that is best in it on `half`, with its scores."""
     keys = [key for key in KEYS if key in singles[0].scores[half]]
-    best = {key: max(singles, key=lambda line: line.scores[half][key]) for key in keys}
+    best = {key: max(singles, key=lambda line: or_worst(line.scores[half][key])) for key in keys}
     found: dict[str, Scores] = {
         name: {
             f"{key}{end}": line.scores[name][f"{key}{end}"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from ptsearch.config import PERSPECTIVES
 from ptsearch.gains import Gains
 from ptsearch.judge import Judge
-from ptsearch.scores import MMLU, Scores, constant_scores
+from ptsearch.scores import MMLU, Scores, constant_scores, or_worst
 from ptsearch.study import Found, Members
 from ptsearch.table import DENSE, Table
 from ptsearch.variant import short_labels
@@ -90,7 +90,7 @@ def about_data(table: Table) -> list[str]:
 def best_single(rows: Sequence[Row]) -> Row | None:
     """The single variant with the highest trust on the search half."""
     singles = [row for row in rows if row.kind == "single"]
-    return max(singles, key=lambda row: row.search["trust"], default=None)
+    return max(singles, key=lambda row: or_worst(row.search["trust"]), default=None)
 
 
 def knee(front: Sequence[Scores], objectives: Sequence[str]) -> int:

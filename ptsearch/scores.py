@@ -4,6 +4,7 @@
 answers are one array of codes (samples,) beside it. All scores are in percent.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -277,6 +278,11 @@ def unskilled(scores: Mapping[str, float], majority: Mapping[str, float]) -> lis
     """Benchmarks in which the accuracy is not above always giving the most frequent label."""
     keys = [key for key in majority if key.endswith(".accuracy") and "/" not in key]
     return [key.removesuffix(".accuracy") for key in keys if scores[key] <= majority[key]]
+
+
+def or_worst(value: float) -> float:
+    """To rank by: a score that does not exist (NaN) comes last."""
+    return -math.inf if math.isnan(value) else value
 
 
 class Cost(NamedTuple):

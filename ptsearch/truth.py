@@ -48,12 +48,12 @@ def true_front(table: Table, judge: Judge) -> Truth:
     metas = [entry.meta for entry in entries]
     cost = exact.cost_all(metas, judge.kv_bytes, table.config.latency.mode, masks)
     found |= dict(zip(scores.Cost._fields, cost, strict=True))
-    allowed = np.ones(masks.size, dtype=bool)
+    names = objectives(wanted)
+    allowed = np.isfinite([found[name] for name in names]).all(axis=0)
     for name, limit in limits(wanted.min).items():
         allowed &= found[name] >= limit
     for name, limit in limits(wanted.max).items():
         allowed &= found[name] <= limit
-    names = objectives(wanted)
     values = np.stack([found[name][allowed] for name in names], axis=1)
     best = exact.pareto_front(values, [OBJECTIVES[name] for name in names])
     front = [tuple(labels[v] for v in exact.members(mask)) for mask in masks[allowed][best]]
