@@ -145,13 +145,15 @@ def log_result(tracker: Tracker, table: Table, study: optuna.Study, result: Resu
     title = f"{name}: {len(result.front)} of {len(result.trials)} trials on the front"
     scores = [found for _, found in result.trials]
     with tempfile.TemporaryDirectory() as folder:
-        html, png, csv, resolved = files = [
-            Path(folder, file) for file in ("pareto.html", "pareto.png", "front.csv", "config.json")
+        html, png, csv, resolved, data = files = [
+            Path(folder, name)
+            for name in ("pareto.html", "pareto.png", "front.csv", "config.json", "data.json")
         ]
         figure.draw_html(scores, result.rows, html, title)
         figure.draw_png(scores, result.rows, png, title)
         results.write_csv(result.rows, csv)
         resolved.write_text(json.dumps(asdict(config), indent=2), encoding="utf-8")
+        data.write_text(json.dumps(study.user_attrs["data"], indent=2), encoding="utf-8")
         tracking.finish(
             tracker,
             params=config.choices() | {"sampler": studies.the_study(config).sampler},
@@ -193,6 +195,7 @@ def _for_export(table: Table, result: Result) -> dict[str, Any]:
         "front": [asdict(row) for row in result.front],
         "objectives": studies.objectives(studies.the_study(table.config)),
         "variants": variants,
+        "data": results.data_hashes(table),
     }
 
 

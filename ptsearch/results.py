@@ -87,6 +87,11 @@ def about_data(table: Table) -> list[str]:
     ]
 
 
+def data_hashes(table: Table) -> dict[str, dict[str, str]]:
+    """Benchmark -> file it was read from -> SHA-256."""
+    return {benchmark.name: dict(benchmark.data) for benchmark in table.benchmarks}
+
+
 def best_single(rows: Sequence[Row]) -> Row | None:
     """The single variant with the highest trust on the search half."""
     singles = [row for row in rows if row.kind == "single"]
