@@ -285,6 +285,7 @@ class Config:
     export: ExportConfig | None = None
     rescore: RescoreConfig | None = None
     baseline_models: list[ModelConfig] = field(default_factory=list)  # of study.baselines
+    overrides: list[str] = field(default_factory=list)  # of the command line, for the record
     runs_dir: str = "mlruns"
     cache_dir: str = "mlruns/cache"
     optuna_db: str = ""

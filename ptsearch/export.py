@@ -33,6 +33,8 @@ def write(study: Mapping[str, Any], config: ExportConfig, cache: Path) -> Path:
     if "front" not in study:
         raise ValueError(f"study {config.study!r} has not finished; run it first")
     row = choose(study["front"], config.pick, study["objectives"])
+    if not row.get("certificate"):
+        raise ValueError(f"study {config.study!r} has no certificates yet; run it again")
     members = {label: study["variants"][label] for label in row["members"]}
     folders = {label: cache / "variants" / member["id"] for label, member in members.items()}
     for label, folder in folders.items():
@@ -98,6 +100,7 @@ def _description(
         ],
         "scores": {"search": scores, "holdout": row["holdout"]},
         "unskilled": list(row["unskilled"]),
+        "verdict": row["certificate"]["verdict"],
         "cost": {key: row["search"][key] for key in COST},
         "settings": study["settings"],
         "written_with": {package: version(package) for package in WRITTEN_WITH},

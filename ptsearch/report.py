@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 from rich.console import Console
 
-from ptsearch import figure, results, terminal, tracking
+from ptsearch import certificate, figure, results, terminal, tracking
 from ptsearch import study as studies
 from ptsearch.config import Config
 from ptsearch.gains import gains
@@ -76,8 +76,12 @@ def compile_result(
         its_search, its_holdout = judges(other)
         row = results.baseline_rows(other, its_search)[0]
         baselines += results.with_holdout(other, its_holdout, [replace(row, kind="baseline")])
-    front, remarks = _with_gains(table, holdout, results.with_holdout(table, holdout, front), best)
-    study.set_user_attr("holdout_reads", study.user_attrs.get("holdout_reads", 0) + 1)
+    front = results.with_holdout(table, holdout, front)
+    front, remarks = _with_gains(table, others, holdout, front, best)
+    reads = study.user_attrs.get("holdout_reads", 0) + 1
+    study.set_user_attr("holdout_reads", reads)
+    by_half = {"search": search, "holdout": holdout}
+    front = certificate.certified(table, by_half, front, reads, remarks)
     trials = [(trial, search(table, trial.members)) for trial in studies.completed(study)]
     proposed = [scores for trial, scores in trials if trial.by_sampler]
     return Result(
@@ -87,7 +91,7 @@ def compile_result(
         singles=[row for row in singles if row is not best],
         constants=results.constant_rows(search, holdout),
         degenerate=table.degenerate(),
-        holdout_reads=study.user_attrs["holdout_reads"],
+        holdout_reads=reads,
         truth=truth,
         shares=shares(truth, proposed) if truth else [],
         remarks=[*remarks, *results.about_data(table)],
@@ -95,12 +99,17 @@ def compile_result(
 
 
 def _with_gains(
-    table: Table, holdout: Judge, front: list[Row], best: Row | None
+    table: Table, others: Sequence[Table], holdout: Judge, front: list[Row], best: Row | None
 ) -> tuple[list[Row], list[str]]:
-    """The front with its gains over dense and the best single variant, or why there are none."""
+    """The front with its gains over the dense models and the best single variant, or why there
+    are none.
+    """
     baselines = {DENSE_MODEL: (DENSE,)} | ({BEST_SINGLE: best.members} if best else {})
+    dense = {f"{each.base.name} dense": each.entries[DENSE] for each in others}
+    baselines |= {name: (name,) for name in dense}
+    known = replace(table, entries=table.entries | dense)
     try:
-        found = gains(table, holdout, [row.members for row in front], baselines)
+        found = gains(known, holdout, [row.members for row in front], baselines)
     except ValueError as error:
         return front, [f"no intervals: {error}"]
     return [replace(row, gains=each) for row, each in zip(front, found, strict=True)], []
@@ -137,6 +146,8 @@ def log_result(tracker: Tracker, table: Table, study: optuna.Study, result: Resu
     for run_id, row in now.items():
         held = {f"holdout.{key}": row.holdout[key] for key in results.SHOWN} if row.holdout else {}
         tracking.add(tracker, run_id, held | results.gain_columns(row), {"pareto": "true"})
+        text = certificate.to_json(row.certificate)
+        tracking.log_text(tracker, run_id, "certificate.json", text)
     tracking.log_steps(tracker, "hypervolume_share", enumerate(result.shares))
     config = table.config
     for name, value in _for_export(table, result).items():

@@ -4,6 +4,7 @@ import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ptsearch.config import PERSPECTIVES
 from ptsearch.gains import Gains
@@ -36,6 +37,7 @@ class Row:
     gains: Gains = field(default_factory=dict)  # on the holdout half, over each baseline
     unskilled: tuple[str, ...] = ()  # benchmarks where it is no better than one constant answer
     run_id: str = ""
+    certificate: dict[str, Any] = field(default_factory=dict)  # of the front
 
 
 def front_rows(table: Table, judge: Judge, front: Iterable[Found]) -> list[Row]:
@@ -123,7 +125,7 @@ def gain_columns(row: Row) -> Scores:
 
 def write_csv(rows: Iterable[Row], path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, CSV_COLUMNS)
+        writer = csv.DictWriter(file, CSV_COLUMNS, extrasaction="ignore")
         writer.writeheader()
         for row in rows:
             scores = {name: row.search[name] for name in (*SHOWN, *COST)}

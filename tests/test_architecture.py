@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "study": CHEAP | {"judge", "table"},
     "results": CHEAP | {"gains", "judge", "study", "table"},
     "gains": {"config", "judge", "rates", "scores", "statistics", "study", "table"},
+    "certificate": CHEAP | {"benchmarks", "gains", "judge", "results", "study", "table"},
     "truth": {"config", "exact", "judge", "scores", "study", "table"},
     "figure": {"results", "scores"},
     "terminal": {"compute", "results"},

@@ -1,5 +1,6 @@
 """MLflow as the study uses it: nested runs, resuming, the front's tags, artifacts."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -65,6 +66,10 @@ def test_every_trial_is_a_nested_run_and_the_front_is_tagged(uri: str, tmp_path:
     members = tuple(one.data.params["members"].split(" + "))
     assert one.data.metrics["trust"] == judge(table, members)["trust"]
     assert one.data.metrics["holdout.trust"] == held_out(table, members)["trust"]
+    kept = tracker.client.download_artifacts(one.info.run_id, "certificate.json")
+    row = next(row for row in study.user_attrs["front"] if row["run_id"] == one.info.run_id)
+    assert json.loads(Path(kept).read_text()) == row["certificate"]
+    assert row["certificate"]["holdout_reads"] == 1
 
 
 def test_a_resumed_study_keeps_its_run_and_untags_what_is_dominated(uri: str, tmp_path) -> None:
