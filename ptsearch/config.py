@@ -21,6 +21,7 @@ STUDIES = ("pareto", "benchmark", "paper")
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "exhaustive")
 RULES = ("clean", "ct", "dt")
 PROMPTS = ("chat", "raw", "ct_llama2")
+LEAST_TOKENS = 64  # of one forward pass
 BASE = "base"  # as a judge: the base model itself
 PERSPECTIVES = ("adversarial", "fairness", "ethics", "ood")
 
@@ -157,6 +158,9 @@ class EngineConfig:
         one_of("engine.dtype", self.dtype, ("bfloat16", "float32"))
         one_of("engine.device", self.device, ("auto", "cpu", "cuda"))
         one_of("engine.too_long", self.too_long, ("drop", "error"))
+        at_least("engine.threads", self.threads, 0)
+        if self.max_tokens:  # fewer than this would cut prompts into slivers
+            at_least("engine.max_tokens (0 = from free memory)", self.max_tokens, LEAST_TOKENS)
 
 
 @dataclass
