@@ -4,6 +4,7 @@ Plain dataclasses of int, float, str, bool, list and dict, as OmegaConf wants it
 `None` until their group is appended (`+study=pareto`).
 """
 
+import shutil
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ STUDIES = ("pareto", "benchmark", "paper")
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "exhaustive")
 RULES = ("clean", "ct", "dt")
 PROMPTS = ("chat", "raw", "ct_llama2")
+LEAST_TOKENS = 64  # of one forward pass
 BASE = "base"  # as a judge: the base model itself
 PERSPECTIVES = ("adversarial", "fairness", "ethics", "ood")
 
@@ -147,16 +149,38 @@ class BenchmarksConfig:
 
 @dataclass
 class EngineConfig:
+    """What answers: transformers in this process, or vLLM's server."""
+
+    name: str = "transformers"  # transformers | vllm
     dtype: str = "bfloat16"  # bfloat16 | float32
     device: str = "auto"  # auto | cpu | cuda
     max_tokens: int = 0  # of one forward pass, 0 = from free memory
     threads: int = 0  # of each worker, 0 = all cores shared out
     too_long: str = "drop"  # a prompt beyond the context: drop (whole demonstrations) | error
+    python: str = ""  # vllm: of the environment that it is installed in, for a server of our own
+    args: list[str] = field(default_factory=list)  # vllm: more options of that server
+    url: str = ""  # vllm: or a server that runs already, up to and with /v1
+    form: str = "auto"  # vllm: auto (as stored, where it loads that) | dense
 
     def __post_init__(self) -> None:
+        one_of("engine.name", self.name, ("transformers", "vllm"))
+        one_of("engine.form", self.form, ("auto", "dense"))
         one_of("engine.dtype", self.dtype, ("bfloat16", "float32"))
         one_of("engine.device", self.device, ("auto", "cpu", "cuda"))
         one_of("engine.too_long", self.too_long, ("drop", "error"))
+        at_least("engine.threads", self.threads, 0)
+        if self.max_tokens:  # fewer than this would cut prompts into slivers
+            at_least("engine.max_tokens (0 = from free memory)", self.max_tokens, LEAST_TOKENS)
+
+    def check(self) -> None:
+        """ValueError, FileNotFoundError: vLLM cannot be reached with these settings."""
+        if self.name == "vllm" and bool(self.python) == bool(self.url):
+            raise ValueError(
+                "engine=vllm needs either engine.python=PATH, the python of an environment with "
+                "vLLM, or engine.url=http://HOST/v1, a server that has the variant"
+            )
+        if self.python and not shutil.which(self.python):
+            raise FileNotFoundError(f"engine.python: no such program: {self.python}")
 
 
 @dataclass

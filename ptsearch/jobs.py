@@ -120,7 +120,12 @@ def settings(table: Table) -> dict[str, Any]:
             "split": config.benchmarks.split.salt,
             "samples": {b.name: digest(b)[:12] for b in table.benchmarks},
         },
-        "engine": {"dtype": config.engine.dtype},
+        "engine": {
+            "dtype": config.engine.dtype,
+            **(
+                {"name": "vllm", "form": config.engine.form} if config.engine.name == "vllm" else {}
+            ),
+        },
         "trust": asdict(config.trust),
         "memory": asdict(config.memory),
         "latency": asdict(config.latency),

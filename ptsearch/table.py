@@ -127,8 +127,12 @@ class Table:
             )
 
     def _latency(self, label: str) -> Path:
-        """Built variants run dequantized, in the dense model's form: one measurement is theirs."""
-        form = label if self.variant(label).method == "path" else DENSE
+        """Built variants run dequantized, in the dense model's form: one measurement is theirs.
+
+        vLLM runs them as they are stored.
+        """
+        itself = self.variant(label).method == "path" or self.config.engine.name == "vllm"
+        form = label if itself else DENSE
         names = [path.name for path in self.outputs(form).values()]
         what = json.dumps([names, self.config.latency.prompts])
         digest = hashlib.sha256(what.encode()).hexdigest()[:12]
@@ -178,6 +182,7 @@ def open_table(
     config: Config, benchmarks: Sequence[Benchmark], workers: Pool, report: Report
 ) -> Table:
     """The table of a config: the base model is fetched, the pool spanned, nothing built yet."""
+    config.engine.check()
     cache = Path(config.cache_dir)
     base: BaseModel = workers.call(models.prepare, config.model, cache, report=report)
     pool = expand_pool(

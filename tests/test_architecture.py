@@ -59,7 +59,7 @@ ONLY_IN = {
     "optuna": {"study", "report"},
     "hydra": {"cli"},
     "omegaconf": {"cli"},
-    "httpx": {"benchmarks", "extract"},
+    "httpx": {"benchmarks", "engine", "extract"},
     "rich": {"terminal", "report", "experiment_report"},
     "torch": {"models", "fetch", "calibration", "quantize", "build", "engine", "compute"},
     "transformers": {"models", "fetch", "quantize", "build", "engine"},
