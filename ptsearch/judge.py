@@ -37,10 +37,14 @@ class Judge:
 
     def vote(self, table: Table, members: Sequence[str]) -> Codes:
         """Answer codes (samples of this half,) of the ensemble; one member answers as itself."""
+        said, precision = self.answers(table, members)
+        return voting.majority(said, precision) if len(members) > 1 else said[0]
+
+    def answers(self, table: Table, members: Sequence[str]) -> tuple[Codes, NDArray[np.float64]]:
+        """Codes (members, samples of this half) and precision (members,) of each member."""
         entries = [table.entries[label] for label in members]
         said = np.stack([entry.codes[self.mask] for entry in entries])
-        precision = np.array([entry.variant.precision for entry in entries])
-        return voting.majority(said, precision) if len(members) > 1 else said[0]
+        return said, np.array([entry.variant.precision for entry in entries])
 
     def unskilled(self, found: Mapping[str, float]) -> list[str]:
         return scores.unskilled(found, self.majority)

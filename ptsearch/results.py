@@ -1,7 +1,8 @@
 """What a study found, as rows: the front, the dense model, the single variants, other baselines."""
 
 import csv
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -114,6 +115,21 @@ def gain_columns(row: Row) -> Scores:
         for baseline, found in row.gains.items()
         for end, value in zip(BOUNDS, found["trust"], strict=True)
     }
+
+
+def write_rows(rows: Sequence[Mapping[str, str | int | float]], path: Path) -> None:
+    """A CSV of all columns that any row has; NaN is empty."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(names), restval="")
+        writer.writeheader()
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+
+
+def _cell(value: str | int | float) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.4f}"
+    return str(value)
 
 
 def write_csv(rows: Iterable[Row], path: Path) -> None:

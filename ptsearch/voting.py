@@ -27,4 +27,15 @@ def majority(answers: Codes, precision: NDArray[np.float64]) -> Codes:
     )
 
 
+def majority_counting(
+    answers: Codes, precision: NDArray[np.float64], codes: tuple[int, ...]
+) -> Codes:
+    """The majority with the answers in `codes` (< 0) not dropped: together they are one more label,
+    and where it wins the vote is `REFUSED`.
+    """
+    extra = np.int16(max(int(answers.max(initial=0)), 0) + 1)
+    voted = majority(np.where(np.isin(answers, codes), extra, answers), precision)
+    return np.where(voted == extra, REFUSED, voted).astype(np.int16)
+
+
 VOTES = {"majority": majority}
