@@ -1,16 +1,19 @@
-"""Why the front is what it is: the X-ray of the pool's errors and the split of the gains."""
+"""Why the front is what it is: the X-ray of the pool's errors, the split of the gains, and what
+another vote rule than the majority changes.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptsearch import heatmap, results
+from ptsearch import figure, heatmap, results
 from ptsearch.judge import Judge
 from ptsearch.ledger import Split, ledger, mean_split
 from ptsearch.results import BEST_SINGLE, Row
 from ptsearch.study import Members
 from ptsearch.table import Table
 from ptsearch.variant import Variant, short_labels
+from ptsearch.vote_report import Against, Curve, against_majority, risk_coverage
 from ptsearch.xray import ALL, FIELDS, Ray, pair_rows, summary, xray
 
 
@@ -22,6 +25,9 @@ class Explanation:
     rays: dict[str, Ray]  # by benchmark, search half
     ensembles: list[Row]  # of the front, with two members or more
     splits: dict[str, list[dict[str, dict[str, Split]]]]  # by half: ensemble, baseline, score
+    against: Against | None  # the majority, where the study's vote is another one
+    curves: list[Curve]  # of each ensemble, holdout half, where the vote may abstain
+    remarks: list[str]
 
 
 def explain(
@@ -31,7 +37,7 @@ def explain(
     baselines: Mapping[str, Members],
 ) -> Explanation:
     search, holdout = halves
-    variants = voters(table)
+    variants, rule = voters(table), table.config.vote.rule
     ensembles = [row for row in front if len(row.members) > 1]
     members = [row.members for row in ensembles]
     return Explanation(
@@ -42,13 +48,29 @@ def explain(
             name: ledger(table, judge, members, baselines)
             for name, judge in (("search", search), ("holdout", holdout))
         },
+        against=against_majority(table, halves, members)
+        if rule != "majority" and members
+        else None,
+        curves=[risk_coverage(table, holdout, m) for m in members] if rule == "selective" else [],
+        remarks=_remarks(table),
     )
+
+
+def _remarks(table: Table) -> list[str]:
+    """What the vote rule cannot do on these benchmarks."""
+    if table.config.vote.rule != "soft":
+        return []
+    scenarios = [s for b in table.benchmarks for s in b.scenarios.values() if s.scored]
+    generated = sum(scenario.mode == "generate" for scenario in scenarios)
+    return [
+        f"soft vote: {generated} of {len(scenarios)} scenarios have generated replies and no "
+        "log-probabilities; there the majority decides"
+    ] * bool(generated)
 
 
 def voters(table: Table) -> dict[str, Variant]:
     """The variants that may vote, by method, bits and seed: kin stand together in a heat map."""
-    degenerate = table.degenerate()
-    found = [item for item in table.variants.items() if item[0] not in degenerate]
+    found = [(label, table.variants[label]) for label in table.voters()]
     return dict(sorted(found, key=lambda item: [getattr(item[1], field) for field in FIELDS]))
 
 
@@ -64,6 +86,14 @@ def write(explained: Explanation, folder: Path, study: str) -> list[Path]:
     heatmap.draw_html(panels, labels, html, title)
     heatmap.draw_png(panels, labels, png, title)
     results.write_rows(_ledger_rows(explained), splits)
+    if explained.against:
+        files.append(folder / "votes.csv")
+        results.write_rows(explained.against.rows, files[-1])
+    if explained.curves:
+        files += [folder / "risk_coverage.csv", folder / "risk_coverage.png"]
+        results.write_rows(_curve_rows(explained), files[-2])
+        points = [(curve.coverage, curve.risk) for curve in explained.curves]
+        figure.draw_curves(points, files[-1], f"{study}: risk by coverage, held-out half")
     return files
 
 
@@ -85,17 +115,55 @@ def lines(explained: Explanation) -> list[str]:
             f"refusals dropped {mean.refusals_dropped:+.1f}, "
             f"errors mended {mean.errors_mended:+.1f}{rule}"
         )
+    return found + _vote_lines(explained)
+
+
+def _vote_lines(explained: Explanation) -> list[str]:
+    """The vote rule against the majority, the limits of the fair one, the risk of the selective."""
+    found = list(explained.remarks)
+    if explained.against:
+        found += explained.against.remarks
+        gains = [each["trust"] for each in explained.against.gains if each]
+        if gains:
+            evident = sum(gain.is_evident for gain in gains)
+            mean = sum(gain.estimate for gain in gains) / len(gains)
+            found.append(
+                f"vote against the paper's majority: mean {mean:+.1f} held-out trust, "
+                + (f"evident for {evident} of {len(gains)}" if evident else "no evidence of a gain")
+            )
+    if explained.curves:
+        risk, area = (
+            sum(values) / len(explained.curves)
+            for values in zip(*((c.risk[-1], c.aurc) for c in explained.curves), strict=True)
+        )
+        found.append(
+            f"abstaining, held out, mean of the front: {risk:.1f} % wrong when everything is "
+            f"answered, {area:.1f} % over all coverages (AURC)"
+        )
     return found
 
 
+def _curve_rows(explained: Explanation) -> list[dict[str, str | float]]:
+    return [
+        {
+            "members": " + ".join(row.members), "margin": float(margin),
+            "coverage": float(coverage), "risk": float(risk), "aurc": curve.aurc,
+        }
+        for row, curve in zip(explained.ensembles, explained.curves, strict=True)
+        for margin, coverage, risk in zip(curve.margin, curve.coverage, curve.risk, strict=True)
+    ]  # fmt: skip
+
+
 def _correlations(explained: Explanation) -> str:
-    """Mean correlation of errors over the pairs that share, or do not, method, bits or seed."""
+    """Means over the pairs that differ in nothing but method, bits or seed."""
     found = {
         row["group"]: row["correlation"]
         for row in summary({ALL: explained.rays[ALL]}, list(explained.variants.values()))
     }
-    groups = [f"{how} {field}" for field in FIELDS for how in ("same", "different")]
-    return ", ".join(f"{group} {found[group]:.2f}" for group in groups if group in found)
+    differing = [(f, found[f"only another {f}"]) for f in FIELDS if f"only another {f}" in found]
+    said = ", ".join(f"{field} {value:.2f}" for field, value in differing)
+    alike = f" (in nothing but {said})" if said else ""
+    return f"{found['all pairs']:.2f} where two differ{alike}"
 
 
 def _ledger_rows(explained: Explanation) -> list[dict[str, str | int | float]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ptsearch.ballot import Fitted
 from ptsearch.config import PERSPECTIVES
 from ptsearch.gains import Gains
 from ptsearch.judge import Judge
@@ -36,6 +37,7 @@ class Row:
     holdout: Scores | None = None  # only of what was chosen, and of what it is compared with
     gains: Gains = field(default_factory=dict)  # on the holdout half, over each baseline
     unskilled: tuple[str, ...] = ()  # benchmarks where it is no better than one constant answer
+    fitted: Fitted = field(default_factory=dict)  # by the vote rule, in the order of the members
     run_id: str = ""
 
 
@@ -46,7 +48,10 @@ def front_rows(table: Table, judge: Judge, front: Iterable[Found]) -> list[Row]:
         scores = judge(table, found.members)
         skill = tuple(judge.unskilled(scores))
         name = " + ".join(short[label] for label in found.members)
-        rows.append(Row("front", name, found.members, scores, unskilled=skill, run_id=found.run_id))
+        fitted = judge.fitted(table, found.members) if len(found.members) > 1 else {}
+        rows.append(
+            Row("front", name, found.members, scores, None, {}, skill, fitted, found.run_id)
+        )
     return sorted(rows, key=lambda row: (row.search["memory_gb"], -row.search["trust"]))
 
 
