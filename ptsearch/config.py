@@ -19,6 +19,7 @@ OBJECTIVES: dict[str, Direction] = {
     "latency_ms": "minimize",
 }
 STUDIES = ("pareto", "benchmark", "paper")
+VOTES = ("majority", "weighted", "soft", "selective", "fair")
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "exhaustive")
 RULES = ("clean", "ct", "dt")
 PROMPTS = ("chat", "raw", "ct_llama2")
@@ -219,6 +220,27 @@ class TrustConfig:
 
 
 @dataclass
+class VoteConfig:
+    """How members become one answer; what a rule fits, it fits on the search half."""
+
+    rule: str = "majority"  # majority | weighted | soft | selective | fair
+    margin: float = 0.5  # selective: lead over the second label, of all members, to answer at all
+    max_dpd: float | None = None  # fair: limits on the search half, percent; null = none
+    max_eod: float | None = None
+    by_group: bool = False  # fair: a label's weight may depend on the group, known when voting
+
+    def __post_init__(self) -> None:
+        one_of("vote.rule", self.rule, VOTES)
+        if not 0 <= self.margin <= 1:
+            raise ValueError(f"vote.margin must be 0 to 1, got {self.margin}")
+        for name, limit in (("max_dpd", self.max_dpd), ("max_eod", self.max_eod)):
+            if limit is not None:
+                at_least(f"vote.{name}", limit, 0)
+                if self.rule != "fair":
+                    raise ValueError(f"vote.{name} needs vote=fair, got vote={self.rule}")
+
+
+@dataclass
 class Limits:
     """A limit on a metric of the search half; null = none. Scores are in percent."""
 
@@ -303,6 +325,7 @@ class Config:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     latency: LatencyConfig = field(default_factory=LatencyConfig)
     trust: TrustConfig = field(default_factory=TrustConfig)
+    vote: VoteConfig = field(default_factory=VoteConfig)
     study: StudyConfig | None = None
     build: BuildConfig | None = None
     evaluate: EvaluateConfig | None = None
@@ -322,5 +345,6 @@ class Config:
             "pool": self.pool.name,
             "benchmarks": self.benchmarks.name,
             "rules": self.benchmarks.rules,
+            "vote": self.vote.rule,
             "dtype": self.engine.dtype,
         }

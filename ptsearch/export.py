@@ -84,7 +84,12 @@ def _description(
             "name": study["settings"]["model.name"],
             "revision": study["settings"]["model.revision"],
         },
-        "vote": {"rule": "majority", "ties": "the first of the tied in this order", "order": order},
+        "vote": {
+            "rule": study["settings"].get("vote.rule", "majority"),
+            "ties": "the first of the tied in this order",
+            "order": order,
+            **({"fitted": row["fitted"]} if row.get("fitted") else {}),
+        },
         "members": [
             {
                 "label": label,

@@ -109,7 +109,8 @@ def settings(table: Table) -> dict[str, Any]:
     search = asdict(studies.the_study(config))
     for changeable in ("kind", "name", "trials", "sampler", "seed"):
         del search[changeable]
-    return {
+    vote = {} if config.vote.rule == "majority" else {"vote": asdict(config.vote)}
+    return vote | {
         "model": {"name": table.base.name, "revision": table.base.revision},
         "pool": {label: variant.id for label, variant in table.variants.items()},
         "benchmarks": {

@@ -10,14 +10,15 @@ from typing import Any
 import optuna
 from rich.console import Console
 
-from ptsearch import certificate, figure, results, terminal, tracking
+from ptsearch import certificate, explain, figure, results, terminal, tracking
 from ptsearch import study as studies
 from ptsearch.config import Config
+from ptsearch.explain import Explanation
 from ptsearch.gains import gains
 from ptsearch.judge import Judge, judges
 from ptsearch.results import BEST_SINGLE, DENSE_MODEL, Row
 from ptsearch.scores import Scores
-from ptsearch.study import Found
+from ptsearch.study import Found, Members
 from ptsearch.table import DENSE, Table
 from ptsearch.tracking import Tracker
 from ptsearch.truth import Truth, shares, true_front, untried
@@ -37,6 +38,7 @@ class Result:
     truth: Truth | None  # the true front, where it can be enumerated
     shares: list[float]  # of its hypervolume in percent, by trial of the sampler
     remarks: list[str]  # why something is missing
+    explained: Explanation
 
     @property
     def rows(self) -> list[Row]:
@@ -95,7 +97,12 @@ def compile_result(
         truth=truth,
         shares=shares(truth, proposed) if truth else [],
         remarks=[*remarks, *results.about_data(table)],
+        explained=explain.explain(table, halves, front, _baselines(best)),
     )
+
+
+def _baselines(best: Row | None) -> dict[str, Members]:
+    return {DENSE_MODEL: (DENSE,)} | ({BEST_SINGLE: best.members} if best else {})
 
 
 def _with_gains(
@@ -104,9 +111,8 @@ def _with_gains(
     """The front with its gains over the dense models and the best single variant, or why there
     are none.
     """
-    baselines = {DENSE_MODEL: (DENSE,)} | ({BEST_SINGLE: best.members} if best else {})
     dense = {f"{each.base.name} dense": each.entries[DENSE] for each in others}
-    baselines |= {name: (name,) for name in dense}
+    baselines = _baselines(best) | {name: (name,) for name in dense}
     known = replace(table, entries=table.entries | dense)
     try:
         found = gains(known, holdout, [row.members for row in front], baselines)
@@ -174,7 +180,7 @@ def log_result(tracker: Tracker, table: Table, study: optuna.Study, result: Resu
                 "holdout_reads": result.holdout_reads,
                 **({"regret": 100 - result.shares[-1]} if result.shares else {}),
             },
-            files=files,
+            files=[*files, *explain.write(result.explained, Path(folder), name)],
             note=_note(result),
         )
 
@@ -235,7 +241,7 @@ def _footnotes(result: Result) -> list[str]:
             f"the sampler's {len(result.shares)} trials "
             f"reached {result.shares[-1]:.1f} % of its hypervolume"
         )
-    return notes + result.remarks
+    return notes + explain.lines(result.explained) + result.remarks
 
 
 def _note(result: Result) -> str:

@@ -1,11 +1,13 @@
 """What a study found, as rows: the front, the dense model, the single variants, other baselines."""
 
 import csv
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ptsearch.ballot import Fitted
 from ptsearch.config import PERSPECTIVES
 from ptsearch.gains import Gains
 from ptsearch.judge import Judge
@@ -36,6 +38,7 @@ class Row:
     holdout: Scores | None = None  # only of what was chosen, and of what it is compared with
     gains: Gains = field(default_factory=dict)  # on the holdout half, over each baseline
     unskilled: tuple[str, ...] = ()  # benchmarks where it is no better than one constant answer
+    fitted: Fitted = field(default_factory=dict)  # by the vote rule, in the order of the members
     run_id: str = ""
     certificate: dict[str, Any] = field(default_factory=dict)  # of the front
 
@@ -47,7 +50,10 @@ def front_rows(table: Table, judge: Judge, front: Iterable[Found]) -> list[Row]:
         scores = judge(table, found.members)
         skill = tuple(judge.unskilled(scores))
         name = " + ".join(short[label] for label in found.members)
-        rows.append(Row("front", name, found.members, scores, unskilled=skill, run_id=found.run_id))
+        fitted = judge.fitted(table, found.members) if len(found.members) > 1 else {}
+        rows.append(
+            Row("front", name, found.members, scores, None, {}, skill, fitted, found.run_id)
+        )
     return sorted(rows, key=lambda row: (row.search["memory_gb"], -row.search["trust"]))
 
 
@@ -121,6 +127,21 @@ def gain_columns(row: Row) -> Scores:
         for baseline, found in row.gains.items()
         for end, value in zip(BOUNDS, found["trust"], strict=True)
     }
+
+
+def write_rows(rows: Sequence[Mapping[str, str | int | float]], path: Path) -> None:
+    """A CSV of all columns that any row has; NaN is empty."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(names), restval="")
+        writer.writeheader()
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+
+
+def _cell(value: str | int | float) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.4f}"
+    return str(value)
 
 
 def write_csv(rows: Iterable[Row], path: Path) -> None:

@@ -20,6 +20,7 @@ from ptsearch.rules import UNUSABLE, Question
 from ptsearch.voting import Codes
 
 Scores = dict[str, float]
+Floats = NDArray[np.float64]
 MMLU, ETHICS = "mmlu", "ethics"
 
 
@@ -108,10 +109,29 @@ def answers(
             lead = benchmark.scenarios[sample.scenario].lead
             codes.append(parse(reply.removeprefix(lead), sample.question))
             continue
-        calibrated = np.array(logprobs) - (np.array(offsets) if offsets else 0.0)
+        calibrated = _calibrated(logprobs, offsets)
         finite = bool(np.isfinite(calibrated).all())
         codes.append(int(calibrated.argmax()) if finite else UNUSABLE)
     return np.array(codes, dtype=np.int16)
+
+
+def logprobs(table: pa.Table, width: int) -> Floats:
+    """(samples, width): calibrated label log-probabilities, over a sample's labels summing to 1.
+
+    NaN beyond its labels, and throughout where the reply was generated or they are not finite.
+    """
+    found = np.full((len(table), width), np.nan)
+    columns = zip(table["logprobs"].to_pylist(), table["offsets"].to_pylist(), strict=True)
+    for row, (given, offsets) in enumerate(columns):
+        if given is not None:
+            calibrated = _calibrated(given, offsets)
+            if np.isfinite(calibrated).all():
+                found[row, : calibrated.size] = calibrated - np.logaddexp.reduce(calibrated)
+    return found
+
+
+def _calibrated(given: Sequence[float], offsets: Sequence[float] | None) -> Floats:
+    return np.array(given) - (np.array(offsets) if offsets else 0.0)
 
 
 def score(asked: Questions, codes: Codes, weights: Mapping[str, float]) -> Scores:

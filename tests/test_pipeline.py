@@ -96,7 +96,9 @@ def test_the_export_stands_alone(pick: str, finished, monkeypatch, tmp_path) -> 
             assert store.sha256_file(folder / name) == digest
     assert "trust" in described["scores"]["search"]
     assert "trust" in described["scores"]["holdout"]
-    assert described["verdict"].startswith(("not tested", "no evidence of a gain"))  # tiny and random
+    assert described["verdict"].startswith(
+        ("not tested", "no evidence of a gain")
+    )  # tiny and random
 
 
 def test_a_damaged_member_is_not_exported(finished, monkeypatch, tmp_path, capfd) -> None:
