@@ -18,7 +18,7 @@ OBJECTIVES: dict[str, Direction] = {
     "latency_ms": "minimize",
 }
 STUDIES = ("pareto", "benchmark", "paper")
-SAMPLERS = ("tpe", "nsga2", "gp", "random", "exhaustive")
+SAMPLERS = ("sets", "tpe", "nsga2", "gp", "random", "exhaustive")
 RULES = ("clean", "ct", "dt")
 PROMPTS = ("chat", "raw", "ct_llama2")
 BASE = "base"  # as a judge: the base model itself

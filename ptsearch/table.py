@@ -97,6 +97,21 @@ class Table:
         """Labels of evaluated variants that may not vote."""
         return [label for label, entry in self.entries.items() if entry.meta["degenerate"]]
 
+    def leave_out(self, label: str, reason: str) -> None:
+        """Nothing more is asked of a variant: it does not vote, whatever it has answered."""
+        meta = {"degenerate": True, "left_out": reason, "latency_ms": math.nan}
+        self.entries[label] = self._silent(label, meta)
+
+    def left_out(self) -> dict[str, str]:
+        """Label -> why, of the variants that nothing more is asked of."""
+        metas = {label: entry.meta for label, entry in self.entries.items()}
+        return {label: meta["left_out"] for label, meta in metas.items() if "left_out" in meta}
+
+    def seconds(self, label: str) -> float:
+        """What an evaluated variant cost: its own part of the build, and its answers."""
+        asked = [predictions.read(path)["seconds"] for path in self.outputs(label).values()]
+        return float(self.meta(label)["cpu_seconds"] + sum(sum(s.to_pylist()) for s in asked))
+
     def variant(self, label: str) -> Variant:
         if label == DENSE:
             return Variant(self.base.name, self.base.revision)
@@ -169,8 +184,10 @@ class Table:
 
     def _degenerate_entry(self, label: str) -> Entry:
         """Without predictions: it is shown and never votes."""
+        return self._silent(label, self.meta(label) | {"latency_ms": math.nan, "degenerate": True})
+
+    def _silent(self, label: str, meta: dict[str, Any]) -> Entry:
         samples = sum(len(benchmark.samples) for benchmark in self.benchmarks)
-        meta = self.meta(label) | {"latency_ms": math.nan, "degenerate": True}
         return Entry(self.variant(label), np.full(samples, UNUSABLE, dtype=np.int16), meta)
 
 

@@ -33,21 +33,10 @@ def true_front(table: Table, judge: Judge) -> Truth:
 
     ValueError: too many to enumerate, or a limit that only single ensembles can be tested for.
     """
-    wanted = the_study(table.config)
-    labels = [label for label in table.variants if label not in table.degenerate()]
-    masks = exact.enumerate_ensembles(len(labels), wanted.max_members)
-    if judge.asked.rules != "clean" and masks.size > MAX_SLOW:
-        raise ValueError(f"{masks.size:,} ensembles are too many under rules={judge.asked.rules}")
+    wanted, labels = the_study(table.config), voters(table)
     if wanted.min_skill == "require":
         raise ValueError("study.min_skill=require is tested for the trials alone")
-    masks = masks[np.bitwise_count(masks) >= wanted.min_members]
-    entries = [table.entries[label] for label in labels]
-    codes = np.stack([entry.codes[judge.mask] for entry in entries])
-    precision = np.array([entry.variant.precision for entry in entries])
-    found = exact.score_all(judge.asked, codes, precision, table.config.trust.weights, masks)
-    metas = [entry.meta for entry in entries]
-    cost = exact.cost_all(metas, judge.kv_bytes, table.config.latency.mode, masks)
-    found |= dict(zip(scores.Cost._fields, cost, strict=True))
+    masks, found = everything(table, judge)
     allowed = np.ones(masks.size, dtype=bool)
     for name, limit in limits(wanted.min).items():
         allowed &= found[name] >= limit
@@ -58,6 +47,27 @@ def true_front(table: Table, judge: Judge) -> Truth:
     best = exact.pareto_front(values, [OBJECTIVES[name] for name in names])
     front = [tuple(labels[v] for v in exact.members(mask)) for mask in masks[allowed][best]]
     return Truth(int(allowed.sum()), front, values[best], names)
+
+
+def voters(table: Table) -> list[str]:
+    """The evaluated variants that may vote, in the pool's order: bit v of a mask is the v-th."""
+    return [label for label in table.variants if label not in table.degenerate()]
+
+
+def everything(table: Table, judge: Judge) -> tuple[exact.Masks, dict[str, Floats]]:
+    """All permitted ensembles of the voters, and their scores and cost on the judge's half."""
+    wanted, labels = the_study(table.config), voters(table)
+    masks = exact.enumerate_ensembles(len(labels), wanted.max_members)
+    if judge.asked.rules != "clean" and masks.size > MAX_SLOW:
+        raise ValueError(f"{masks.size:,} ensembles are too many under rules={judge.asked.rules}")
+    masks = masks[np.bitwise_count(masks) >= wanted.min_members]
+    entries = [table.entries[label] for label in labels]
+    codes = np.stack([entry.codes[judge.mask] for entry in entries])
+    precision = np.array([entry.variant.precision for entry in entries])
+    found = exact.score_all(judge.asked, codes, precision, table.config.trust.weights, masks)
+    metas = [entry.meta for entry in entries]
+    cost = exact.cost_all(metas, judge.kv_bytes, table.config.latency.mode, masks)
+    return masks, found | dict(zip(scores.Cost._fields, cost, strict=True))
 
 
 def shares(truth: Truth, tried: Iterable[Scores]) -> list[float]:

@@ -35,7 +35,9 @@ MAY_IMPORT = {
     "table": CHEAP | {"benchmarks", "build", "calibration", "compute", "evaluate", "extract"}
     | {"models", "fetch", "store"},
     "judge": CHEAP | {"table"},
-    "study": CHEAP | {"judge", "table"},
+    "sampler": set(),
+    "study": CHEAP | {"judge", "sampler", "table"},
+    "proposal": {"config", "exact", "judge", "study", "table", "variant", "voting"},
     "results": CHEAP | {"gains", "judge", "study", "table"},
     "gains": {"config", "judge", "rates", "scores", "statistics", "study", "table"},
     "certificate": CHEAP | {"benchmarks", "gains", "judge", "results", "study", "table"},
@@ -56,7 +58,7 @@ MAY_IMPORT = {
 }  # fmt: skip
 ONLY_IN = {
     "mlflow": {"tracking"},
-    "optuna": {"study", "report"},
+    "optuna": {"sampler", "study", "report"},
     "hydra": {"cli"},
     "omegaconf": {"cli"},
     "httpx": {"benchmarks", "extract"},
