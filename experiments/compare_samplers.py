@@ -1,6 +1,7 @@
 """How much of the true front each sampler finds, by trials and by seconds, on an evaluated pool.
 
     python experiments/compare_samplers.py TRIALS SEEDS pool=wide [OVERRIDES]
+        [--samplers sets,tpe] [--half holdout]
 
 First with all variants evaluated: the share of the true front's hypervolume after so many trials,
 as a study runs them (single variants first). Then in order of building: without that queue a
@@ -26,7 +27,7 @@ from real_table import real_table
 from ptsearch import exact, proposal, truth
 from ptsearch import study as studies
 from ptsearch.config import OBJECTIVES
-from ptsearch.judge import judges
+from ptsearch.judge import halves
 from ptsearch.scores import Scores
 from ptsearch.table import DENSE, Table
 
@@ -36,8 +37,8 @@ SLOW = {"gp": 3}  # seeds of samplers whose trials take seconds
 class Landscape:
     """Every ensemble of a table with its scores: replays look them up."""
 
-    def __init__(self, table: Table) -> None:
-        self.table, (self.judge, _) = table, judges(table)
+    def __init__(self, table: Table, half: str = "search") -> None:
+        self.table, self.judge = table, halves(table)[half]
         self.labels = [label for label in table.variants if label not in table.degenerate()]
         self.truth = truth.true_front(table, self.judge)
         self.masks, found = truth.everything(table, self.judge)
@@ -181,19 +182,20 @@ def main() -> None:
     parser.add_argument("trials", type=int)
     parser.add_argument("seeds", type=int)
     parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--half", default="search")  # holdout: what nothing was tuned on
+    parser.add_argument("--samplers", default="sets,tpe,nsga2,random,gp")
     given = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    land = Landscape(real_table(given.overrides))
+    land = Landscape(real_table(given.overrides), given.half)
     say({"variants": len(land.labels), "ensembles": land.truth.ensembles,
          "front": len(land.truth.front), "seconds": round(sum(land.cost.values())),
          "on_front": sorted({label for m in land.truth.front for label in m}),
          "samples": int(land.judge.mask.sum()), "dense_seconds": round(land.table.seconds(DENSE))}
         )  # fmt: skip
-    compare(land, given.trials, given.seeds)
+    compare(land, given.samplers.split(","), given.trials, given.seeds)
 
 
-def compare(land: Landscape, trials: int, seeds: int) -> None:
-    samplers = [name for name in studies.SAMPLERS if name != "exhaustive"]
+def compare(land: Landscape, samplers: list[str], trials: int, seeds: int) -> None:
     number = {name: min(seeds, SLOW.get(name, seeds)) for name in samplers}
     greedy = truth.shares(land.truth, greedy_trials(land))
     say({"sampler": "greedy", "trials": len(greedy), "share": round(greedy[-1], 2)})

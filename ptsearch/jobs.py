@@ -13,6 +13,8 @@ from ptsearch import (
     experiments,
     export,
     predictions,
+    proposal,
+    racing,
     report,
     scores,
     terminal,
@@ -55,6 +57,10 @@ def run_search(config: Config) -> None:
             return tracking.log_trial(tracker, **record)
 
         try:
+            if search.max_builds:
+                proposal.build_some(table, judge, search.max_builds)
+            if search.racing:
+                racing.race(table, judge)
             studies.search(study, table, judge, on_trial)
             try:
                 truth = report.complete(study, table, judge, on_trial)

@@ -45,6 +45,8 @@ def build_some(table: Table, judge: Judge, number: int) -> list[str]:
 
     Returns the labels in their order.
     """
+    if table.config.pool.build != "named":
+        raise ValueError(f"study.max_builds={number} needs pool.build=named: else all are built")
     table.ensure([DENSE])
     rng = np.random.default_rng(the_study(table.config).seed)
     built: list[str] = []

@@ -33,6 +33,7 @@ class Result:
     singles: list[Row]  # the other single variants
     constants: list[Row]  # what needs no model
     degenerate: list[str]
+    left_out: dict[str, str]  # variant -> why nothing more was asked of it
     holdout_reads: int  # how often the holdout half was read, this time included
     truth: Truth | None  # the true front, where it can be enumerated
     shares: list[float]  # of its hypervolume in percent, by trial of the sampler
@@ -90,7 +91,8 @@ def compile_result(
         compared=[*compared, *baselines],
         singles=[row for row in singles if row is not best],
         constants=results.constant_rows(search, holdout),
-        degenerate=table.degenerate(),
+        degenerate=[label for label in table.degenerate() if label not in table.left_out()],
+        left_out=table.left_out(),
         holdout_reads=reads,
         truth=truth,
         shares=shares(truth, proposed) if truth else [],
@@ -224,6 +226,9 @@ def _footnotes(result: Result) -> list[str]:
         )
     if any(row.unskilled for row in result.rows):
         notes.append("* in some benchmark no better than one constant answer")
+    for reason in dict.fromkeys(result.left_out.values()):
+        labels = [label for label, why in result.left_out.items() if why == reason]
+        notes.append(f"{reason}: {', '.join(labels)}")
     if result.degenerate:
         notes.append(f"degenerate, may not vote: {', '.join(result.degenerate)}")
     if result.truth is not None and result.shares:

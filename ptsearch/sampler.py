@@ -25,7 +25,7 @@ Sets = NDArray[np.bool_]
 
 LENGTH = 3.0  # members in which sets differ, per e-fold of the kernel
 NOISE = 1e-4
-OPTIMISM = 1.0  # deviations
+OPTIMISM = 0.3  # deviations
 POINTS = 2000  # Monte Carlo points of the hypervolume
 MARGIN = 0.1  # of the front's range, beyond its ideal and its nadir
 STRAY = 300  # random sets beside the neighbours

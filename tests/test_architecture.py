@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "proposal": {"config", "exact", "judge", "study", "table", "variant", "voting"},
     "results": CHEAP | {"gains", "judge", "study", "table"},
     "gains": {"config", "judge", "rates", "scores", "statistics", "study", "table"},
+    "racing": {"config", "exact", "judge", "rates", "study", "table", "voting"},
     "certificate": CHEAP | {"benchmarks", "gains", "judge", "results", "study", "table"},
     "truth": {"config", "exact", "judge", "scores", "study", "table"},
     "figure": {"results", "scores"},
