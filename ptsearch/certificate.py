@@ -116,7 +116,12 @@ def _common(table: Table, halves: Mapping[str, Judge]) -> dict[str, Any]:
         "prompt": config.benchmarks.prompt,
         "engine": asdict(config.engine),
         "trust_weights": dict(config.trust.weights),
-        "search": {"trials": search.trials, "sampler": search.sampler, "seed": search.seed},
+        "search": {
+            "trials": search.trials,
+            "sampler": search.sampler,
+            "seed": search.seed,
+            "left_out": table.left_out(),
+        },
         "versions": {name: version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
     }

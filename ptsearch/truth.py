@@ -10,10 +10,11 @@ from ptsearch import exact, scores
 from ptsearch.config import OBJECTIVES
 from ptsearch.judge import Judge
 from ptsearch.scores import Scores
-from ptsearch.study import Members, limits, objectives, the_study
+from ptsearch.study import Members, constraints, limits, objectives, the_study
 from ptsearch.table import Table
 
 REFERENCE = 1.1  # of the hypervolume, in units of the front's range from its ideal point
+BUDGET = 2000  # ensembles scored where not all can be
 MAX_SLOW = 5000  # ensembles that the published rules, scored one by one, may have
 
 Floats = NDArray[np.float64]
@@ -26,6 +27,7 @@ class Truth(NamedTuple):
     front: list[Members]
     values: Floats  # (front, objectives), as measured
     names: list[str]  # the objectives that are on
+    approximate: str = ""  # why not all ensembles were scored
 
 
 def true_front(table: Table, judge: Judge) -> Truth:
@@ -47,6 +49,68 @@ def true_front(table: Table, judge: Judge) -> Truth:
     best = exact.pareto_front(values, [OBJECTIVES[name] for name in names])
     front = [tuple(labels[v] for v in exact.members(mask)) for mask in masks[allowed][best]]
     return Truth(int(allowed.sum()), front, values[best], names)
+
+
+def approximate_front(table: Table, judge: Judge, why: str) -> Truth:
+    """The front of a pool too large to enumerate, as far as `BUDGET` ensembles show it.
+
+    Greedy forward selection by each score, then Pareto local search (Paquete et al. 2004,
+    https://doi.org/10.1007/978-3-642-17144-4_7): neighbours of the front, until none is new.
+    """
+    wanted, labels = the_study(table.config), voters(table)
+    names, known = objectives(wanted), dict[Members, Scores]()
+
+    def score(ensembles: Iterable[Members]) -> None:
+        for members in ensembles:
+            if members not in known and len(known) < BUDGET:
+                known[members] = judge(table, members)
+
+    def permitted() -> list[Members]:
+        return [
+            m for m, found in known.items()
+            if all(value <= 0 for value in constraints(wanted, m, found, judge).values())
+        ]  # fmt: skip
+
+    def best() -> list[Members]:
+        allowed = permitted()
+        values = [[known[members][name] for name in names] for members in allowed]
+        kept = exact.pareto_front(values, [OBJECTIVES[name] for name in names]) if values else []
+        return [allowed[i] for i in kept]
+
+    score((label,) for label in labels)
+    for name in names:
+        if OBJECTIVES[name] == "maximize" and labels:
+            path: Members = ()
+            while len(path) < min(wanted.max_members, len(labels)):
+                grown = [_ordered(labels, {*path, label}) for label in labels if label not in path]
+                score(grown)
+                scored = [members for members in grown if members in known]
+                if not scored:
+                    break
+                path = max(scored, key=lambda m: known[m][name])
+    explored = set[Members]()
+    while open_ := [members for members in best() if members not in explored]:
+        explored.add(open_[0])
+        score(_neighbours(labels, open_[0], wanted.max_members))
+    front = best()
+    values = np.array([[known[members][name] for name in names] for members in front])
+    return Truth(len(permitted()), front, values, names, why)
+
+
+def _neighbours(labels: Sequence[str], members: Members, largest: int) -> Iterable[Members]:
+    """One member more, less or exchanged."""
+    inside, outside = set(members), [label for label in labels if label not in members]
+    for out in members:
+        if len(members) > 1:
+            yield _ordered(labels, inside - {out})
+        for label in outside:
+            yield _ordered(labels, inside - {out} | {label})
+    if len(members) < largest:
+        yield from (_ordered(labels, inside | {label}) for label in outside)
+
+
+def _ordered(labels: Sequence[str], members: set[str]) -> Members:
+    return tuple(label for label in labels if label in members)
 
 
 def voters(table: Table) -> list[str]:
