@@ -12,10 +12,10 @@ import yaml
 
 from ptsearch import models, store
 from ptsearch.config import ExportConfig
+from ptsearch.exported import FORMAT
 from ptsearch.results import COST, knee
 from ptsearch.variant import from_fields
 
-FORMAT = "ptsearch-ensemble/1"
 WRITTEN_WITH = ("ptsearch", "transformers", "compressed-tensors", "torch")
 OTHER_DEVICE = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)  # no hard links there
 

@@ -15,7 +15,7 @@ from ptsearch import metrics
 from ptsearch.benchmarks import Benchmark, Scenario
 from ptsearch.benchmarks.split import half
 from ptsearch.published import Answers, Measures, aggregate, measure
-from ptsearch.rules import UNUSABLE, Question
+from ptsearch.rules import Question, best
 from ptsearch.voting import Codes
 
 Scores = dict[str, float]
@@ -107,9 +107,7 @@ def answers(
             lead = benchmark.scenarios[sample.scenario].lead
             codes.append(parse(reply.removeprefix(lead), sample.question))
             continue
-        calibrated = np.array(logprobs) - (np.array(offsets) if offsets else 0.0)
-        finite = bool(np.isfinite(calibrated).all())
-        codes.append(int(calibrated.argmax()) if finite else UNUSABLE)
+        codes.append(best(logprobs, offsets))
     return np.array(codes, dtype=np.int16)
 
 

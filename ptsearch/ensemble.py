@@ -1,0 +1,146 @@
+"""An exported ensemble in one process: its members answer, then vote.
+
+ensemble = PrecisionEnsemble.from_pretrained("chosen")
+ensemble.answer(["Review: dull.\\nSentiment:"], ["negative", "positive"])[0].label
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ptsearch import engine as engines
+from ptsearch import exported, models, query
+from ptsearch.config import EngineConfig
+from ptsearch.engine import Engine, memory
+from ptsearch.query import Query, Said, Turns
+from ptsearch.rules import Question
+from ptsearch.voting import decided, vote
+
+
+class Answer(NamedTuple):
+    """The vote on one prompt; members stand in the vote's total order."""
+
+    label: str | None  # None: refused, no member gave a usable answer
+    members: dict[str, str | None]  # what each member that was asked answered; None as above
+    said: dict[str, Said]  # its log-probabilities or reply
+    votes: dict[str, int]  # label -> members that gave it
+
+
+@dataclass(frozen=True)
+class PrecisionEnsemble:
+    """Members of an exported ensemble, loaded; tensors that are equal are in memory once."""
+
+    folder: exported.Exported
+    engines: dict[str, Engine]  # in the vote's total order
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: Path | str, settings: EngineConfig | None = None
+    ) -> "PrecisionEnsemble":
+        """Check the folder, then load its members; by default in the dtype of the search.
+
+        ValueError: incomplete or altered, another format, not enough memory.
+        """
+        opened = exported.open_folder(folder)
+        recorded = opened.description["settings"].get("engine.dtype", "bfloat16")
+        settings = settings or EngineConfig(dtype=recorded)
+        loaded: dict[str, Engine] = {}
+        for label, checkpoint in opened.members.items():
+            engine = engines.load(checkpoint, settings)
+            memory.share(engine.model, [other.model for other in loaded.values()])
+            loaded[label] = engine
+        return cls(opened, loaded)
+
+    @property
+    def members(self) -> list[str]:
+        """Labels in the vote's total order: the first of the tied wins."""
+        return list(self.engines)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What `ensemble.yaml` says."""
+        return self.folder.description
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of the first member; all have the base model's."""
+        return next(iter(self.engines.values())).tokenizer
+
+    def answer(
+        self,
+        prompts: Sequence[str | Turns],
+        labels: Sequence[str],
+        max_new_tokens: int = 0,
+        lazy: bool = False,
+    ) -> list[Answer]:
+        """One of `labels` for each prompt: text as it is, or chat turns ({role, content}).
+
+        `max_new_tokens=0` compares the labels' log-probabilities; more lets the members reply and
+        reads the replies, in which case they may refuse. `lazy` stops asking when the vote is
+        decided; labels are the same. ValueError: an empty prompt, one beyond the context.
+        """
+        question = Question(tuple(labels))
+        return self.ask(
+            [Query(prompt, question, max_new_tokens=max_new_tokens) for prompt in prompts], lazy
+        )
+
+    def ask(self, queries: Sequence[Query], lazy: bool = False) -> list[Answer]:
+        """As `answer`, each prompt with labels and mode of its own."""
+        said: list[dict[str, Said]] = [{} for _ in queries]
+        codes: list[dict[str, int]] = [{} for _ in queries]
+        left = list(range(len(queries)))
+        for member in self.members:
+            found = self.ask_member(member, [queries[i] for i in left])
+            for i, one in zip(left, found, strict=True):
+                said[i][member] = one
+                codes[i][member] = query.code(queries[i], member, one)
+            if lazy:
+                left = [i for i in left if not decided(codes[i], self.members)]
+        return [self.count(*each) for each in zip(queries, codes, said, strict=True)]
+
+    def ask_member(self, member: str, queries: Sequence[Query]) -> list[Said]:
+        """What one member says to each prompt, answered together."""
+        engine = self.engines[member]
+        prompts = [_ids(engine, asked) for asked in queries]
+        said: dict[int, Said] = {}
+        chosen = [i for i, asked in enumerate(queries) if not asked.max_new_tokens]
+        if chosen:
+            labels = [_label_ids(engine, queries[i]) for i in chosen]
+            rows = engines.score(engine, [prompts[i] for i in chosen], labels, _silent)
+            said |= {i: Said(tuple(row)) for i, row in zip(chosen, rows, strict=True)}
+        replying = [i for i, asked in enumerate(queries) if asked.max_new_tokens]
+        if replying:
+            limits = [queries[i].max_new_tokens for i in replying]
+            rows = engines.generate(engine, [prompts[i] for i in replying], limits, _silent)
+            texts = [engine.tokenizer.decode(ids, skip_special_tokens=True) for ids in rows]
+            said |= {i: Said(reply=text) for i, text in zip(replying, texts, strict=True)}
+        return [said[i] for i in range(len(queries))]
+
+    def count(self, asked: Query, codes: dict[str, int], said: dict[str, Said]) -> Answer:
+        """The answer that the codes of some or all members vote for."""
+        members = [member for member in self.members if member in codes]
+        names = {member: query.name(asked, codes[member]) for member in members}
+        votes: dict[str, int] = {}
+        for given in names.values():
+            if given is not None:
+                votes[given] = votes.get(given, 0) + 1
+        winner = vote([codes[member] for member in members])
+        return Answer(query.name(asked, winner), names, said, votes)
+
+
+def _ids(engine: Engine, asked: Query) -> list[int]:
+    if isinstance(asked.prompt, str):
+        return models.render(engine.tokenizer, asked.prompt)
+    turns = [(turn["role"], turn["content"]) for turn in asked.prompt]
+    return models.render(engine.tokenizer, turns)
+
+
+def _label_ids(engine: Engine, asked: Query) -> list[list[int]]:
+    return [
+        engine.tokenizer(text, add_special_tokens=False).input_ids for text in asked.continuations
+    ]
+
+
+def _silent(done: int, total: int) -> None:
+    pass
