@@ -299,10 +299,14 @@ class ServeConfig:
 
 
 def secret(key: str, variable: str) -> str:
-    """Value of the environment variable that the config's `key` names; "" where it names none."""
-    if variable and not os.environ.get(variable):
-        raise ValueError(f"{key}={variable}: no such environment variable, or it is empty")
-    return os.environ.get(variable, "")
+    """What the environment variable holds that the config names under `key`; "" = none is named.
+
+    It is read where it is used and stands in no file or message.
+    """
+    value = os.environ.get(variable, "").strip()
+    if variable and not value:
+        raise ValueError(f"{key}: the environment variable {variable} is not set")
+    return value
 
 
 @dataclass

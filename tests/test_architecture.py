@@ -52,7 +52,9 @@ MAY_IMPORT = {
     "report": ANY,
     "experiment_report": ANY,
     "jobs": ANY,
-    "cli": {"compute", "config", "jobs"},
+    "serve": {"config", "engine", "ensemble", "exported", "models", "query", "rules", "serve"}
+    | {"voting"},
+    "cli": {"compute", "config", "jobs", "serve"},
     "__main__": {"cli"},
     "__init__": set(),
 }  # fmt: skip
@@ -62,6 +64,10 @@ ONLY_IN = {
     "hydra": {"cli"},
     "omegaconf": {"cli"},
     "httpx": {"benchmarks", "extract"},
+    "starlette": {"serve"},
+    "uvicorn": {"serve"},
+    "aiohttp": {"serve"},
+    "prometheus_client": {"serve"},
     "rich": {"terminal", "report", "experiment_report"},
     "torch": {"models", "fetch", "calibration", "quantize", "build", "engine", "compute"},
     "transformers": {"models", "fetch", "quantize", "build", "engine"},

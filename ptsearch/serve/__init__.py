@@ -42,7 +42,8 @@ async def serve(settings: ServeConfig, engine: EngineConfig, live: Live) -> None
     with _bound(settings.host, settings.port) as bound:
         members = importlib.import_module(f"ptsearch.serve.{settings.mode}").members
         async with members(folder, settings, engine) as opened:
-            await replay.check(folder, opened.ask, settings.differ)
+            calibrated = settings.mode == "local"
+            await replay.check(folder, opened.ask, calibrated, settings.differ)
             service = app.Service(
                 settings.name or folder.folder.name,
                 labels,
@@ -62,6 +63,7 @@ async def serve(settings: ServeConfig, engine: EngineConfig, live: Live) -> None
                 )
             )
             host, port = bound.getsockname()[:2]
+            bound.listen()
             live(f"http://{host}:{port}/v1", server)
             await server.serve([bound])
 

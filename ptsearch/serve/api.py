@@ -2,7 +2,7 @@
 
 Labels are `structured_outputs: {choice: [...]}` (vLLM's), the older `guided_choice`, or a
 `response_format` of type `json_schema` whose schema is an enum of strings or an object with one
-such property. A label is put behind a text prompt with a space between, unless a space is there already.
+such property. A label is put behind a text prompt with a space between, unless one is there.
 
 `ptsearch` in a response holds what each member said. In a request it may hold `lead` (the text
 between prompt and label) and `max_new_tokens` (members then reply freely, and may refuse).
@@ -61,7 +61,9 @@ def parse(body: bytes, chat: bool, model: str, max_prompt: int) -> tuple[Query, 
     asked = _object(body)
     if asked.get("model", model) != model:
         raise ApiError(
-            404, f"the model {asked['model']!r} does not exist; there is {model!r}", "model_not_found"
+            404,
+            f"the model {asked['model']!r} does not exist; there is {model!r}",
+            "model_not_found",
         )
     if any(asked.get(key) for key in ("tools", "functions")):
         raise ApiError(400, "tools are not supported: an ensemble votes on labels", "unsupported")
@@ -170,7 +172,9 @@ def _labels(asked: Mapping[str, Any]) -> tuple[tuple[str, ...], str | None]:
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise ApiError(400, f"the labels must be a list of strings; {HOW}", "invalid_labels")
     if len({label.strip() for label in labels} - {""}) != len(labels) or len(labels) < 2:
-        raise ApiError(400, "the labels must be two or more, different, not empty", "invalid_labels")
+        raise ApiError(
+            400, "the labels must be two or more, different, not empty", "invalid_labels"
+        )
     if len(labels) > MAX_LABELS:
         raise ApiError(400, f"more than {MAX_LABELS} labels", "invalid_labels")
     return tuple(labels), json_key
@@ -207,8 +211,8 @@ def _turns(asked: Mapping[str, Any]) -> Turns:
 
 def _content(content: Any) -> str:
     if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        content = "".join(parts) if all(isinstance(part, str) for part in parts) else None
+        texts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        content = None if None in texts else "".join(map(str, texts))
     if not isinstance(content, str):
         raise ApiError(400, "a message's content must be text")
     return _encodable(content)

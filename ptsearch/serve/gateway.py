@@ -7,7 +7,7 @@ An engine that fails or is too slow counts as away for this vote and is left alo
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +63,7 @@ async def members(
         timeout=aiohttp.ClientTimeout(total=None),  # `_reply` bounds all tries together
         cookie_jar=aiohttp.DummyCookieJar(),
     ) as session:
-        await asyncio.gather(*(_meet(session, engine, settings.wait) for engine in engines))
+        await asyncio.gather(*(_meet(session, engine, labels, settings.wait) for engine in engines))
 
         async def ask(asked: Query) -> list[Reply]:
             return await asyncio.gather(
@@ -73,15 +73,17 @@ async def members(
         yield Members(ask, lambda: [e.label for e in engines if e.rests_until > time.monotonic()])
 
 
-async def _meet(session: aiohttp.ClientSession, engine: Engine, wait: float) -> None:
-    """Wait until the engine is up; find its name for the member."""
+async def _meet(
+    session: aiohttp.ClientSession, engine: Engine, labels: Sequence[str], wait: float
+) -> None:
+    """Wait until the engine is up; find its name for the member: the label, or its only one."""
     try:
         async with asyncio.timeout(wait):
             while not (names := await _served(session, engine)):
                 await asyncio.sleep(0.5)
     except TimeoutError:
         raise ValueError(f"no engine for {engine.label} at {engine.url} in {wait} s") from None
-    if engine.label not in names and len(names) > 1:
+    if engine.label not in names and (len(names) > 1 or names[0] in labels):
         raise ValueError(
             f"{engine.url} serves {', '.join(names)}, not {engine.label}: start it with "
             f"--served-model-name {engine.label}"
@@ -188,7 +190,7 @@ def answer_code(text: str, member: str, asked: Query) -> int:
             bare = str(json.loads(bare)).strip()
     if bare in labels:
         return labels.index(bare)
-    return rules.words(bare, asked.asked)
+    return rules.words(bare, asked.question)
 
 
 def _message(content: bytes, status: int) -> str:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from ptsearch import models
 from ptsearch.config import EngineConfig, ServeConfig
 from ptsearch.ensemble import Answer, PrecisionEnsemble
 from ptsearch.exported import Exported
-from ptsearch.query import Query
+from ptsearch.query import Query, code
 from ptsearch.rules import UNUSABLE
 from ptsearch.serve.api import ApiError
 from ptsearch.serve.ballot import NOT_ASKED, Members, Reply, answered
@@ -49,7 +50,9 @@ async def members(
         return await waiting.replies
 
     with ThreadPoolExecutor(1, "model") as thread:
-        load = partial(PrecisionEnsemble.from_pretrained, folder.folder, engine)
+        dtype = folder.description["settings"].get("engine.dtype", engine.dtype)
+        searched = replace(engine, dtype=dtype)
+        load = partial(PrecisionEnsemble.from_pretrained, folder.folder, searched)
         ensemble = await loop.run_in_executor(thread, load)
         batches = asyncio.create_task(_batches(queue, thread, ensemble, settings.lazy))
         try:
@@ -116,18 +119,19 @@ def answer(
 def _length(ensemble: PrecisionEnsemble, query: Query) -> int | ApiError:
     """Tokens of the prompt, if it can be answered."""
     engine = next(iter(ensemble.engines.values()))
-    turns = query.prompt
-    if not isinstance(turns, str):
-        turns = [(turn["role"], turn["content"]) for turn in turns]
+    prompt = query.prompt
+    turns = [] if isinstance(prompt, str) else [(t["role"], t["content"]) for t in prompt]
     try:
-        ids = models.render(engine.tokenizer, turns)
+        ids = models.render(engine.tokenizer, turns or str(prompt))
         new = query.max_new_tokens or max(
-            len(engine.tokenizer(text, add_special_tokens=False).input_ids)
+            len(engine.tokenizer(text, add_special_tokens=False).input_ids) - 1
             for text in query.continuations
         )
         engines.check_length(engine, 0, ids, new)
     except ValueError as error:
-        return ApiError(400, str(error).replace("prompt 0", "the prompt"), "context_length_exceeded")
+        return ApiError(
+            400, str(error).replace("prompt 0", "the prompt"), "context_length_exceeded"
+        )
     return len(ids)
 
 
@@ -135,8 +139,8 @@ def _replies(
     ensemble: PrecisionEnsemble, query: Query, found: Answer, ms: float, length: int
 ) -> list[Reply]:
     return [
-        answered(found.codes[member], ms, (length, 1))
-        if member in found.codes
+        answered(code(query, member, found.said[member]), ms, (length, 1))
+        if member in found.said
         else Reply(UNUSABLE, NOT_ASKED)
         for member in ensemble.members
     ]

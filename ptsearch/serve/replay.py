@@ -25,10 +25,12 @@ async def check(folder: Exported, ask: Ask, calibrated: bool, differ: int) -> No
     if len(asked) < len(logged):
         log.info("%d logged votes need log-probabilities: not replayed", len(logged) - len(asked))
     if not asked:
-        log.warning("%s has no logged vote to replay: it is not known to serve as searched", folder)
+        log.warning("no vote was logged at export: nothing says that this serves as searched")
         return
     limit = asyncio.Semaphore(AT_ONCE)
-    replayed = await asyncio.gather(*(_differs(ask, row, list(folder.members), limit) for row in asked))
+    replayed = await asyncio.gather(
+        *(_differs(ask, row, list(folder.members), limit) for row in asked)
+    )
     differences = [said for said in replayed if said]
     log.info("%d of %d logged votes came out again", len(asked) - len(differences), len(asked))
     if len(differences) > differ:
@@ -38,9 +40,7 @@ async def check(folder: Exported, ask: Ask, calibrated: bool, differ: int) -> No
         )
 
 
-async def _differs(
-    ask: Ask, row: Logged, members: Sequence[str], limit: asyncio.Semaphore
-) -> str:
+async def _differs(ask: Ask, row: Logged, members: Sequence[str], limit: asyncio.Semaphore) -> str:
     """What is other than it was; "" = nothing."""
     async with limit:
         replies = await ask(row.query)
