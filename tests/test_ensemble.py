@@ -153,10 +153,10 @@ def test_an_altered_or_incomplete_folder(folder, tmp_path) -> None:
     weights = copy / "members" / "low" / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(ValueError, match="altered: .*contents differ"):
+    with pytest.raises(ValueError, match=r"altered: .*contents differ"):
         PrecisionEnsemble.from_pretrained(copy)
     weights.unlink()
-    with pytest.raises(ValueError, match="incomplete or altered: .*missing"):
+    with pytest.raises(ValueError, match=r"incomplete or altered: .*missing"):
         PrecisionEnsemble.from_pretrained(copy)
     with pytest.raises(ValueError, match="is no exported ensemble"):
         PrecisionEnsemble.from_pretrained(tmp_path)
