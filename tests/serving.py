@@ -119,7 +119,7 @@ def running(*engines: FakeEngine) -> Iterator[list[str]]:
         yield [engine.url for engine in engines]
     finally:
         for runner in runners:
-            _call(loop, runner.cleanup())
+            _call(loop, _stop(runner))
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
@@ -134,8 +134,18 @@ async def _start(engine: FakeEngine, loop: asyncio.AbstractEventLoop) -> web.App
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     engine.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    engine.kill = lambda: _call(loop, runner.cleanup())
+    engine.kill = lambda: _call(loop, _stop(runner))
     return runner
+
+
+async def _stop(runner: web.AppRunner) -> None:
+    """Refuse connections and break those that there are."""
+    for handler in runner.server.connections if runner.server else ():
+        handler.force_close()
+        if handler.transport:
+            handler.transport.abort()
+    await runner.cleanup()
+    await asyncio.sleep(0.01)  # sockets are closed by the loop's next rounds
 
 
 def _call(loop: asyncio.AbstractEventLoop, work: Any) -> Any:

@@ -170,7 +170,7 @@ def test_an_engine_killed_under_load(tmp_path) -> None:
 def test_a_slow_engine_is_waited_for_once(tmp_path) -> None:
     members = engines("yes", "yes", "no")
     with gateway(tmp_path, members, timeout=0.3) as url:
-        members[2].seconds = 5
+        members[2].seconds = 1
         assert outcomes(ask(url))["low"] == "slow"
         started = time.monotonic()
         assert outcomes(ask(url))["low"] == "resting"

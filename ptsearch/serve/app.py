@@ -141,8 +141,8 @@ def _too_few(labels: list[str], replies: list[ballot.Reply], quorum: int) -> Api
 def _check_key(service: Service, request: Request) -> None:
     if not service.key:
         return
-    given = request.headers.get("authorization", "").removeprefix("Bearer ")
-    if not hmac.compare_digest(given.encode(), service.key.encode()):
+    given = request.headers.get("authorization", "")
+    if not hmac.compare_digest(given.encode(), f"Bearer {service.key}".encode()):
         raise ApiError(401, "the API key is wrong or missing", "invalid_api_key")
 
 
