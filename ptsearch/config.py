@@ -23,6 +23,8 @@ SAMPLERS = ("tpe", "nsga2", "gp", "random", "exhaustive")
 CONSTRAINTS = ("structured_outputs", "response_format", "none")
 RULES = ("clean", "ct", "dt")
 PROMPTS = ("chat", "raw", "ct_llama2")
+LOCAL = "local"
+TARGETS = (LOCAL, "cpu", "cuda")
 BASE = "base"  # as a judge: the base model itself
 PERSPECTIVES = ("adversarial", "fairness", "ethics", "ood")
 
@@ -256,6 +258,11 @@ class ExportConfig:
     study: str = ""  # name of a finished study
     pick: str = "knee"  # knee | best_trust | a run id of MLflow
     out: str = ""  # a folder that does not exist yet
+    target: str = LOCAL  # what runs the members: local (+serve=local) | cpu | cuda (vLLM)
+    register: str = ""  # a name for MLflow's model registry, which gets a reference to `out`
+
+    def __post_init__(self) -> None:
+        one_of("export.target", self.target, TARGETS)
 
 
 @dataclass

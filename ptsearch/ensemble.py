@@ -112,8 +112,8 @@ class PrecisionEnsemble:
         replying = [i for i, asked in enumerate(queries) if asked.max_new_tokens]
         if replying:
             limits = [queries[i].max_new_tokens for i in replying]
-            rows = engines.generate(engine, [prompts[i] for i in replying], limits, _silent)
-            texts = [engine.tokenizer.decode(ids, skip_special_tokens=True) for ids in rows]
+            replies = engines.generate(engine, [prompts[i] for i in replying], limits, _silent)
+            texts = [engine.tokenizer.decode(ids, skip_special_tokens=True) for ids in replies]
             said |= {i: Said(reply=text) for i, text in zip(replying, texts, strict=True)}
         return [said[i] for i in range(len(queries))]
 
@@ -144,3 +144,23 @@ def _label_ids(engine: Engine, asked: Query) -> list[list[int]]:
 
 def _silent(done: int, total: int) -> None:
     pass
+
+
+@dataclass(frozen=True)
+class _Registered:
+    """The ensemble as MLflow's pyfunc calls it."""
+
+    ensemble: PrecisionEnsemble
+
+    def predict(self, rows: Any, params: dict[str, Any] | None = None) -> list[str | None]:
+        """The label of each row {prompt, labels} of a DataFrame; `params` may set max_new_tokens."""
+        asked = [
+            Query(row["prompt"], Question(tuple(row["labels"])), **(params or {}))
+            for row in rows.to_dict("records")
+        ]
+        return [answer.label for answer in self.ensemble.ask(asked)]
+
+
+def _load_pyfunc(path: str) -> _Registered:
+    """MLflow calls this for a registered ensemble; `path` holds the folder's path."""
+    return _Registered(PrecisionEnsemble.from_pretrained(Path(path).read_text(encoding="utf-8")))

@@ -4,7 +4,7 @@ Nothing here needs torch: the gateway, which runs no model, reads its members' r
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from ptsearch.rules import RULES, Question, best
@@ -42,12 +42,17 @@ class Query:
             raise ValueError(f"max_new_tokens must be at least 0, got {self.max_new_tokens}")
 
     @property
+    def before(self) -> str:
+        """The text between the prompt and a label."""
+        if self.lead is not None:
+            return self.lead
+        return " " if isinstance(self.prompt, str) else ""
+
+    @property
     def continuations(self) -> list[str]:
         """The texts whose log-probability is asked, one a label; abstaining last, where offered."""
-        lead = self.lead
-        if lead is None:
-            lead = " " if isinstance(self.prompt, str) else ""
-        return [lead + word for word in (*self.question.labels, *self.question.abstain[:1])]
+        words = (*self.question.labels, *self.question.abstain[:1])
+        return [self.before + word for word in words]
 
 
 class Said(NamedTuple):
@@ -72,7 +77,7 @@ def code(query: Query, member: str, said: Said) -> int:
     if said.logprobs:
         return best(said.logprobs, query.offsets.get(member))
     reply = said.reply.split(query.stop)[0] if query.stop else said.reply
-    return RULES[query.rules][query.parse](reply, query.question)
+    return RULES[query.rules][query.parse](reply.removeprefix(query.before), query.question)
 
 
 def name(query: Query, answer: int) -> str | None:
@@ -84,11 +89,16 @@ def name(query: Query, answer: int) -> str | None:
 def to_fields(query: Query) -> dict[str, Any]:
     """As JSON has it; what is at its default is left out."""
     question = {key: v for key, v in query.question._asdict().items() if v not in ((), "", -1)}
-    plain = {key: value for key, value in vars(query).items() if value not in (None, 0, "", {})}
-    return plain | {"question": question}
+    plain = {f.name: getattr(query, f.name) for f in fields(query)}
+    defaults = {f.name: f.default for f in fields(query)} | {"offsets": {}}
+    changed = {key: value for key, value in plain.items() if value != defaults[key]}
+    return changed | {"question": question}
 
 
-def from_fields(fields: Mapping[str, Any]) -> Query:
+def from_fields(recorded: Mapping[str, Any]) -> Query:
     """The query that went through JSON."""
-    question = {k: tuple(v) if isinstance(v, list) else v for k, v in fields["question"].items()}
-    return Query(**{**fields, "question": Question(**question)})
+    question: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in recorded["question"].items()
+    }
+    return Query(**{**recorded, "question": Question(**question)})

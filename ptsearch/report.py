@@ -10,11 +10,11 @@ from typing import Any
 import optuna
 from rich.console import Console
 
-from ptsearch import figure, results, terminal, tracking
+from ptsearch import figure, models, results, terminal, tracking, verify
 from ptsearch import study as studies
 from ptsearch.config import Config
 from ptsearch.gains import gains
-from ptsearch.judge import Judge, judges
+from ptsearch.judge import Judge, judges, kv_bytes_per_token
 from ptsearch.results import BEST_SINGLE, DENSE_MODEL, Row
 from ptsearch.scores import Scores
 from ptsearch.study import Found
@@ -189,7 +189,17 @@ def _for_export(table: Table, result: Result) -> dict[str, Any]:
     for label in table.variants:
         fields = asdict(table.variant(label))
         variants[label] = {"id": table.variant(label).id, "fields": fields}
+    config, dense = table.config, result.compared[0]
     return {
+        "base": {
+            "source": config.model.source,
+            "repo": models.WHEEL_REPO if config.model.source == "wheel" else config.model.repo,
+            "path": str(table.base.path),
+            "memory_gb": dense.search["memory_gb"],
+            "kv_bytes_per_token": kv_bytes_per_token(table.base.path),
+            "benchmarks": config.benchmarks.name,
+        },
+        "verify": verify.record(table),
         "front": [asdict(row) for row in result.front],
         "objectives": studies.objectives(studies.the_study(table.config)),
         "variants": variants,

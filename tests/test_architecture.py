@@ -48,7 +48,11 @@ MAY_IMPORT = {
     "query": {"rules"},
     "exported": {"query", "store"},
     "ensemble": {"config", "engine", "exported", "models", "query", "rules", "voting"},
-    "export": {"exported", "config", "models", "results", "store", "variant"},
+    "verify": {"benchmarks", "predictions", "query", "rules", "table", "voting"},
+    "forms": {"config", "variant"},
+    "deploy": {"config"},
+    "export": {"config", "deploy", "exported", "forms", "models", "results", "store", "variant"}
+    | {"verify"},
     "report": ANY,
     "experiment_report": ANY,
     "jobs": ANY,

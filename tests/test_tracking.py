@@ -25,6 +25,12 @@ def uri(migrated: Path, tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 
+@pytest.fixture(autouse=True)
+def no_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake table has no files of predictions to draw a sample for the export from."""
+    monkeypatch.setattr(report.verify, "record", lambda table: "")
+
+
 def search_and_log(table, uri: str, folder: Path) -> tracking.Tracker:
     study = studies.open_study(table.config, f"sqlite:///{folder}/optuna.db", {"a": 1})
     run_id = study.user_attrs.get("run_id")
