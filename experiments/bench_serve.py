@@ -38,7 +38,6 @@ STUBS = ("high", "middle", "low")
 CLIENTS = {"gateway": 8, "local": 16}
 CLEAR = 0.25  # nats between a member's two best labels; bf16 rounding moves them by less
 ROUNDS = 3
-ONE_CALL = 256  # prompts
 
 
 def main() -> None:
@@ -125,7 +124,7 @@ def prompts() -> list[tuple[str, list[str]]]:
         if isinstance(sample.prompt, str)
     ]
     random.Random(0).shuffle(found)
-    return found[:ONE_CALL]
+    return found
 
 
 def offline_items(folder: Path) -> dict[str, Any]:

@@ -282,6 +282,7 @@ class ServeConfig:
     differ: int = 0  # votes of verify.jsonl that may come out otherwise
     alarm_disagreement: float = 0.5  # share of votes with different answers
     lazy: bool = False  # local: stop asking members when the vote is decided
+    keep_tokens: int = 8192  # local: tokens of prompts' common beginnings kept for each member
     engines: list[str] = field(default_factory=list)  # gateway: URLs up to and with /v1, in the
     # order of vote.order in ensemble.yaml
     engine_key_env: str = ""  # gateway: name of the variable that holds the engines' key
@@ -300,7 +301,15 @@ class ServeConfig:
                 raise ValueError(f"serve.engines must begin with http, got {url!r}")
         for key in ("max_body", "max_prompt", "max_concurrent"):
             at_least(f"serve.{key}", getattr(self, key), 1)
-        for key in ("differ", "alarm_disagreement", "quorum", "retries", "rest", "wait"):
+        for key in (
+            "differ",
+            "alarm_disagreement",
+            "keep_tokens",
+            "quorum",
+            "retries",
+            "rest",
+            "wait",
+        ):
             at_least(f"serve.{key}", getattr(self, key), 0)
         at_least("serve.timeout", self.timeout, 0.001)
 

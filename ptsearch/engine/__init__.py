@@ -16,10 +16,12 @@ import torch
 from ptsearch import models
 from ptsearch.config import EngineConfig
 from ptsearch.engine import decoding, fast, memory, plain, scoring
+from ptsearch.engine.kept import Kept
 from ptsearch.engine.plain import NonFiniteLogitsError, Report, Target
 
 __all__ = [
     "Engine",
+    "Kept",
     "NonFiniteLogitsError",
     "generate",
     "latency",
@@ -44,6 +46,7 @@ class Engine(NamedTuple):
     context: int  # longest sequence the model was made for; 0 = no limit
     eos: frozenset[int]  # a reply ends before any of these
     packed: bool  # False: the plain path
+    kept: Kept | None = None  # prefixes that stay between calls of `score`
 
 
 def load(folder: Path, settings: EngineConfig) -> Engine:
@@ -111,8 +114,10 @@ def score(
     def report_prompts(done: int, total: int) -> None:
         report(done * len(prompts) // total, len(prompts))
 
-    path = scoring if engine.packed else plain
-    found = path.logprobs(engine.model, asked, engine.limits, report_prompts)
+    if engine.packed:
+        found = scoring.logprobs(engine.model, asked, engine.limits, report_prompts, engine.kept)
+    else:
+        found = plain.logprobs(engine.model, asked, engine.limits, report_prompts)
     return [[sum(found[key][target] for key, target in row) for row in rows] for rows in wanted]
 
 
