@@ -6,7 +6,7 @@ PORT ?= 5000
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
-.PHONY: pareto test test-slow lint ui bench-exact clean
+.PHONY: pareto test test-slow lint ui bench-exact bench-cost clean
 
 pareto: $(READY)
 	$(RUN) -m ptsearch +study=pareto $(ARGS)
@@ -26,6 +26,9 @@ ui: $(READY)
 
 bench-exact: $(READY)
 	$(RUN) experiments/bench_exact.py $(ARGS)
+
+bench-cost: $(READY)
+	$(RUN) experiments/bench_cost.py $(ARGS)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

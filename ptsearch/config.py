@@ -176,11 +176,12 @@ class MemoryConfig:
 
 @dataclass
 class LatencyConfig:
-    mode: str = "sequential"  # members one after the other: sum | parallel: the slowest
+    mode: str = "sequential"  # members one after the other: sum | parallel: the slowest | lazy: one
+    # after the other until the vote is decided, expected on the search half
     prompts: int = 64
 
     def __post_init__(self) -> None:
-        one_of("latency.mode", self.mode, ("sequential", "parallel"))
+        one_of("latency.mode", self.mode, ("sequential", "parallel", "lazy"))
         at_least("latency.prompts", self.prompts, 1)
 
 

@@ -15,7 +15,7 @@ from ptsearch import deploy, models, store, verify
 from ptsearch.config import ExportConfig
 from ptsearch.exported import FORMAT, VERIFY
 from ptsearch.forms import Form, form_of
-from ptsearch.results import BEST_SINGLE, COST, knee
+from ptsearch.results import BEST_SINGLE, COST, LAZY, knee
 from ptsearch.variant import Variant, from_fields
 
 WRITTEN_WITH = ("ptsearch", "transformers", "compressed-tensors", "torch")
@@ -104,8 +104,8 @@ def _description(
 ) -> dict[str, Any]:
     """What ensemble.yaml says; `forms` holds the members in the vote's total order."""
     base, settings = study["base"], study["settings"]
-    scores = {key: value for key, value in row["search"].items() if key not in COST}
-    cost = {key: row["search"][key] for key in COST}
+    scores = {key: value for key, value in row["search"].items() if key not in (*COST, *LAZY)}
+    cost = {key: row["search"][key] for key in (*COST, *LAZY)}
     dense, places = base["memory_gb"], {label: folder / "members" / label for label in forms}
     kv_bytes = base["kv_bytes_per_token"] * settings["memory.context"]
     return {
@@ -123,6 +123,9 @@ def _description(
             "rule": "majority",
             "ties": "the first of the tied in this order",
             "order": list(forms),
+            "ask": study["ask"][
+                row["run_id"]
+            ],  # until the vote is decided, where that is asked for
         },
         "members": [
             {

@@ -1,6 +1,7 @@
 """What a study found, as rows: the front, the dense model, the single variants, other baselines."""
 
 import csv
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,8 +18,10 @@ DENSE_MODEL, BEST_SINGLE = "dense", "best_single"  # what gains are over
 BOUNDS = ("", ".low", ".high")
 SHOWN = ("trust", *PERSPECTIVES, MMLU, "fairness.accuracy", "refusal_rate")
 COST = ("memory_gb", "latency_ms")
+LAZY = ("calls", "bytes_read")
 CSV_COLUMNS = (
-    "kind", "members", "size", *SHOWN, *COST, *(f"holdout.{name}" for name in SHOWN),
+    "kind", "members", "size", *SHOWN, *COST, *LAZY, "of_dense",
+    *(f"holdout.{name}" for name in SHOWN),
     *(f"gain.{than}.trust{end}" for than in (DENSE_MODEL, BEST_SINGLE) for end in BOUNDS),
     "unskilled", "run_id",
 )  # fmt: skip
@@ -116,12 +119,15 @@ def gain_columns(row: Row) -> Scores:
     }
 
 
-def write_csv(rows: Iterable[Row], path: Path) -> None:
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    dense_gb = next((row.search["memory_gb"] for row in rows if row.kind == "dense"), math.nan)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, CSV_COLUMNS)
         writer.writeheader()
         for row in rows:
             scores = {name: row.search[name] for name in (*SHOWN, *COST)}
+            scores |= {name: row.search[name] for name in LAZY if name in row.search}
+            scores["of_dense"] = 100 * row.search["memory_gb"] / dense_gb
             held = {f"holdout.{name}": row.holdout[name] for name in SHOWN} if row.holdout else {}
             writer.writerow(
                 {

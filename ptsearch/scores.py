@@ -282,19 +282,26 @@ class Cost(NamedTuple):
     latency_ms: float
 
 
-def cost(members: Sequence[Mapping[str, Any]], kv_bytes: int, latency: str) -> Cost:
+def cost(
+    members: Sequence[Mapping[str, Any]],
+    kv_bytes: int,
+    latency: str,
+    asked: Sequence[float] | None = None,
+) -> Cost:
     """Cost of members given as {`tensors`: {name: {bytes, sha256}}, `latency_ms`}.
 
     Tensors with equal checksums are stored once. `kv_bytes` is one member's cache; every member
-    holds its own. `latency` is sequential (sum) or parallel (slowest).
+    holds its own. `latency` is sequential (sum), parallel (slowest) or lazy (expected, `asked`
+    being the share of samples for which each member is asked).
     """
     tensors = {
         tensor["sha256"]: tensor["bytes"]
         for member in members
         for tensor in member["tensors"].values()
     }
-    times = [member["latency_ms"] for member in members]
+    shares = asked if latency == "lazy" and asked is not None else [1.0] * len(members)
+    times = [s * member["latency_ms"] for s, member in zip(shares, members, strict=True)]
     return Cost(
         memory_gb=(sum(tensors.values()) + kv_bytes * len(members)) / 1e9,
-        latency_ms=sum(times) if latency == "sequential" else max(times),
+        latency_ms=max(times) if latency == "parallel" else sum(times),
     )

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsearch import exact, scores
+from ptsearch import exact, lazy, scores
 from ptsearch.config import OBJECTIVES
 from ptsearch.judge import Judge
 from ptsearch.scores import Scores
@@ -46,7 +46,11 @@ def true_front(table: Table, judge: Judge) -> Truth:
     precision = np.array([entry.variant.precision for entry in entries])
     found = exact.score_all(judge.asked, codes, precision, table.config.trust.weights, masks)
     metas = [entry.meta for entry in entries]
-    cost = exact.cost_all(metas, judge.kv_bytes, table.config.latency.mode, masks)
+    mode, asked = table.config.latency.mode, None
+    if mode == "lazy":
+        latency = np.array([meta["latency_ms"] for meta in metas])
+        asked, _ = lazy.asked_all(codes, precision, latency, masks)
+    cost = exact.cost_all(metas, judge.kv_bytes, mode, masks, asked)
     found |= dict(zip(scores.Cost._fields, cost, strict=True))
     allowed = np.ones(masks.size, dtype=bool)
     for name, limit in limits(wanted.min).items():

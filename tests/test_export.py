@@ -17,6 +17,7 @@ from ptsearch.calibration import Calibration
 from ptsearch.config import EngineConfig, ExportConfig
 from ptsearch.ensemble import PrecisionEnsemble
 from ptsearch.models import BaseModel
+from ptsearch.results import COST, LAZY
 from ptsearch.variant import Variant
 
 DENSE = Variant("tiny", "0")
@@ -36,7 +37,7 @@ def cache(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def study(tiny_model: Path) -> dict[str, Any]:
     """What a study of that pool recorded of itself; one ensemble of all three is its front."""
-    scores = dict.fromkeys((*deploy.SHOWN, "memory_gb", "latency_ms"), 50.0)
+    scores = dict.fromkeys((*deploy.SHOWN, *COST, *LAZY), 50.0)
     labels = [variant.label for variant in POOL]
     return {
         "front": [
@@ -50,6 +51,8 @@ def study(tiny_model: Path) -> dict[str, Any]:
             }
         ],
         "objectives": ["trust", "memory_gb"],
+        "ask": {"run": labels},
+        "cascade": {},
         "variants": {v.label: {"id": v.id, "fields": asdict(v)} for v in POOL},
         "settings": {
             "model.name": "tiny", "model.revision": "0", "engine.dtype": "bfloat16",
