@@ -65,12 +65,12 @@ def fit(
             best = {"first": first, "margin": limit, "latency_ms": float(cost)}
             chosen = alone
     codes = table.entries[best["first"]].codes
-    for name, judge, vote, alone in zip(("search", "holdout"), halves, votes, chosen, strict=True):
-        given = np.where(alone, codes[judge.mask], vote)
+    for name, judge, vote, its in zip(("search", "holdout"), halves, votes, chosen, strict=True):
+        given = np.where(its, codes[judge.mask], vote)
         weights = table.config.trust.weights
         trust = [scores.score(judge.asked, each, weights)["trust"] for each in (given, vote)]
         best[name] = {
-            "alone": 100 * float(alone.mean()),
+            "alone": 100 * float(its.mean()),
             "changed": 100 * float((given != vote).mean()),
             "trust": trust[0] - trust[1],
         }

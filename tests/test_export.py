@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import socket
 import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,48 @@ def test_every_text_parses(target: str, study, cache, tmp_path) -> None:
     engines_of = [a for a in gateway["command"] if a.startswith("serve.engines=")]
     for given in engines_of:
         assert set(given.removeprefix("serve.engines=[").removesuffix("]").split(",")) < hosts
+
+
+STUB = """#!{python}
+import http.server, sys
+arguments = sys.argv[1:]
+if arguments[:2] == ["-m", "vllm.entrypoints.openai.api_server"]:
+    class Health(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.path == "/health" else 404)
+            self.end_headers()
+        def log_message(self, *_): pass
+    port = int(arguments[arguments.index("--port") + 1])
+    http.server.HTTPServer(("127.0.0.1", port), Health).serve_forever()
+elif arguments[0] == "-c":
+    exec(arguments[1])
+else:
+    print("\\n".join(arguments))
+"""
+
+
+def test_the_script_starts_the_gateway_once_its_members_are_up(study, cache, tmp_path) -> None:
+    """vLLM and ptsearch are played by a stub: it is the script that is run."""
+    folder = write(study, cache, tmp_path / "out", "cpu").folder
+    stub = tmp_path / "python"
+    stub.write_text(STUB.format(python=sys.executable))
+    stub.chmod(0o755)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        first = taken.getsockname()[1] % 20000 + 20000
+    environment = os.environ | {"PYTHON": str(stub), "FIRST_PORT": str(first), "PORT": "1"}
+    done = subprocess.run(
+        [folder / "serve.sh"], env=environment, capture_output=True, text=True, timeout=60,
+        check=True,
+    )  # fmt: skip
+    urls = ",".join(f"http://127.0.0.1:{first + i}/v1" for i in range(3))
+    assert done.stdout.splitlines() == [
+        "-m", "ptsearch", "+serve=gateway", f"serve.dir={folder}", f"serve.engines=[{urls}]",
+        "serve.host=127.0.0.1", "serve.port=1",
+    ]  # fmt: skip
+    for i in range(3):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", first + i), timeout=1)
 
 
 def test_the_card_has_the_hubs_metadata_and_claims_nothing_unproven(study, cache, tmp_path) -> None:
