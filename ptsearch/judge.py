@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsearch import lazy, scores, voting
+from ptsearch import lazy, scores
+from ptsearch.ballot import VOTES, Ballots, Fitted
 from ptsearch.config import Config
 from ptsearch.scores import Questions, Scores
 from ptsearch.table import Table
@@ -24,6 +25,7 @@ class Judge:
     config: Config
     majority: Scores  # of always giving each scenario's most frequent label
     kv_bytes: int  # KV cache of one member
+    search: "Judge | None" = None  # on whose half votes are fitted; None = on its own
 
     def __call__(self, table: Table, members: Sequence[str]) -> Scores:
         """All scores in percent, with `memory_gb`, `latency_ms`, and for asking lazily `calls` to
@@ -42,19 +44,37 @@ class Judge:
 
     def vote(self, table: Table, members: Sequence[str]) -> Codes:
         """Answer codes (samples of this half,) of the ensemble; one member answers as itself."""
+        ballots = self.ballots(table, members)
+        if len(members) == 1:
+            return ballots.said[0]
+        return VOTES[self.config.vote.rule].cast(ballots, self.fitted(table, members))
+
+    def fitted(self, table: Table, members: Sequence[str]) -> Fitted:
+        """What the vote rule fits on the search half."""
+        ballots = (self.search or self).ballots(table, members)
+        return VOTES[self.config.vote.rule].fit(ballots, self.config.vote)
+
+    def ballots(self, table: Table, members: Sequence[str]) -> Ballots:
+        entries = [table.entries[label] for label in members]
+        given = [entry.logprobs[self.mask] for entry in entries if entry.logprobs is not None]
+        logprobs = np.stack(given) if len(given) == len(entries) else None
+        return Ballots(self.asked, *self.answers(table, members), logprobs)
+
+    def answers(self, table: Table, members: Sequence[str]) -> tuple[Codes, NDArray[np.float64]]:
+        """Codes (members, samples of this half) and precision (members,) of each member."""
         entries = [table.entries[label] for label in members]
         said = np.stack([entry.codes[self.mask] for entry in entries])
-        precision = np.array([entry.variant.precision for entry in entries])
-        return voting.majority(said, precision) if len(members) > 1 else said[0]
+        return said, np.array([entry.variant.precision for entry in entries])
 
     def lazily(self, table: Table, members: Sequence[str]) -> lazy.Plan:
-        """Whom to ask when if asking stops once the vote is decided, and how often that is."""
-        entries = [table.entries[label] for label in members]
-        return lazy.plan(
-            np.stack([entry.codes[self.mask] for entry in entries]),
-            np.array([entry.variant.precision for entry in entries]),
-            np.array([entry.meta["latency_ms"] for entry in entries]),
-        )
+        """Whom to ask when if asking stops once the majority is decided, and how often that is;
+        always all of them under another vote.
+        """
+        if self.config.vote.rule != "majority":
+            order = list(range(len(members)))
+            return lazy.Plan(order, np.ones(len(members)), len(members))
+        latency = np.array([table.entries[label].meta["latency_ms"] for label in members])
+        return lazy.plan(*self.answers(table, members), latency)
 
     def unskilled(self, found: Mapping[str, float]) -> list[str]:
         return scores.unskilled(found, self.majority)
@@ -72,15 +92,16 @@ def halves(table: Table) -> dict[str, Judge]:
     asked = scores.questions(table.benchmarks, settings.split.salt, settings.rules)
     kv_bytes = kv_bytes_per_token(table.base.path) * table.config.memory.context
 
-    def judge(mask: NDArray[np.bool_]) -> Judge:
+    def judge(mask: NDArray[np.bool_], search: Judge | None = None) -> Judge:
         part = asked.where(mask)
         constant = scores.constant_scores(part, table.config.trust.weights)
-        return Judge(part, mask, table.config, constant["majority class"], kv_bytes)
+        return Judge(part, mask, table.config, constant["majority class"], kv_bytes, search)
 
+    search = judge(~asked.holdout)
     return {
-        "all": judge(np.ones_like(asked.holdout)),
-        "search": judge(~asked.holdout),
-        "holdout": judge(asked.holdout),
+        "all": judge(np.ones_like(asked.holdout), search),
+        "search": search,
+        "holdout": judge(asked.holdout, search),
     }
 
 

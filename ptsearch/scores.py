@@ -4,6 +4,7 @@
 answers are one array of codes (samples,) beside it. All scores are in percent.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,10 +16,11 @@ from ptsearch import metrics
 from ptsearch.benchmarks import Benchmark, Scenario
 from ptsearch.benchmarks.split import half
 from ptsearch.published import Answers, Measures, aggregate, measure
-from ptsearch.rules import Question, best
+from ptsearch.rules import Question, best, calibrated
 from ptsearch.voting import Codes
 
 Scores = dict[str, float]
+Floats = NDArray[np.float64]
 MMLU, ETHICS = "mmlu", "ethics"
 
 
@@ -109,6 +111,21 @@ def answers(
             continue
         codes.append(best(logprobs, offsets))
     return np.array(codes, dtype=np.int16)
+
+
+def logprobs(table: pa.Table, width: int) -> Floats:
+    """(samples, width): calibrated label log-probabilities, over a sample's labels summing to 1.
+
+    NaN beyond its labels, and throughout where the reply was generated or they are not finite.
+    """
+    found = np.full((len(table), width), np.nan)
+    columns = zip(table["logprobs"].to_pylist(), table["offsets"].to_pylist(), strict=True)
+    for row, (given, offsets) in enumerate(columns):
+        if given is not None:
+            mine = np.array(calibrated(given, offsets))
+            if np.isfinite(mine).all():
+                found[row, : mine.size] = mine - np.logaddexp.reduce(mine)
+    return found
 
 
 def score(asked: Questions, codes: Codes, weights: Mapping[str, float]) -> Scores:
@@ -275,6 +292,11 @@ def unskilled(scores: Mapping[str, float], majority: Mapping[str, float]) -> lis
     """Benchmarks in which the accuracy is not above always giving the most frequent label."""
     keys = [key for key in majority if key.endswith(".accuracy") and "/" not in key]
     return [key.removesuffix(".accuracy") for key in keys if scores[key] <= majority[key]]
+
+
+def or_worst(value: float) -> float:
+    """To rank by: a score that does not exist (NaN) comes last."""
+    return -math.inf if math.isnan(value) else value
 
 
 class Cost(NamedTuple):

@@ -48,7 +48,7 @@ def study(tiny_model: Path) -> dict[str, Any]:
                 "run_id": "run",
                 "search": scores | {"memory_gb": 0.09},
                 "holdout": scores,
-                "gains": {"best_single": {"trust": [1.0, -2.0, 4.0]}},
+                "certificate": {"verdict": "no evidence of a gain over dense"},
                 "unskilled": [],
             }
         ],
@@ -157,11 +157,10 @@ def test_the_card_has_the_hubs_metadata_and_claims_nothing_unproven(study, cache
     assert metadata["base_model_relation"] == "quantized"
     assert metadata["license"] == "other"
     assert {"rtn", "3-bit", "8-bit"} <= set(metadata["tags"])
-    assert "No evidence of a gain" in text
+    assert "no evidence of a gain over dense" in text
     assert "90 % of the dense model's" in text
-    study["front"][0]["gains"]["best_single"]["trust"] = [3.0, 0.5, 4.0]
-    folder = write(study, cache, tmp_path / "better").folder
-    assert "Better than the best single variant" in (folder / "README.md").read_text()
+    certificate = json.loads((folder / "certificate.json").read_text())
+    assert certificate == study["front"][0]["certificate"]
 
 
 def test_the_license_is_the_base_models(tmp_path: Path) -> None:
@@ -242,15 +241,6 @@ def test_weights_are_linked_where_they_can_be_and_copied_elsewhere(
     assert (copied / source.name).read_bytes() == source.read_bytes()
 
 
-def test_a_certificate_goes_along(study, cache, tmp_path) -> None:
-    study["front"][0]["certificate"] = {"verdict": "no evidence of a gain over dense"}
-    folder = write(study, cache, tmp_path / "out").folder
-    assert json.loads((folder / "certificate.json").read_text())["verdict"].startswith("no evid")
-    assert "no evidence of a gain over dense" in (folder / "README.md").read_text()
-    del study["front"][0]["certificate"]
-    assert not (write(study, cache, tmp_path / "without").folder / "certificate.json").exists()
-
-
 def test_members_exported_answer_as_the_pool_does(study, cache, tmp_path) -> None:
     ensemble = PrecisionEnsemble.from_pretrained(write(study, cache, tmp_path / "out").folder)
     alone = engines.load(build.folder_of(cache, POOL[0]), EngineConfig())
@@ -261,7 +251,11 @@ def test_members_exported_answer_as_the_pool_does(study, cache, tmp_path) -> Non
     assert said.logprobs == pytest.approx(expected, abs=0.02)
 
 
-def test_a_study_of_an_older_version(study, cache, tmp_path) -> None:
+def test_a_study_that_cannot_be_exported(study, cache, tmp_path) -> None:
+    study["settings"]["vote.rule"] = "soft"
+    with pytest.raises(ValueError, match="only vote=majority is served"):
+        write(study, cache, tmp_path / "out")
+    del study["settings"]["vote.rule"]
     del study["base"]
     with pytest.raises(ValueError, match="run it again"):
         write(study, cache, tmp_path / "out")
