@@ -40,11 +40,22 @@ def asked_all(
     `codes` (variants, samples); bit v of a mask = variant v; `precision` (variants,) as in
     `voting.majority`; `latency` (variants,) of one call.
     """
-    patterns, weight = np.unique(codes, axis=1, return_counts=True)
+    first, counts = _patterns(codes)
     ranked = np.argsort(-precision, kind="stable")  # the vote's total order
-    return _asked(
-        masks, np.ascontiguousarray(patterns.T), weight / codes.shape[1], ranked, latency
-    )  # fmt: skip
+    patterns = np.ascontiguousarray(codes.T[first])
+    return _asked(masks, patterns, counts / codes.shape[1], ranked, latency)
+
+
+def _patterns(codes: Codes) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Where each distinct column stands first, and how often there is one."""
+    least = int(codes.min(initial=0))
+    base = int(codes.max(initial=0)) - least + 1
+    if base ** len(codes) < 2**62:  # columns as numbers: they sort much faster
+        keys = np.zeros(codes.shape[1], dtype=np.int64)
+        for row in codes:
+            keys = keys * base + (row.astype(np.int64) - least)
+        return np.unique(keys, return_index=True, return_counts=True)[1:]
+    return np.unique(codes, axis=1, return_index=True, return_counts=True)[1:]
 
 
 @numba.njit(cache=True, parallel=True)

@@ -85,3 +85,13 @@ def test_three_that_always_agree_need_two() -> None:
     found = lazy.plan(codes, np.array([8.0, 4.0, 3.0]), np.ones(3))
     assert found.calls == 2
     assert found.asked.tolist() == [1, 1, 0]
+
+
+def test_more_members_than_fit_into_one_number(rng) -> None:
+    codes = rng.integers(-3, 8, (25, 40)).astype(np.int16)
+    codes[:, 20:] = codes[:, :20]  # each column twice
+    precision, latency = rng.random(25), rng.random(25)
+    found = lazy.plan(codes, precision, latency)
+    total = np.argsort(-precision, kind="stable").tolist()
+    calls = [len(ask(column, found.order, total)) for column in codes.T.tolist()]
+    assert found.calls == pytest.approx(np.mean(calls))
