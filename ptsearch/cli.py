@@ -62,6 +62,7 @@ def _run(raw: DictConfig) -> None:
             raise ValueError(f"one job at a time, got {' and '.join('+' + job for job in asked)}")
         sys.stdout.write(USAGE + "\n")
         return
+    config.overrides = list(HydraConfig.get().overrides.task)
     config.baseline_models = (
         [_model(name) for name in config.study.baselines] if config.study else []
     )

@@ -4,7 +4,11 @@ Plain dataclasses of int, float, str, bool, list and dict, as OmegaConf wants it
 `None` until their group is appended (`+study=pareto`).
 """
 
+<<<<<<< HEAD
 import os
+=======
+import shutil
+>>>>>>> 675ea8282250cbe11cad15336407d0dcd019016c
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,12 +23,14 @@ OBJECTIVES: dict[str, Direction] = {
     "latency_ms": "minimize",
 }
 STUDIES = ("pareto", "benchmark", "paper")
+VOTES = ("majority", "weighted", "soft", "selective", "fair")
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "exhaustive")
 CONSTRAINTS = ("structured_outputs", "response_format", "none")
 RULES = ("clean", "ct", "dt")
 PROMPTS = ("chat", "raw", "ct_llama2")
 LOCAL = "local"
 TARGETS = (LOCAL, "cpu", "cuda")
+LEAST_TOKENS = 64  # of one forward pass
 BASE = "base"  # as a judge: the base model itself
 PERSPECTIVES = ("adversarial", "fairness", "ethics", "ood")
 
@@ -151,16 +157,38 @@ class BenchmarksConfig:
 
 @dataclass
 class EngineConfig:
+    """What answers: transformers in this process, or vLLM's server."""
+
+    name: str = "transformers"  # transformers | vllm
     dtype: str = "bfloat16"  # bfloat16 | float32
     device: str = "auto"  # auto | cpu | cuda
     max_tokens: int = 0  # of one forward pass, 0 = from free memory
     threads: int = 0  # of each worker, 0 = all cores shared out
     too_long: str = "drop"  # a prompt beyond the context: drop (whole demonstrations) | error
+    python: str = ""  # vllm: of the environment that it is installed in, for a server of our own
+    args: list[str] = field(default_factory=list)  # vllm: more options of that server
+    url: str = ""  # vllm: or a server that runs already, up to and with /v1
+    form: str = "auto"  # vllm: auto (as stored, where it loads that) | dense
 
     def __post_init__(self) -> None:
+        one_of("engine.name", self.name, ("transformers", "vllm"))
+        one_of("engine.form", self.form, ("auto", "dense"))
         one_of("engine.dtype", self.dtype, ("bfloat16", "float32"))
         one_of("engine.device", self.device, ("auto", "cpu", "cuda"))
         one_of("engine.too_long", self.too_long, ("drop", "error"))
+        at_least("engine.threads", self.threads, 0)
+        if self.max_tokens:  # fewer than this would cut prompts into slivers
+            at_least("engine.max_tokens (0 = from free memory)", self.max_tokens, LEAST_TOKENS)
+
+    def check(self) -> None:
+        """ValueError, FileNotFoundError: vLLM cannot be reached with these settings."""
+        if self.name == "vllm" and bool(self.python) == bool(self.url):
+            raise ValueError(
+                "engine=vllm needs either engine.python=PATH, the python of an environment with "
+                "vLLM, or engine.url=http://HOST/v1, a server that has the variant"
+            )
+        if self.python and not shutil.which(self.python):
+            raise FileNotFoundError(f"engine.python: no such program: {self.python}")
 
 
 @dataclass
@@ -178,11 +206,12 @@ class MemoryConfig:
 
 @dataclass
 class LatencyConfig:
-    mode: str = "sequential"  # members one after the other: sum | parallel: the slowest
+    mode: str = "sequential"  # members one after the other: sum | parallel: the slowest | lazy: one
+    # after the other until the vote is decided, expected on the search half
     prompts: int = 64
 
     def __post_init__(self) -> None:
-        one_of("latency.mode", self.mode, ("sequential", "parallel"))
+        one_of("latency.mode", self.mode, ("sequential", "parallel", "lazy"))
         at_least("latency.prompts", self.prompts, 1)
 
 
@@ -196,6 +225,27 @@ class TrustConfig:
             at_least(f"trust.weights.{name}", weight, 0)
         if not any(self.weights.values()):
             raise ValueError("trust.weights must not all be 0")
+
+
+@dataclass
+class VoteConfig:
+    """How members become one answer; what a rule fits, it fits on the search half."""
+
+    rule: str = "majority"  # majority | weighted | soft | selective | fair
+    margin: float = 0.5  # selective: lead over the second label, of all members, to answer at all
+    max_dpd: float | None = None  # fair: limits on the search half, percent; null = none
+    max_eod: float | None = None
+    by_group: bool = False  # fair: a label's weight may depend on the group, known when voting
+
+    def __post_init__(self) -> None:
+        one_of("vote.rule", self.rule, VOTES)
+        if not 0 <= self.margin <= 1:
+            raise ValueError(f"vote.margin must be 0 to 1, got {self.margin}")
+        for name, limit in (("max_dpd", self.max_dpd), ("max_eod", self.max_eod)):
+            if limit is not None:
+                at_least(f"vote.{name}", limit, 0)
+                if self.rule != "fair":
+                    raise ValueError(f"vote.{name} needs vote=fair, got vote={self.rule}")
 
 
 @dataclass
@@ -348,6 +398,7 @@ class Config:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     latency: LatencyConfig = field(default_factory=LatencyConfig)
     trust: TrustConfig = field(default_factory=TrustConfig)
+    vote: VoteConfig = field(default_factory=VoteConfig)
     study: StudyConfig | None = None
     build: BuildConfig | None = None
     evaluate: EvaluateConfig | None = None
@@ -355,6 +406,7 @@ class Config:
     serve: ServeConfig | None = None
     rescore: RescoreConfig | None = None
     baseline_models: list[ModelConfig] = field(default_factory=list)  # of study.baselines
+    overrides: list[str] = field(default_factory=list)  # of the command line, for the record
     runs_dir: str = "mlruns"
     cache_dir: str = "mlruns/cache"
     optuna_db: str = ""
@@ -367,5 +419,6 @@ class Config:
             "pool": self.pool.name,
             "benchmarks": self.benchmarks.name,
             "rules": self.benchmarks.rules,
+            "vote": self.vote.rule,
             "dtype": self.engine.dtype,
         }

@@ -29,9 +29,9 @@ SHOWN = ("trust", *PERSPECTIVES, "mmlu", "refusal_rate")
 Yaml = dict[str, Any]
 
 
-def texts(described: Mapping[str, Any], certified: bool) -> Iterator[tuple[str, str]]:
+def texts(described: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """File name -> text, for everything that does not depend on the weights."""
-    yield "README.md", card(described, certified)
+    yield "README.md", card(described)
     yield "serve.sh", script(described)
     yield "compose.yaml", _dump(compose(described))
     for name, parts in kubernetes(described).items():
@@ -106,7 +106,7 @@ def kubernetes(described: Mapping[str, Any]) -> dict[str, list[Yaml]]:
     return found
 
 
-def card(described: Mapping[str, Any], certified: bool) -> str:
+def card(described: Mapping[str, Any]) -> str:
     """The model card, with the hub's metadata for quantized models."""
     base, cost, settings = described["base_model"], described["cost"], described["settings"]
     rows = _ordered(described)
@@ -125,12 +125,11 @@ def card(described: Mapping[str, Any], certified: bool) -> str:
         context=settings["memory.context"],
         forms=" ".join(why),
         scores=_score_table(described["scores"]),
-        claim=described["claim"],
+        verdict=described["verdict"],
         rules=settings["benchmarks.rules"],
-        data=described["data"],
+        data=described["benchmarks"],
         limit=settings["benchmarks.limit"] or "without",
         study=described["study"],
-        certificate=" and `certificate.json`" if certified else "",
         target=f"{described['target']} ({rule['rule']} vote)",
     )
 

@@ -85,18 +85,30 @@ class PrecisionEnsemble:
             [Query(prompt, question, max_new_tokens=max_new_tokens) for prompt in prompts], lazy
         )
 
-    def ask(self, queries: Sequence[Query], lazy: bool = False) -> list[Answer]:
-        """As `answer`, each prompt with labels and mode of its own."""
+    def ask(
+        self, queries: Sequence[Query], lazy: bool = False, cascade: bool = False
+    ) -> list[Answer]:
+        """As `answer`, each prompt with labels and mode of its own.
+
+        `cascade`: one member answers alone where it is sure, which may differ from the vote as
+        often as `cascade` in ensemble.yaml says.
+        """
+        order = self.description["vote"].get("ask", self.members)
+        first = self._cascade["first"] if cascade else None
+        if first:
+            order = [first, *(member for member in order if member != first)]
         said: list[dict[str, Said]] = [{} for _ in queries]
         codes: list[dict[str, int]] = [{} for _ in queries]
         left = list(range(len(queries)))
-        for member in self.members:
+        for member in order:
             found = self.ask_member(member, [queries[i] for i in left])
             for i, one in zip(left, found, strict=True):
                 said[i][member] = one
                 codes[i][member] = query.code(queries[i], member, one)
             if lazy:
                 left = [i for i in left if not decided(codes[i], self.members)]
+            if member == first:
+                left = [i for i in left if not self._is_sure(queries[i], member, said[i][member])]
         return [self.count(*each) for each in zip(queries, codes, said, strict=True)]
 
     def ask_member(self, member: str, queries: Sequence[Query]) -> list[Said]:
@@ -116,6 +128,17 @@ class PrecisionEnsemble:
             texts = [engine.tokenizer.decode(ids, skip_special_tokens=True) for ids in replies]
             said |= {i: Said(reply=text) for i, text in zip(replying, texts, strict=True)}
         return [said[i] for i in range(len(queries))]
+
+    @property
+    def _cascade(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.description["vote"].get("cascade", {})
+        if not found:
+            raise ValueError("no cascade was fitted for this ensemble: ask with cascade=False")
+        return found
+
+    def _is_sure(self, asked: Query, member: str, said: Said) -> bool:
+        sure = query.sureness(asked, member, said) >= self._cascade["margin"]
+        return sure and query.code(asked, member, said) >= 0
 
     def count(self, asked: Query, codes: dict[str, int], said: dict[str, Said]) -> Answer:
         """The answer that the codes of some or all members vote for."""
@@ -153,7 +176,7 @@ class _Registered:
     ensemble: PrecisionEnsemble
 
     def predict(self, rows: Any, params: dict[str, Any] | None = None) -> list[str | None]:
-        """The label of each row {prompt, labels} of a DataFrame; `params` may set max_new_tokens."""
+        """The label of each row {prompt, labels} of a DataFrame; `params`: max_new_tokens."""
         asked = [
             Query(row["prompt"], Question(tuple(row["labels"])), **(params or {}))
             for row in rows.to_dict("records")

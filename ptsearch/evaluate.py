@@ -37,7 +37,10 @@ class Task:
 
 def key(variant_id: str, benchmark: Benchmark, settings: EngineConfig) -> str:
     """File name of a variant's predictions: all that changes them is in its hash."""
-    what = json.dumps([digest(benchmark), settings.dtype, settings.device, EVALUATE_VERSION])
+    what = json.dumps(
+        [digest(benchmark), settings.dtype, settings.device, EVALUATE_VERSION]
+        + ([settings.name, settings.form] if settings.name != "transformers" else [])
+    )
     return f"{variant_id}-{benchmark.name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}.parquet"
 
 
@@ -46,11 +49,11 @@ def run(task: Task, benchmarks: Sequence[Benchmark], report: Report) -> bool:
 
     False: the model's output is not finite, the variant is degenerate.
     """
-    engine = engines.load(task.checkpoint, task.engine)
-    try:
-        _predict(engine, task, [b for b in benchmarks if b.name in task.outputs], report)
-    except engines.NonFiniteLogitsError:
-        return False
+    with engines.opened(task.checkpoint, task.engine) as engine:
+        try:
+            _predict(engine, task, [b for b in benchmarks if b.name in task.outputs], report)
+        except engines.NonFiniteLogitsError:
+            return False
     return True
 
 
@@ -59,7 +62,8 @@ def measure_latency(
 ) -> None:
     """Median and single latencies of `prompts` prompts, into the file `task.latency`."""
     report("measuring the latency", 0, prompts)
-    seconds = latency(engines.load(task.checkpoint, task.engine), benchmarks, prompts)
+    with engines.opened(task.checkpoint, task.engine) as engine:
+        seconds = latency(engine, benchmarks, prompts)
     found = {"latency_ms": 1000 * float(np.median(seconds)), "seconds": seconds}
     task.latency.parent.mkdir(parents=True, exist_ok=True)
     part = task.latency.with_suffix(".part")
@@ -83,6 +87,7 @@ def _predict(
             "source": f"{benchmark.source} {benchmark.version}",
             "data": json.dumps(benchmark.data),
             "engine": json.dumps(asdict(task.engine)),
+            "form": engine.form,
             "evaluate_version": str(EVALUATE_VERSION),
             "dropped_demonstrations": str(benchmark.dropped),
         }

@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
-from ptsearch import deploy, models, store, verify
+from ptsearch import certificate, deploy, models, store, verify
 from ptsearch.config import ExportConfig
 from ptsearch.exported import FORMAT, VERIFY
 from ptsearch.forms import Form, form_of
-from ptsearch.results import BEST_SINGLE, COST, knee
+from ptsearch.results import COST, LAZY, knee
 from ptsearch.variant import Variant, from_fields
 
 WRITTEN_WITH = ("ptsearch", "transformers", "compressed-tensors", "torch")
@@ -30,14 +30,18 @@ def write(study: Mapping[str, Any], config: ExportConfig, cache: Path) -> Path:
     out = _free_folder(config.out)
     if "front" not in study:
         raise ValueError(f"study {config.study!r} has not finished; run it first")
+    rule = study["settings"].get("vote.rule", "majority")
+    if rule != "majority":
+        raise ValueError(f"study {config.study!r} has vote={rule}: only vote=majority is served")
     if "base" not in study:
         raise ValueError(f"study {config.study!r} is of an older version; run it again, it resumes")
     row = choose(study["front"], config.pick, study["objectives"])
+    if not row.get("certificate"):
+        raise ValueError(f"study {config.study!r} has no certificates yet; run it again")
     members = {label: from_fields(study["variants"][label]["fields"]) for label in row["members"]}
     order = sorted(members, key=lambda label: -members[label].precision)  # stable: pool position
     sources = {label: _checked(cache, label, members[label]) for label in order}
     forms = {label: form_of(members[label], sources[label], config.target) for label in order}
-    certificate = row.get("certificate")
     with store.new_folder(out) as part:
         for label, form in forms.items():
             if form.stored:
@@ -46,12 +50,11 @@ def write(study: Mapping[str, Any], config: ExportConfig, cache: Path) -> Path:
                 models.write_dense(sources[label], part / "members" / label)
         described = _description(study, config, row, forms, part)
         _write(part / "ensemble.yaml", yaml.safe_dump(described, sort_keys=False))
-        if certificate:
-            _write(part / "certificate.json", json.dumps(certificate, indent=1, sort_keys=True))
+        _write(part / "certificate.json", certificate.to_json(row["certificate"]))
         if recorded := study.get("verify"):
             rows = verify.lines(verify.path_of(cache, recorded), order)
             _write(part / VERIFY, "".join(json.dumps(line) + "\n" for line in rows))
-        for name, text in deploy.texts(described, bool(certificate)):
+        for name, text in deploy.texts(described):
             _write(part / name, text)
         (part / "serve.sh").chmod(0o755)
     return out
@@ -104,8 +107,8 @@ def _description(
 ) -> dict[str, Any]:
     """What ensemble.yaml says; `forms` holds the members in the vote's total order."""
     base, settings = study["base"], study["settings"]
-    scores = {key: value for key, value in row["search"].items() if key not in COST}
-    cost = {key: row["search"][key] for key in COST}
+    scores = {key: value for key, value in row["search"].items() if key not in (*COST, *LAZY)}
+    cost = {key: row["search"][key] for key in (*COST, *LAZY)}
     dense, places = base["memory_gb"], {label: folder / "members" / label for label in forms}
     kv_bytes = base["kv_bytes_per_token"] * settings["memory.context"]
     return {
@@ -123,6 +126,9 @@ def _description(
             "rule": "majority",
             "ties": "the first of the tied in this order",
             "order": list(forms),
+            "ask": study["ask"][
+                row["run_id"]
+            ],  # until the vote is decided, where that is asked for
         },
         "members": [
             {
@@ -140,8 +146,8 @@ def _description(
             for label in row["members"]
         ],
         "scores": {"search": scores, "holdout": row["holdout"]},
-        "claim": _claim(row),
         "unskilled": list(row["unskilled"]),
+        "verdict": row["certificate"]["verdict"],
         "cost": cost
         | {
             "dense_memory_gb": dense,
@@ -149,25 +155,10 @@ def _description(
             "dense_bytes": int(1e9 * dense) - kv_bytes,
             "kv_bytes": kv_bytes,  # of one member
         },
-        "data": base["benchmarks"],
+        "benchmarks": base["benchmarks"],
         "settings": settings,
         "written_with": {package: version(package) for package in WRITTEN_WITH},
     }
-
-
-def _claim(row: Mapping[str, Any]) -> str:
-    """What the study may say of the ensemble: the certificate's verdict, else its interval's."""
-    if verdict := (row.get("certificate") or {}).get("verdict"):
-        return str(verdict)
-    gain = row["gains"].get(BEST_SINGLE)
-    if not gain:
-        return "Not tested against the best single variant: there are no intervals."
-    estimate, low, high = gain["trust"]
-    found = "Better than" if low > 0 else "Worse than" if high < 0 else "No evidence of a gain over"
-    return (
-        f"{found} the best single variant in held-out trust: {estimate:+.1f} points, "
-        f"95 % interval {low:+.1f} to {high:+.1f}."
-    )
 
 
 def _write(path: Path, text: str) -> None:

@@ -160,7 +160,12 @@ def _question(sample: Sample) -> str:
 def _from_checkpoint(reader: Reader, asks: Sequence[Ask]) -> list[str]:
     """The most probable of the choices for each ask."""
     assert reader.checkpoint is not None
-    engine = engines.load(reader.checkpoint, reader.engine)
+    with engines.opened(reader.checkpoint, reader.engine) as engine:
+        return _scored(engine, asks)
+
+
+def _scored(engine: engines.Engine, asks: Sequence[Ask]) -> list[str]:
+    """The most probable of the choices for each ask."""
     chat = bool(engine.tokenizer.chat_template)
     prompts = [
         models.render(

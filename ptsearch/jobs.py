@@ -110,7 +110,8 @@ def settings(table: Table) -> dict[str, Any]:
     search = asdict(studies.the_study(config))
     for changeable in ("kind", "name", "trials", "sampler", "seed"):
         del search[changeable]
-    return {
+    vote = {} if config.vote.rule == "majority" else {"vote": asdict(config.vote)}
+    return vote | {
         "model": {"name": table.base.name, "revision": table.base.revision},
         "pool": {label: variant.id for label, variant in table.variants.items()},
         "benchmarks": {
@@ -121,7 +122,12 @@ def settings(table: Table) -> dict[str, Any]:
             "split": config.benchmarks.split.salt,
             "samples": {b.name: digest(b)[:12] for b in table.benchmarks},
         },
-        "engine": {"dtype": config.engine.dtype},
+        "engine": {
+            "dtype": config.engine.dtype,
+            **(
+                {"name": "vllm", "form": config.engine.form} if config.engine.name == "vllm" else {}
+            ),
+        },
         "trust": asdict(config.trust),
         "memory": asdict(config.memory),
         "latency": asdict(config.latency),

@@ -3,11 +3,12 @@
 Nothing here needs torch: the gateway, which runs no model, reads its members' replies the same way.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
-from ptsearch.rules import RULES, Question, best
+from ptsearch.rules import RULES, Question, best, margin
 
 Turns = Sequence[Mapping[str, str]]  # [{"role": "user", "content": "..."}]
 
@@ -78,6 +79,11 @@ def code(query: Query, member: str, said: Said) -> int:
         return best(said.logprobs, query.offsets.get(member))
     reply = said.reply.split(query.stop)[0] if query.stop else said.reply
     return RULES[query.rules][query.parse](reply.removeprefix(query.before), query.question)
+
+
+def sureness(query: Query, member: str, said: Said) -> float:
+    """Nats between a member's two best labels; NaN where it replied."""
+    return margin(said.logprobs, query.offsets.get(member)) if said.logprobs else math.nan
 
 
 def name(query: Query, answer: int) -> str | None:

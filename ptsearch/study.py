@@ -105,7 +105,7 @@ def search(study: optuna.Study, table: Table, judge: Judge, on_trial: Seen) -> N
     before = completed(study)
     table.ensure(label for found in before for label in found.members)  # of a resumed study
     run = _Search(
-        table, judge, on_trial, {found.members for found in before},
+        table, judge, on_trial, {found.members for found in before} | unscored(study),
         proposed=sum(found.by_sampler for found in before),
     )  # fmt: skip
     if not study.trials:
@@ -148,6 +148,10 @@ class _Search:
         if not members or members in self.seen:
             raise optuna.TrialPruned
         found = self.judge(self.table, members)
+        if any(math.isnan(found[name]) for name in objectives(wanted)):
+            self.seen.add(members)  # the published rules have no score where nothing is answered
+            trial.set_user_attr("unscored", members)
+            raise optuna.TrialPruned
         violations = constraints(wanted, members, found, self.judge)
         for name, value in violations.items():
             trial.set_constraint(name, value)
@@ -208,6 +212,12 @@ class _Search:
 def completed(study: optuna.Study) -> list[Found]:
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return [_found(trial) for trial in trials]
+
+
+def unscored(study: optuna.Study) -> set[Members]:
+    """Ensembles that were tried and have no score under the rules."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+    return {tuple(t.user_attrs["unscored"]) for t in trials if "unscored" in t.user_attrs}
 
 
 def front(study: optuna.Study) -> list[Found]:

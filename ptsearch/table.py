@@ -35,6 +35,7 @@ class Entry:
     codes: Codes  # (samples,) in the order of the benchmarks
     meta: dict[str, Any]  # meta.json of its folder, with `latency_ms`
     judged: NDArray[np.bool_] | None = None  # (samples,) read by a judge; None = no judge is asked
+    logprobs: NDArray[np.float64] | None = None  # (samples, labels), for the soft vote alone
 
 
 @dataclass
@@ -97,6 +98,18 @@ class Table:
         """Labels of evaluated variants that may not vote."""
         return [label for label, entry in self.entries.items() if entry.meta["degenerate"]]
 
+    def voters(self) -> list[str]:
+        """The variants that may vote, in the pool's order. ValueError: every one is degenerate."""
+        degenerate = self.degenerate()
+        found = [label for label in self.variants if label not in degenerate]
+        if self.variants and not found:
+            raise ValueError(
+                f"every variant of the pool is degenerate: {', '.join(degenerate)} (weights that "
+                "are not finite, or a perplexity beyond pool.max_perplexity_ratio="
+                f"{self.config.pool.max_perplexity_ratio:g} x dense): give pool.variants more bits"
+            )
+        return found
+
     def variant(self, label: str) -> Variant:
         if label == DENSE:
             return Variant(self.base.name, self.base.revision)
@@ -127,8 +140,12 @@ class Table:
             )
 
     def _latency(self, label: str) -> Path:
-        """Built variants run dequantized, in the dense model's form: one measurement is theirs."""
-        form = label if self.variant(label).method == "path" else DENSE
+        """Built variants run dequantized, in the dense model's form: one measurement is theirs.
+
+        vLLM runs them as they are stored.
+        """
+        itself = self.variant(label).method == "path" or self.config.engine.name == "vllm"
+        form = label if itself else DENSE
         names = [path.name for path in self.outputs(form).values()]
         what = json.dumps([names, self.config.latency.prompts])
         digest = hashlib.sha256(what.encode()).hexdigest()[:12]
@@ -165,7 +182,16 @@ class Table:
             codes, judged = extract.decide(self.reader, codes, left)
         timed = json.loads(self._latency(label).read_text(encoding="utf-8"))
         meta = self.meta(label) | {"latency_ms": _two_digits(timed["latency_ms"])}
-        return Entry(self.variant(label), codes, meta, judged)
+        return Entry(self.variant(label), codes, meta, judged, self._logprobs(label))
+
+    def _logprobs(self, label: str) -> NDArray[np.float64] | None:
+        if self.config.vote.rule != "soft":
+            return None
+        outputs = self.outputs(label)
+        width = max(len(s.question.labels) for b in self.benchmarks for s in b.samples) + 1
+        return np.concatenate(
+            [scores.logprobs(predictions.read(outputs[b.name]), width) for b in self.benchmarks]
+        )
 
     def _degenerate_entry(self, label: str) -> Entry:
         """Without predictions: it is shown and never votes."""
@@ -178,6 +204,7 @@ def open_table(
     config: Config, benchmarks: Sequence[Benchmark], workers: Pool, report: Report
 ) -> Table:
     """The table of a config: the base model is fetched, the pool spanned, nothing built yet."""
+    config.engine.check()
     cache = Path(config.cache_dir)
     base: BaseModel = workers.call(models.prepare, config.model, cache, report=report)
     pool = expand_pool(

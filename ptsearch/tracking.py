@@ -90,6 +90,11 @@ def add(
     )
 
 
+def log_text(tracker: Tracker, run_id: str, name: str, text: str) -> None:
+    """An artifact of a run."""
+    tracker.client.log_text(run_id, text, name)
+
+
 def log_steps(tracker: Tracker, name: str, values: Iterable[tuple[int, float]]) -> None:
     """A metric of the parent run by step."""
     now = _now()

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsearch import exact, scores
+from ptsearch import exact, lazy, scores
 from ptsearch.config import OBJECTIVES
 from ptsearch.judge import Judge
 from ptsearch.scores import Scores
@@ -28,36 +28,73 @@ class Truth(NamedTuple):
     names: list[str]  # the objectives that are on
 
 
+class Everything(NamedTuple):
+    """Every ensemble of the variants that may vote, and its scores and cost."""
+
+    labels: list[str]
+    masks: exact.Masks  # (ensembles,) over the labels
+    found: dict[str, Floats]  # score -> (ensembles,)
+
+    def members(self, place: int) -> Members:
+        return tuple(self.labels[v] for v in exact.members(self.masks[place]))
+
+
 def true_front(table: Table, judge: Judge) -> Truth:
     """Enumerate all ensembles of the evaluated variants on the judge's half.
 
     ValueError: too many to enumerate, or a limit that only single ensembles can be tested for.
     """
     wanted = the_study(table.config)
-    labels = [label for label in table.variants if label not in table.degenerate()]
-    masks = exact.enumerate_ensembles(len(labels), wanted.max_members)
-    if judge.asked.rules != "clean" and masks.size > MAX_SLOW:
-        raise ValueError(f"{masks.size:,} ensembles are too many under rules={judge.asked.rules}")
-    if wanted.min_skill == "require":
-        raise ValueError("study.min_skill=require is tested for the trials alone")
-    masks = masks[np.bitwise_count(masks) >= wanted.min_members]
-    entries = [table.entries[label] for label in labels]
-    codes = np.stack([entry.codes[judge.mask] for entry in entries])
-    precision = np.array([entry.variant.precision for entry in entries])
-    found = exact.score_all(judge.asked, codes, precision, table.config.trust.weights, masks)
-    metas = [entry.meta for entry in entries]
-    cost = exact.cost_all(metas, judge.kv_bytes, table.config.latency.mode, masks)
-    found |= dict(zip(scores.Cost._fields, cost, strict=True))
-    allowed = np.ones(masks.size, dtype=bool)
+    everything, names = enumerate_scores(table, judge), objectives(wanted)
+    found = everything.found
+    allowed = np.isfinite([found[name] for name in names]).all(axis=0)
     for name, limit in limits(wanted.min).items():
         allowed &= found[name] >= limit
     for name, limit in limits(wanted.max).items():
         allowed &= found[name] <= limit
-    names = objectives(wanted)
-    values = np.stack([found[name][allowed] for name in names], axis=1)
+    places = np.flatnonzero(allowed)
+    values = np.stack([found[name][places] for name in names], axis=1)
     best = exact.pareto_front(values, [OBJECTIVES[name] for name in names])
-    front = [tuple(labels[v] for v in exact.members(mask)) for mask in masks[allowed][best]]
-    return Truth(int(allowed.sum()), front, values[best], names)
+    front = [everything.members(place) for place in places[best]]
+    return Truth(places.size, front, values[best], names)
+
+
+def enumerate_scores(table: Table, judge: Judge) -> Everything:
+    """All permitted ensembles under the study's vote on the judge's half, as `judge` scores each.
+
+    ValueError: there are none, or too many; one by one under the published rules and under other
+    votes than the majority.
+    """
+    wanted, rule = the_study(table.config), table.config.vote.rule
+    labels = table.voters()
+    masks = exact.enumerate_ensembles(len(labels), wanted.max_members)
+    slow = f"rules={judge.asked.rules}" if judge.asked.rules != "clean" else ""
+    slow = f"vote={rule}" if rule != "majority" else slow
+    if slow and masks.size > MAX_SLOW:
+        raise ValueError(
+            f"{masks.size:,} ensembles are too many under {slow}, where they are scored one by one "
+            f"(at most {MAX_SLOW:,}): lower study.max_members or the pool"
+        )
+    if wanted.min_skill == "require":
+        raise ValueError("study.min_skill=require is tested for the trials alone")
+    masks = masks[np.bitwise_count(masks) >= wanted.min_members]
+    everything = Everything(labels, masks, {})
+    if rule != "majority":
+        each = [judge(table, everything.members(place)) for place in range(masks.size)]
+        keys = [key for key in each[0] if all(key in scores for scores in each)]
+        return everything._replace(
+            found={key: np.array([scores[key] for scores in each]) for key in keys}
+        )
+    entries = [table.entries[label] for label in labels]
+    codes, precision = judge.answers(table, labels)
+    found = exact.score_all(judge.asked, codes, precision, table.config.trust.weights, masks)
+    metas = [entry.meta for entry in entries]
+    mode, asked = table.config.latency.mode, None
+    if mode == "lazy":
+        latency = np.array([meta["latency_ms"] for meta in metas])
+        asked, _ = lazy.asked_all(codes, precision, latency, masks)
+    cost = exact.cost_all(metas, judge.kv_bytes, mode, masks, asked)
+    return everything._replace(found=found | dict(zip(scores.Cost._fields, cost, strict=True)))
 
 
 def shares(truth: Truth, tried: Iterable[Scores]) -> list[float]:

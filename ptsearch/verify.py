@@ -82,18 +82,15 @@ def lines(recorded: Path, order: Sequence[str]) -> list[Row]:
 
 
 def _line(row: Mapping[str, Any], order: Sequence[str]) -> tuple[Row, float]:
-    """The line, and the least margin of its members in nats; infinite where they replied."""
+    """The line, and the least margin of its members in nats; NaN where they replied."""
     said = {member: row["said"][member] for member in order}
     offsets = {member: raw["offsets"] for member, raw in said.items() if raw.get("offsets")}
     asked = replace(query.from_fields(row["query"]), offsets=offsets)
-    margins, codes = [float("inf")], {}
+    margins, codes = [], {}
     for member, raw in said.items():
-        values = raw.get("logprobs", [])
-        codes[member] = query.code(asked, member, Said(tuple(values), raw.get("reply", "")))
-        if values:
-            less = offsets.get(member, [0.0] * len(values))
-            last, best = sorted(v - o for v, o in zip(values, less, strict=True))[-2:]
-            margins.append(best - last)
+        one = Said(tuple(raw.get("logprobs", [])), raw.get("reply", ""))
+        codes[member] = query.code(asked, member, one)
+        margins.append(query.sureness(asked, member, one))
     line = {
         "sample": row["sample"],
         "query": query.to_fields(asked),

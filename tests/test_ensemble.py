@@ -11,6 +11,8 @@ from ptsearch import models, store
 from ptsearch.config import EngineConfig
 from ptsearch.ensemble import PrecisionEnsemble
 from ptsearch.exported import FORMAT
+from ptsearch.query import Query, sureness
+from ptsearch.rules import Question
 from ptsearch.voting import vote
 
 PROMPTS = ["Is water wet?", "Is fire cold? Think.", [{"role": "user", "content": "Is it?"}]]
@@ -28,7 +30,12 @@ def write_ensemble(out: Path, checkpoints: dict[str, Path]) -> Path:
         described = {
             "format": FORMAT,
             "settings": {"engine.dtype": "float32"},
-            "vote": {"rule": "majority", "order": list(checkpoints)},
+            "vote": {
+                "rule": "majority",
+                "order": list(checkpoints),
+                "ask": list(reversed(checkpoints)),
+                "cascade": {"first": "middle", "margin": 0.0},
+            },
             "members": [{"label": label, "folder": f"members/{label}"} for label in checkpoints],
         }
         (part / "ensemble.yaml").write_text(yaml.safe_dump(described), encoding="utf-8")
@@ -85,6 +92,27 @@ def test_asking_lazily_gives_the_same_labels(ensemble) -> None:
     full, lazy = (ensemble.answer(prompts, LABELS, lazy=lazy) for lazy in (False, True))
     assert [answer.label for answer in lazy] == [answer.label for answer in full]
     assert any(len(answer.members) < 3 for answer in lazy)
+
+
+def test_a_cascade_asks_the_rest_where_the_first_is_not_sure(ensemble, monkeypatch) -> None:
+    question = Question(tuple(LABELS))
+    queries = [Query(f"{n} is a number?", question) for n in range(30)]
+    full = ensemble.ask(queries)
+    pairs = zip(queries, full, strict=True)
+    sure = [sureness(asked, "middle", answer.said["middle"]) for asked, answer in pairs]
+    limit = sorted(sure)[15] - 1e-3
+    monkeypatch.setitem(ensemble.description["vote"]["cascade"], "margin", limit)
+    found = ensemble.ask(queries, cascade=True)
+    alone = 0
+    for own, vote_, answer in zip(sure, full, found, strict=True):
+        if own >= limit:
+            assert list(answer.members) == ["middle"]
+            assert answer.label == vote_.members["middle"]
+            alone += 1
+        else:
+            assert answer.members == vote_.members
+            assert answer.label == vote_.label
+    assert 0 < alone < len(queries)
 
 
 def test_replies_are_read_and_may_refuse(ensemble) -> None:

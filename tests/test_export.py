@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import socket
 import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from ptsearch.calibration import Calibration
 from ptsearch.config import EngineConfig, ExportConfig
 from ptsearch.ensemble import PrecisionEnsemble
 from ptsearch.models import BaseModel
+from ptsearch.results import COST, LAZY
 from ptsearch.variant import Variant
 
 DENSE = Variant("tiny", "0")
@@ -36,7 +39,7 @@ def cache(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def study(tiny_model: Path) -> dict[str, Any]:
     """What a study of that pool recorded of itself; one ensemble of all three is its front."""
-    scores = dict.fromkeys((*deploy.SHOWN, "memory_gb", "latency_ms"), 50.0)
+    scores = dict.fromkeys((*deploy.SHOWN, *COST, *LAZY), 50.0)
     labels = [variant.label for variant in POOL]
     return {
         "front": [
@@ -45,11 +48,13 @@ def study(tiny_model: Path) -> dict[str, Any]:
                 "run_id": "run",
                 "search": scores | {"memory_gb": 0.09},
                 "holdout": scores,
-                "gains": {"best_single": {"trust": [1.0, -2.0, 4.0]}},
+                "certificate": {"verdict": "no evidence of a gain over dense"},
                 "unskilled": [],
             }
         ],
         "objectives": ["trust", "memory_gb"],
+        "ask": {"run": labels},
+        "cascade": {},
         "variants": {v.label: {"id": v.id, "fields": asdict(v)} for v in POOL},
         "settings": {
             "model.name": "tiny", "model.revision": "0", "engine.dtype": "bfloat16",
@@ -102,6 +107,48 @@ def test_every_text_parses(target: str, study, cache, tmp_path) -> None:
         assert set(given.removeprefix("serve.engines=[").removesuffix("]").split(",")) < hosts
 
 
+STUB = """#!{python}
+import http.server, sys
+arguments = sys.argv[1:]
+if arguments[:2] == ["-m", "vllm.entrypoints.openai.api_server"]:
+    class Health(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.path == "/health" else 404)
+            self.end_headers()
+        def log_message(self, *_): pass
+    port = int(arguments[arguments.index("--port") + 1])
+    http.server.HTTPServer(("127.0.0.1", port), Health).serve_forever()
+elif arguments[0] == "-c":
+    exec(arguments[1])
+else:
+    print("\\n".join(arguments))
+"""
+
+
+def test_the_script_starts_the_gateway_once_its_members_are_up(study, cache, tmp_path) -> None:
+    """vLLM and ptsearch are played by a stub: it is the script that is run."""
+    folder = write(study, cache, tmp_path / "out", "cpu").folder
+    stub = tmp_path / "python"
+    stub.write_text(STUB.format(python=sys.executable))
+    stub.chmod(0o755)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        first = taken.getsockname()[1] % 20000 + 20000
+    environment = os.environ | {"PYTHON": str(stub), "FIRST_PORT": str(first), "PORT": "1"}
+    done = subprocess.run(
+        [folder / "serve.sh"], env=environment, capture_output=True, text=True, timeout=60,
+        check=True,
+    )  # fmt: skip
+    urls = ",".join(f"http://127.0.0.1:{first + i}/v1" for i in range(3))
+    assert done.stdout.splitlines() == [
+        "-m", "ptsearch", "+serve=gateway", f"serve.dir={folder}", f"serve.engines=[{urls}]",
+        "serve.host=127.0.0.1", "serve.port=1",
+    ]  # fmt: skip
+    for i in range(3):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", first + i), timeout=1)
+
+
 def test_the_card_has_the_hubs_metadata_and_claims_nothing_unproven(study, cache, tmp_path) -> None:
     folder = write(study, cache, tmp_path / "out").folder
     _, front, text = (folder / "README.md").read_text().split("---\n", 2)
@@ -110,11 +157,10 @@ def test_the_card_has_the_hubs_metadata_and_claims_nothing_unproven(study, cache
     assert metadata["base_model_relation"] == "quantized"
     assert metadata["license"] == "other"
     assert {"rtn", "3-bit", "8-bit"} <= set(metadata["tags"])
-    assert "No evidence of a gain" in text
+    assert "no evidence of a gain over dense" in text
     assert "90 % of the dense model's" in text
-    study["front"][0]["gains"]["best_single"]["trust"] = [3.0, 0.5, 4.0]
-    folder = write(study, cache, tmp_path / "better").folder
-    assert "Better than the best single variant" in (folder / "README.md").read_text()
+    certificate = json.loads((folder / "certificate.json").read_text())
+    assert certificate == study["front"][0]["certificate"]
 
 
 def test_the_license_is_the_base_models(tmp_path: Path) -> None:
@@ -195,15 +241,6 @@ def test_weights_are_linked_where_they_can_be_and_copied_elsewhere(
     assert (copied / source.name).read_bytes() == source.read_bytes()
 
 
-def test_a_certificate_goes_along(study, cache, tmp_path) -> None:
-    study["front"][0]["certificate"] = {"verdict": "no evidence of a gain over dense"}
-    folder = write(study, cache, tmp_path / "out").folder
-    assert json.loads((folder / "certificate.json").read_text())["verdict"].startswith("no evid")
-    assert "no evidence of a gain over dense" in (folder / "README.md").read_text()
-    del study["front"][0]["certificate"]
-    assert not (write(study, cache, tmp_path / "without").folder / "certificate.json").exists()
-
-
 def test_members_exported_answer_as_the_pool_does(study, cache, tmp_path) -> None:
     ensemble = PrecisionEnsemble.from_pretrained(write(study, cache, tmp_path / "out").folder)
     alone = engines.load(build.folder_of(cache, POOL[0]), EngineConfig())
@@ -214,7 +251,11 @@ def test_members_exported_answer_as_the_pool_does(study, cache, tmp_path) -> Non
     assert said.logprobs == pytest.approx(expected, abs=0.02)
 
 
-def test_a_study_of_an_older_version(study, cache, tmp_path) -> None:
+def test_a_study_that_cannot_be_exported(study, cache, tmp_path) -> None:
+    study["settings"]["vote.rule"] = "soft"
+    with pytest.raises(ValueError, match="only vote=majority is served"):
+        write(study, cache, tmp_path / "out")
+    del study["settings"]["vote.rule"]
     del study["base"]
     with pytest.raises(ValueError, match="run it again"):
         write(study, cache, tmp_path / "out")

@@ -99,6 +99,9 @@ def test_the_export_stands_alone(pick: str, finished, monkeypatch, tmp_path) -> 
             assert store.sha256_file(folder / name) == digest
     assert "trust" in described["scores"]["search"]
     assert "trust" in described["scores"]["holdout"]
+    assert described["verdict"].startswith(
+        ("not tested", "no evidence of a gain")
+    )  # tiny and random
     logged = exported.read_verify(exported.open_folder(out))
     assert {row.sample.split("/")[0] for row in logged} == set(NAMES)
     answers = PrecisionEnsemble.from_pretrained(out).ask([row.query for row in logged])

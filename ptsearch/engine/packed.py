@@ -20,7 +20,8 @@ from ptsearch.engine.prefix import Plan
 
 NAME = "ptsearch_packed"  # in transformers' attention interface
 ALIGN = 32  # score rows of a multiple of this take half the time in the CPU's bf16 softmax
-SCORES = 2**21  # attention scores of one bucket: a few megabytes stay in the CPU's cache
+# Attention scores of one bucket: a few megabytes stay in a CPU's cache, a GPU wants large products.
+SCORES = {"cpu": 2**21, "cuda": 2**26}
 
 
 class UnsupportedError(Exception):
@@ -237,10 +238,11 @@ def arrange(plan: Plan, part: Sequence[int], keep: Iterable[int], store: Store, 
         behind.setdefault(path, []).append(number)
     lengths = {number: len(plan.segments[number].tokens) for number in part}
     heads = model.config.get_text_config().num_attention_heads
+    budget = SCORES[model.device.type] // heads
     buckets = []
     for path, numbers in behind.items():
         past = plan.segments[numbers[0]].start
-        for rows in _similar(numbers, lengths, past, heads):
+        for rows in _similar(numbers, lengths, past, budget):
             longest = max(lengths[row] for row in rows)
             buckets.append(
                 Bucket(
@@ -296,15 +298,15 @@ def aligned(length: int) -> int:
 
 
 def _similar(
-    numbers: Sequence[int], lengths: dict[int, int], past: int, heads: int
+    numbers: Sequence[int], lengths: dict[int, int], past: int, budget: int
 ) -> Iterable[list[int]]:
-    """Rows of about equal length, so many that their scores stay within SCORES."""
+    """Rows of about equal length, so many that a head's scores stay within the budget."""
     bucket: list[int] = []
     for number in sorted(numbers, key=lambda n: -lengths[n]):
         longest = lengths[bucket[0]] if bucket else 0
-        scores = (len(bucket) + 1) * heads * longest * aligned(past + longest)
+        scores = (len(bucket) + 1) * longest * aligned(past + longest)
         if bucket and (
-            scores > SCORES or longest - lengths[number] > max(ALIGN // 2, longest // 4)
+            scores > budget or longest - lengths[number] > max(ALIGN // 2, longest // 4)
         ):
             yield bucket
             bucket = []

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # One vLLM server a member, then the gateway that votes; all of them end with this script.
-# HOST, PORT (of the gateway), FIRST_PORT (of the members) and PYTHON can be set.
+# HOST, PORT (of the gateway), FIRST_PORT (of the members), PYTHON and VLLM_PYTHON (where vLLM has an
+# environment of its own) can be set.
 set -euo pipefail
 here=$$(cd "$$(dirname "$$0")" && pwd)
 python=$${PYTHON:-python3}
+vllm=$${VLLM_PYTHON:-$$python}
 first=$${FIRST_PORT:-8101}
 members=($members)
 shares=($shares)
@@ -13,7 +15,7 @@ trap 'kill "$${pids[@]}" 2>/dev/null; wait' EXIT
 engines=""
 for i in "$${!members[@]}"; do
   port=$$((first + i))
-  $environment"$$python" -m vllm.entrypoints.openai.api_server \
+  $environment"$$vllm" -m vllm.entrypoints.openai.api_server \
     --model "$$here/members/$${members[$$i]}" --served-model-name "$${members[$$i]}" \
     --host 127.0.0.1 --port "$$port" $arguments &
   pids+=($$!)

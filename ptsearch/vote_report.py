@@ -1,0 +1,106 @@
+"""Another vote rule beside the paper's majority, for the same ensembles; what abstaining buys."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptsearch import metrics, scores
+from ptsearch.gains import KEYS, Gain, differences
+from ptsearch.judge import Judge
+from ptsearch.study import Members
+from ptsearch.table import Table
+from ptsearch.voting import majority, margins
+
+Floats = NDArray[np.float64]
+PARITY = (".dpd", ".eod", ".accuracy")  # of a scenario
+
+
+class Against(NamedTuple):
+    """Of each ensemble and score: under the rule, under the majority, on either half."""
+
+    rows: list[dict[str, str | float]]
+    gains: list[dict[str, Gain]]  # by ensemble, on the holdout half, over the majority
+    remarks: list[str]  # why gains are missing
+
+
+class Curve(NamedTuple):
+    """Percent. One point for each margin that occurs, the widest first."""
+
+    margin: Floats
+    coverage: Floats  # samples with that margin at least
+    risk: Floats  # wrong votes among them
+    aurc: float  # mean risk over all coverages, smaller is better
+
+
+def against_majority(
+    table: Table, halves: tuple[Judge, Judge], ensembles: Sequence[Members]
+) -> Against:
+    """The study's rule against the majority; intervals hold over all ensembles and scores at once,
+    DPD and EOD among them. The holdout half is read.
+    """
+    ruled, plain = (
+        [np.stack([vote(judge, members) for members in ensembles]) for judge in halves]
+        for vote in (
+            lambda judge, members: judge.vote(table, members),
+            lambda judge, members: majority(*judge.answers(table, members)),
+        )
+    )
+    found = {
+        f"{half}.{rule}": [
+            scores.score(judge.asked, codes, judge.config.trust.weights) for codes in votes[place]
+        ]
+        for place, (half, judge) in enumerate(zip(("search", "holdout"), halves, strict=True))
+        for rule, votes in (("rule", ruled), ("majority", plain))
+    }
+    keys = [key for key in found["holdout.rule"][0] if _is_shown(key)]
+    pairs = [(i, len(ensembles) + i) for i in range(len(ensembles))]
+    gains: list[dict[str, Gain]] = [{} for _ in ensembles]
+    remarks = []
+    try:
+        voted = np.concatenate([ruled[1], plain[1]])
+        gains = differences(table, halves[1], voted, pairs, keys)
+    except ValueError as error:
+        remarks.append(f"no intervals of the vote rule against the majority: {error}")
+    rows: list[dict[str, str | float]] = []
+    for i, members in enumerate(ensembles):
+        for key in keys:
+            row: dict[str, str | float] = {"members": " + ".join(members), "score": key}
+            row |= {name: each[i][key] for name, each in found.items()}
+            row["gain"] = found["holdout.rule"][i][key] - found["holdout.majority"][i][key]
+            if key in gains[i]:
+                row |= {"gain.low": gains[i][key].low, "gain.high": gains[i][key].high}
+            rows.append(row)
+    return Against(rows, gains, remarks)
+
+
+def _is_shown(key: str) -> bool:
+    return key in (*KEYS, "refusal_rate") or ("/" in key and key.endswith(PARITY))
+
+
+def risk_coverage(table: Table, judge: Judge, members: Members) -> Curve:
+    """Of the majority's margin as its confidence, on the scored samples."""
+    said, precision = judge.answers(table, members)
+    asked = judge.asked
+    scored = np.concatenate([part.rows for part in asked.parts if part.scenario.scored])
+    voted = majority(said, precision)
+    right = metrics.is_correct(voted, asked.gold, asked.n_labels, asked.abstain_ok)
+    return curve(margins(said)[scored], ~right[scored])
+
+
+def curve(confidence: Floats, wrong: NDArray[np.bool_]) -> Curve:
+    """Risk by coverage and the area under it (Geifman and El-Yaniv 2017,
+    https://arxiv.org/abs/1705.08500); equal confidences count as if in random order.
+    """
+    levels, place = np.unique(-confidence, return_inverse=True)
+    size = np.bincount(place)
+    errors = np.bincount(place, weights=wrong)
+    covered = np.cumsum(size)
+    expected = np.cumsum(np.repeat(errors / size, size))  # errors among the first 1, 2, ... n
+    return Curve(
+        margin=-levels,
+        coverage=100.0 * covered / confidence.size,
+        risk=100.0 * np.cumsum(errors) / covered,
+        aurc=100.0 * float(np.mean(expected / np.arange(1, confidence.size + 1))),
+    )
