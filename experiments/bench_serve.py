@@ -44,6 +44,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--dir", default="", help="an exported ensemble, for the local server")
     parser.add_argument("--seconds", type=float, default=60.0, help="of the local load test")
+    parser.add_argument("--items", type=int, default=0, help="of the benchmarks, 0 = all 1,170")
+    parser.add_argument("--only", choices=CLIENTS, help="one of the two servers")
     parser.add_argument("--stub", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.stub:
@@ -52,9 +54,10 @@ def main() -> None:
     result: dict[str, Any] = dict.fromkeys(
         ("stub_requests_per_s", "gateway_own_ms_p50", "local_share_of_offline", "answers", "wrong")
     )
-    result |= bench_gateway()
-    if args.dir:
-        result |= bench_local(Path(args.dir), args.seconds)
+    if args.only != "local":
+        result |= bench_gateway()
+    if args.dir and args.only != "gateway":
+        result |= bench_local(Path(args.dir), args.seconds, args.items)
     say(result)
 
 
@@ -85,17 +88,17 @@ def bench_gateway() -> dict[str, Any]:
     }
 
 
-def bench_local(folder: Path, seconds: float) -> dict[str, Any]:
+def bench_local(folder: Path, seconds: float, items: int) -> dict[str, Any]:
     """Items a second served, as a share of offline; answers, and how many were wrong."""
-    asked = prompts()
-    offline = offline_items(folder)
+    asked = prompts(items)
+    offline = offline_items(folder, items)
     before = offline["items_per_s"]
     options = (f"serve.dir={folder.resolve()}", "serve.port=8740")
     with process("+serve=local", *options):
         asyncio.run(ready("http://127.0.0.1:8740"))
         bodies = [body(prompt, labels) for prompt, labels in asked]
         served = load("http://127.0.0.1:8740", bodies, "local", seconds)
-    after = offline_items(folder)["items_per_s"]
+    after = offline_items(folder, items)["items_per_s"]
     said, unsure = served.pop("said"), 0
     wrong = 0
     for one in said:
@@ -115,7 +118,7 @@ def bench_local(folder: Path, seconds: float) -> dict[str, Any]:
     }
 
 
-def prompts() -> list[tuple[str, list[str]]]:
+def prompts(items: int) -> list[tuple[str, list[str]]]:
     """Text prompts with their labels, in random order."""
     found = [
         (sample.prompt, list(sample.question.labels))
@@ -124,28 +127,31 @@ def prompts() -> list[tuple[str, list[str]]]:
         if isinstance(sample.prompt, str)
     ]
     random.Random(0).shuffle(found)
-    return found
+    return found[:items] if items else found
 
 
-def offline_items(folder: Path) -> dict[str, Any]:
+def offline_items(folder: Path, items: int) -> dict[str, Any]:
     """The ensemble without a server, all prompts in one call, in a process of its own."""
     code = (
         "import sys; sys.path.insert(0, 'experiments'); import bench_serve as b; "
-        "b.say(b.offline(sys.argv[1]))"
+        "b.say(b.offline(sys.argv[1], int(sys.argv[2])))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(folder), str(items)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def offline(folder: str) -> dict[str, Any]:
+def offline(folder: str, items: int) -> dict[str, Any]:
     from ptsearch.ensemble import PrecisionEnsemble
     from ptsearch.query import Query
     from ptsearch.rules import Question
 
     ensemble = PrecisionEnsemble.from_pretrained(folder)
-    queries = [Query(p, Question(tuple(labels)), lead=" ") for p, labels in prompts()]
+    queries = [Query(p, Question(tuple(labels)), lead=" ") for p, labels in prompts(items)]
     ensemble.ask(queries[:8])  # first-call costs
     started = time.perf_counter()
     found = ensemble.ask(queries)

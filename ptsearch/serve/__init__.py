@@ -1,6 +1,6 @@
 """An exported ensemble behind an OpenAI-compatible endpoint: `+serve=local`, `+serve=gateway`.
 
-    app -> api (request) -> members.ask -> ballot (vote) -> api (response)
+    app -> api (request) -> members.ask -> replies (vote) -> api (response)
                                  |
               local: one process, batches over clients; gateway: one engine a member
 

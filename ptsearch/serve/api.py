@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from ptsearch.query import Query, Turns
 from ptsearch.rules import Question
-from ptsearch.serve.ballot import Reply, Vote
+from ptsearch.serve.replies import Reply, Vote
 
 MAX_LABELS = 256
 MAX_REPLY = 256  # tokens

@@ -16,9 +16,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ptsearch.config import ServeConfig
-from ptsearch.serve import api, ballot
+from ptsearch.serve import api
 from ptsearch.serve.api import ApiError
 from ptsearch.serve.meter import Meter
+from ptsearch.serve.replies import AWAY, Members, Reply, count
 
 RETRY_AFTER = {"Retry-After": "1"}  # seconds
 
@@ -31,7 +32,7 @@ class Service:
 
     name: str
     labels: list[str]  # of the members, in the vote's total order
-    members: ballot.Members
+    members: Members
     settings: ServeConfig
     key: str  # "" = none is asked for
     meter: Meter
@@ -107,7 +108,7 @@ async def _answer(service: Service, request: Request, chat: bool, started: float
     if settings.log_prompts:
         log.info("asked %r, one of %r", asked.prompt, options)
     replies = await service.members.ask(asked)
-    vote = ballot.count(replies, len(options))
+    vote = count(replies, len(options))
     seconds = perf_counter() - started
     service.meter.vote(replies, vote, seconds)
     if len(labels) - vote.away < service.quorum:
@@ -125,7 +126,7 @@ async def _answer(service: Service, request: Request, chat: bool, started: float
     return Response(json.dumps(whole), media_type="application/json")
 
 
-def _too_few(labels: list[str], replies: list[ballot.Reply], quorum: int) -> ApiError:
+def _too_few(labels: list[str], replies: list[Reply], quorum: int) -> ApiError:
     """400 if enough members found fault with the request itself, else 503."""
     notes = [reply.note for reply in replies if reply.outcome == "rejected"]
     if len(notes) >= quorum:
@@ -133,7 +134,7 @@ def _too_few(labels: list[str], replies: list[ballot.Reply], quorum: int) -> Api
     away = [
         f"{label} {reply.outcome}"
         for label, reply in zip(labels, replies, strict=True)
-        if reply.outcome in ballot.AWAY
+        if reply.outcome in AWAY
     ]
     return ApiError(503, f"too few members replied: {', '.join(away)}", "below_quorum")
 

@@ -18,7 +18,7 @@ from ptsearch import query, rules
 from ptsearch.config import EngineConfig, ServeConfig, secret
 from ptsearch.exported import Exported
 from ptsearch.query import Query
-from ptsearch.serve.ballot import Members, Reply, answered
+from ptsearch.serve.replies import Members, Reply, answered
 
 MIN_TOKENS = 16  # of a reply, where an engine is not bound to the labels
 BACK_OFF = 0.05  # seconds before the first retry, doubled each time

@@ -21,7 +21,7 @@ from ptsearch.exported import Exported
 from ptsearch.query import Query, code
 from ptsearch.rules import UNUSABLE
 from ptsearch.serve.api import ApiError
-from ptsearch.serve.ballot import NOT_ASKED, Members, Reply, answered
+from ptsearch.serve.replies import NOT_ASKED, Members, Reply, answered
 
 MOST = 64  # queries of a batch
 STILL = 0.002  # seconds without an arrival after which a batch is closed

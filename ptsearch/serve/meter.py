@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from ptsearch.serve.ballot import Reply, Vote
+from ptsearch.serve.replies import Reply, Vote
 
 WINDOW = 1000  # votes over which the disagreement is taken
 LEAST = 50  # votes before it can raise the alarm

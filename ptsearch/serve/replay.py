@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from ptsearch import query
 from ptsearch.exported import Exported, Logged, read_verify
-from ptsearch.serve import ballot
-from ptsearch.serve.ballot import Ask
+from ptsearch.serve.replies import AWAY, Ask, count
 
 AT_ONCE = 16  # queries under way
 SHOWN = 5  # differences that the error names
@@ -44,10 +43,10 @@ async def _differs(ask: Ask, row: Logged, members: Sequence[str], limit: asyncio
     """What is other than it was; "" = nothing."""
     async with limit:
         replies = await ask(row.query)
-    away = [m for m, reply in zip(members, replies, strict=True) if reply.outcome in ballot.AWAY]
+    away = [m for m, reply in zip(members, replies, strict=True) if reply.outcome in AWAY]
     if away:
         return f"{row.sample}: no reply of {', '.join(away)}"
-    vote = query.name(row.query, ballot.count(replies, 0).code)
+    vote = query.name(row.query, count(replies, 0).code)
     if vote == row.vote:
         return ""
     given = [query.name(row.query, reply.code) for reply in replies]
