@@ -4,11 +4,8 @@ Plain dataclasses of int, float, str, bool, list and dict, as OmegaConf wants it
 `None` until their group is appended (`+study=pareto`).
 """
 
-<<<<<<< HEAD
 import os
-=======
 import shutil
->>>>>>> 675ea8282250cbe11cad15336407d0dcd019016c
 from dataclasses import dataclass, field
 from typing import Any, Literal
 

@@ -17,12 +17,8 @@ import torch
 
 from ptsearch import models
 from ptsearch.config import EngineConfig
-<<<<<<< HEAD
-from ptsearch.engine import decoding, fast, memory, plain, scoring
-from ptsearch.engine.kept import Kept
-=======
 from ptsearch.engine import decoding, fast, memory, plain, scoring, vllm
->>>>>>> 675ea8282250cbe11cad15336407d0dcd019016c
+from ptsearch.engine.kept import Kept
 from ptsearch.engine.plain import NonFiniteLogitsError, Report, Target
 
 __all__ = [
@@ -52,12 +48,9 @@ class Engine(NamedTuple):
     limits: memory.Limits
     context: int  # longest sequence the model was made for; 0 = no limit
     eos: frozenset[int]  # a reply ends before any of these
-<<<<<<< HEAD
-    packed: bool  # False: the plain path
-    kept: Kept | None = None  # prefixes that stay between calls of `score`
-=======
     packed: bool  # False: the plain path, or a server
     form: str = "dense"  # of the weights that answer
+    kept: Kept | None = None  # prefixes that stay between calls of `score`
 
     @property
     def is_served(self) -> bool:
@@ -73,7 +66,6 @@ def opened(folder: Path, settings: EngineConfig) -> Iterator[Engine]:
     finally:
         if engine.is_served:
             engine.model.close()
->>>>>>> 675ea8282250cbe11cad15336407d0dcd019016c
 
 
 def load(folder: Path, settings: EngineConfig) -> Engine:
@@ -143,15 +135,11 @@ def score(
     def report_prompts(done: int, total: int) -> None:
         report(done * len(prompts) // total, len(prompts))
 
-<<<<<<< HEAD
     if engine.packed:
         found = scoring.logprobs(engine.model, asked, engine.limits, report_prompts, engine.kept)
     else:
-        found = plain.logprobs(engine.model, asked, engine.limits, report_prompts)
-=======
-    path = vllm if engine.is_served else scoring if engine.packed else plain
-    found = path.logprobs(engine.model, asked, engine.limits, report_prompts)
->>>>>>> 675ea8282250cbe11cad15336407d0dcd019016c
+        path = vllm if engine.is_served else plain
+        found = path.logprobs(engine.model, asked, engine.limits, report_prompts)
     return [[sum(found[key][target] for key, target in row) for row in rows] for rows in wanted]
 
 
