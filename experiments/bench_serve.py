@@ -3,23 +3,26 @@
     python experiments/bench_serve.py [--dir DIR] [--seconds 60]
 
 The gateway: three stub engines in one process, the gateway in another, 8 clients in this one, all
-on the same cores. Own time is what the gateway adds to its slowest member, by its own clock. The
-local server (only with --dir, an exported ensemble): 16 clients for `--seconds`, prompts of the
-pocket benchmarks in random order; offline is the same ensemble on the same prompts in one call,
-before and after. `wrong` counts answers that are not the offline ones though the margin of every
-member is clear. The last line is JSON.
+on the same cores. Own time is what the gateway adds to its slowest member, by its own clock.
+
+The local server: 16 clients for `--seconds`, prompts of the pocket benchmarks in random order;
+offline is the same ensemble on the same prompts in one call, before and after. `wrong` counts
+answers that are not the offline ones though the margin of every member is clear. `--dir` is an
+exported ensemble; without it three members of the default model are rounded to nearest, once, and
+kept under mlruns/. The last line is JSON.
 """
 
 import argparse
 import asyncio
 import json
 import random
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,7 @@ from ptsearch.config import BenchmarksConfig
 from ptsearch.exported import FORMAT
 
 LABELS = ["no", "yes"]
+BITS = [8, 4, 3]
 STUBS = ("high", "middle", "low")
 CLIENTS = {"gateway": 8, "local": 16}
 CLEAR = 0.25  # nats between a member's two best labels; bf16 rounding moves them by less
@@ -56,8 +60,9 @@ def main() -> None:
     )
     if args.only != "local":
         result |= bench_gateway()
-    if args.dir and args.only != "gateway":
-        result |= bench_local(Path(args.dir), args.seconds, args.items)
+    if args.only != "gateway":
+        folder = Path(args.dir) if args.dir else rounded(Path("mlruns"))
+        result |= bench_local(folder.resolve(), args.seconds, args.items)
     say(result)
 
 
@@ -65,10 +70,7 @@ def bench_gateway() -> dict[str, Any]:
     """Requests a second, and milliseconds, at 8 clients; the best of some rounds."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "stubs"
-        with store.new_folder(folder) as part:
-            members = [{"label": label, "folder": f"members/{label}"} for label in STUBS]
-            described = {"format": FORMAT, "members": members, "vote": {"order": list(STUBS)}}
-            (part / "ensemble.yaml").write_text(yaml.safe_dump(described), encoding="utf-8")
+        describe(folder, dict.fromkeys(STUBS))
         with process("--stub", "8731", script=True):
             engines = ",".join(f"http://127.0.0.1:{8731 + k}/v1" for k in range(len(STUBS)))
             options = (f"serve.dir={folder}", f"serve.engines=[{engines}]")
@@ -93,7 +95,7 @@ def bench_local(folder: Path, seconds: float, items: int) -> dict[str, Any]:
     asked = prompts(items)
     offline = offline_items(folder, items)
     before = offline["items_per_s"]
-    options = (f"serve.dir={folder.resolve()}", "serve.port=8740")
+    options = (f"serve.dir={folder}", "serve.port=8740")
     with process("+serve=local", *options):
         asyncio.run(ready("http://127.0.0.1:8740"))
         bodies = [body(prompt, labels) for prompt, labels in asked]
@@ -116,6 +118,33 @@ def bench_local(folder: Path, seconds: float, items: int) -> dict[str, Any]:
         "wrong": wrong,
         "lost": served["failed"],
     }
+
+
+def rounded(runs: Path) -> Path:
+    """An ensemble for speed alone."""
+    folder = runs / "bench-serve"
+    if folder.exists():
+        return folder
+    pool = f"pool.variants=[{{method: rtn, bits: {BITS}}}]"
+    build = [sys.executable, "-m", "ptsearch", "+build=pool", pool, f"runs_dir={runs}"]
+    subprocess.run([*build, "calibration.samples=5"], check=True, stdout=subprocess.DEVNULL)
+    metas = [(p.parent, json.loads(p.read_text())) for p in runs.glob("cache/variants/*/meta.json")]
+    labels = [f"rtn-{bits}b-g64-s0" for bits in BITS]
+    describe(folder, {each: next(p for p, m in metas if m["label"] == each) for each in labels})
+    return folder
+
+
+def describe(folder: Path, members: Mapping[str, Path | None]) -> None:
+    """A folder as +export=ensemble writes it, without logged votes."""
+    with store.new_folder(folder) as part:
+        rows = [{"label": label, "folder": f"members/{label}"} for label in members]
+        vote = {"rule": "majority", "order": list(members)}
+        described = {"format": FORMAT, "settings": {}, "members": rows, "vote": vote}
+        (part / "ensemble.yaml").write_text(yaml.safe_dump(described), encoding="utf-8")
+        for label, checkpoint in members.items():
+            if checkpoint:
+                ignore = shutil.ignore_patterns("meta.json", store.MANIFEST)
+                shutil.copytree(checkpoint, part / "members" / label, ignore=ignore)
 
 
 def prompts(items: int) -> list[tuple[str, list[str]]]:

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from ptsearch import engine as engines
 from ptsearch import models
 from ptsearch.benchmarks import Benchmark, Sample, Turn
-from ptsearch.config import BASE, Config, EngineConfig, JudgeConfig, secret
+from ptsearch.checks import secret
+from ptsearch.config import BASE, Config, EngineConfig, JudgeConfig
 from ptsearch.models import BaseModel
 from ptsearch.rules import CONTRADICTORY, REFUSED, UNUSABLE
 

@@ -15,7 +15,8 @@ import yaml
 from aiohttp import web
 
 from ptsearch import query, store
-from ptsearch.config import EngineConfig, ServeConfig
+from ptsearch.config import EngineConfig
+from ptsearch.config_serve import ServeConfig
 from ptsearch.exported import FORMAT, Logged
 from ptsearch.serve import serve
 

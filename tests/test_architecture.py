@@ -19,7 +19,9 @@ MAY_IMPORT = {
     "rates": {"scores", "statistics", "voting"},
     "exact": {"rates", "scores", "voting"},
     "published": {"metrics", "rules"},
-    "config": {"variant"},
+    "checks": set(),
+    "config_serve": {"checks"},
+    "config": {"checks", "config_serve", "variant"},
     "predictions": {"variant"},
     "store": {"variant"},
     "compute": set(),
@@ -31,7 +33,7 @@ MAY_IMPORT = {
     "quantize": {"quantize", "variant", "models", "store", "calibration", "config"},
     "build": {"calibration", "config", "models", "quantize", "store", "variant"},
     "engine": {"engine", "models", "config"},
-    "extract": {"benchmarks", "config", "engine", "models", "rules"},
+    "extract": {"checks", "benchmarks", "config", "engine", "models", "rules"},
     "evaluate": {"benchmarks", "config", "engine", "models", "predictions"},
     "table": CHEAP | {"benchmarks", "build", "calibration", "compute", "evaluate", "extract"}
     | {"models", "fetch", "store"},
@@ -66,8 +68,8 @@ MAY_IMPORT = {
     "report": ANY,
     "experiment_report": ANY,
     "jobs": ANY,
-    "serve": {"config", "engine", "ensemble", "exported", "models", "query", "rules", "serve"}
-    | {"voting"},
+    "serve": {"checks", "config", "config_serve", "engine", "ensemble", "exported", "models"}
+    | {"query", "rules", "serve", "voting"},
     "cli": {"compute", "config", "jobs", "serve"},
     "__main__": {"cli"},
     "__init__": set(),

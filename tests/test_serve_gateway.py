@@ -16,7 +16,7 @@ from openai import OpenAI
 from serving import FakeEngine, by_checksum, live, running, write_folder
 
 from ptsearch import voting
-from ptsearch.config import ServeConfig
+from ptsearch.config_serve import ServeConfig
 from ptsearch.exported import Logged
 from ptsearch.query import Query
 from ptsearch.rules import Question

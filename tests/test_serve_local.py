@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from serving import live, write_folder
 from test_ensemble import folder  # noqa: F401 - a fixture: three members of one tiny model
 
-from ptsearch.config import ServeConfig
+from ptsearch.config_serve import ServeConfig
 from ptsearch.ensemble import PrecisionEnsemble
 from ptsearch.exported import Logged
 from ptsearch.query import Query

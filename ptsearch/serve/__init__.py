@@ -16,7 +16,9 @@ from collections.abc import Callable
 
 import uvicorn
 
-from ptsearch.config import Config, EngineConfig, ServeConfig, secret
+from ptsearch.checks import secret
+from ptsearch.config import Config, EngineConfig
+from ptsearch.config_serve import ServeConfig
 from ptsearch.exported import open_folder
 from ptsearch.serve import app, replay
 from ptsearch.serve.meter import Meter

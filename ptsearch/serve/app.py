@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ptsearch.config import ServeConfig
+from ptsearch.config_serve import ServeConfig
 from ptsearch.serve import api
 from ptsearch.serve.api import ApiError
 from ptsearch.serve.meter import Meter

@@ -15,7 +15,9 @@ from typing import Any
 import aiohttp
 
 from ptsearch import query, rules
-from ptsearch.config import EngineConfig, ServeConfig, secret
+from ptsearch.checks import secret
+from ptsearch.config import EngineConfig
+from ptsearch.config_serve import ServeConfig
 from ptsearch.exported import Exported
 from ptsearch.query import Query
 from ptsearch.serve.replies import Members, Reply, answered

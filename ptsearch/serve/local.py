@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from ptsearch import engine as engines
 from ptsearch import models
-from ptsearch.config import EngineConfig, ServeConfig
+from ptsearch.config import EngineConfig
+from ptsearch.config_serve import ServeConfig
 from ptsearch.ensemble import Answer, PrecisionEnsemble
 from ptsearch.exported import Exported
 from ptsearch.query import Query, code
