@@ -15,6 +15,7 @@ from ptsearch import query, store
 from ptsearch.query import Query
 
 FORMAT = "ptsearch-ensemble/1"
+UNSAFE = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".py")  # pickles, and code
 DESCRIPTION, VERIFY = "ensemble.yaml", "verify.jsonl"
 
 
@@ -56,6 +57,8 @@ def open_folder(folder: Path | str) -> Exported:
     order = description["vote"]["order"]
     if sorted(order) != sorted(places):
         raise ValueError(f"{folder / DESCRIPTION}: vote.order does not name each member once")
+    for place in places.values():
+        _check_safe(place)
     return Exported(folder, description, {label: places[label] for label in order})
 
 
@@ -69,6 +72,13 @@ def read_verify(exported: Exported) -> list[Logged]:
         Logged(row["sample"], query.from_fields(row["query"]), row["members"], row["vote"])
         for row in rows
     ]
+
+
+def _check_safe(member: Path) -> None:
+    """ValueError for what could run code, or a meta.json, which could lead to another folder."""
+    for file in member.rglob("*"):
+        if file.suffix in UNSAFE or file.name == "meta.json":
+            raise ValueError(f"{file}: a member has safetensors only, no pickle and no code")
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -100,6 +100,7 @@ TURN = {"role": "user", "content": "Is it?"}
     [
         ("completions", b"{", 400, "not JSON"),
         ("completions", b"[" * 9000, 400, "not JSON"),
+        ("completions", b'{"n": ' + b"1" * 9000 + b"}", 400, "not JSON"),
         ("completions", b"\xff\xfe{}", 400, "not UTF-8"),
         ("completions", b'"x"', 400, "must be a JSON object"),
         ("completions", {"prompt": "x" * 21_000, **CHOICE}, 413, "larger than 20000 bytes"),
@@ -169,10 +170,32 @@ def test_what_keeps_it_from_starting(folder, tmp_path, url) -> None:  # noqa: F8
         (ServeConfig(), r"serve\.dir is missing"),
         (ServeConfig(dir=str(tmp_path)), "is no exported ensemble"),
         (ServeConfig(dir=str(folder), api_key_env="NO_SUCH"), "NO_SUCH is not set"),
+        (ServeConfig(dir=str(folder), quorum=4), "there are 3 members"),
         (ServeConfig(dir=str(folder), port=port), r"serve\.port=\d+ cannot be used"),
     ):
         with pytest.raises(ValueError, match=message), live(config):
             pass
+
+
+@pytest.mark.parametrize("name", ["meta.json", "pytorch_model.bin", "modeling.py"])
+def test_a_folder_with_pickles_code_or_a_way_out(name, tmp_path) -> None:
+    checkpoint = tmp_path / "member"
+    checkpoint.mkdir()
+    (checkpoint / name).write_text('{"checkpoint": "/etc", "trust_remote_code": true}')
+    unsafe = write_folder(tmp_path / "out", {"only": checkpoint})
+    config = ServeConfig(dir=str(unsafe), port=0)
+    with pytest.raises(ValueError, match="safetensors only"), live(config):
+        pass
+
+
+def test_a_failed_batch_is_an_error_and_the_server_goes_on(url, monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PrecisionEnsemble, "ask", fail)
+        assert post(url, {"prompt": "x", **CHOICE}).status_code == 500
+    assert post(url, {"prompt": "x", **CHOICE}).status_code == 200
 
 
 JSON = st.recursive(

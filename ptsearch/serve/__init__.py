@@ -9,7 +9,6 @@ The server goes live only if the votes logged at export come out again (`replay`
 
 import asyncio
 import importlib
-import logging
 import socket
 import sys
 from collections.abc import Callable
@@ -29,7 +28,6 @@ Live = Callable[[str, uvicorn.Server], None]
 def run(config: Config) -> None:
     """Serve until a signal ends it. ValueError: the folder, an engine or a vote is not right."""
     assert config.serve is not None
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     asyncio.run(serve(config.serve, config.engine, _say_live))
 
 
@@ -39,6 +37,8 @@ async def serve(settings: ServeConfig, engine: EngineConfig, live: Live) -> None
         raise ValueError("serve.dir is missing: give serve.dir=DIR, an exported ensemble")
     folder = open_folder(settings.dir)
     labels = list(folder.members)
+    if settings.quorum > len(labels):
+        raise ValueError(f"serve.quorum={settings.quorum}: there are {len(labels)} members")
     key = secret("serve.api_key_env", settings.api_key_env)
     # The port is taken before the models are loaded, and listened to only when all is well.
     with _bound(settings.host, settings.port) as bound:

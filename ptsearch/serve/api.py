@@ -153,7 +153,7 @@ def _object(body: bytes) -> dict[str, Any]:
         asked = json.loads(body.decode("utf-8"))
     except UnicodeDecodeError:
         raise ApiError(400, "the body is not UTF-8") from None
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # a number of thousands of digits is a ValueError
         raise ApiError(400, "the body is not JSON") from None
     if not isinstance(asked, dict):
         raise ApiError(400, "the body must be a JSON object")

@@ -13,6 +13,8 @@ from functools import partial
 from time import perf_counter
 from typing import NamedTuple
 
+from jinja2 import TemplateError
+
 from ptsearch import engine as engines
 from ptsearch import models
 from ptsearch.config import EngineConfig
@@ -76,12 +78,14 @@ async def _batches(
     loop = asyncio.get_running_loop()
     while True:
         batch = await _gather(queue)
-        work = partial(answer, ensemble, [waiting.query for waiting in batch], lazy)
-        try:
-            found = await loop.run_in_executor(thread, work)
-        except (ArithmeticError, MemoryError, RuntimeError, ValueError) as error:
-            log.exception("a batch of %d failed", len(batch))
-            found = [ApiError(500, f"the model failed: {type(error).__name__}")] * len(batch)
+        queries = [waiting.query for waiting in batch]
+        work = loop.run_in_executor(thread, answer, ensemble, queries, lazy)
+        await asyncio.wait([work])
+        if error := work.exception():  # of this batch alone
+            log.error("a batch of %d failed", len(batch), exc_info=error)
+        found: list[list[Reply] | ApiError] = (
+            [ApiError(500, "the model failed")] * len(batch) if error else work.result()
+        )
         for waiting, replies in zip(batch, found, strict=True):
             if waiting.replies.done():
                 continue  # its client has gone
@@ -131,6 +135,8 @@ def _length(ensemble: PrecisionEnsemble, query: Query) -> int | ApiError:
             for text in query.continuations
         )
         engines.check_length(engine, 0, ids, new)
+    except TemplateError as error:
+        return ApiError(400, f"the model's chat template refuses the messages: {error}")
     except ValueError as error:
         return ApiError(
             400, str(error).replace("prompt 0", "the prompt"), "context_length_exceeded"
