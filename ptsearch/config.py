@@ -8,10 +8,12 @@ import shutil
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ptsearch.checks import at_least, one_of
+from ptsearch.config_serve import ServeConfig
 from ptsearch.variant import BACKENDS
 
 Direction = Literal["maximize", "minimize"]
-JOBS = ("study", "build", "evaluate", "export", "rescore")
+JOBS = ("study", "build", "evaluate", "export", "serve", "rescore")
 OBJECTIVES: dict[str, Direction] = {
     "trust": "maximize",
     "mmlu": "maximize",
@@ -23,19 +25,11 @@ VOTES = ("majority", "weighted", "soft", "selective", "fair")
 SAMPLERS = ("sets", "tpe", "nsga2", "gp", "random", "exhaustive")
 RULES = ("clean", "ct", "dt")
 PROMPTS = ("chat", "raw", "ct_llama2")
+LOCAL = "local"
+TARGETS = (LOCAL, "cpu", "cuda")
 LEAST_TOKENS = 64  # of one forward pass
 BASE = "base"  # as a judge: the base model itself
 PERSPECTIVES = ("adversarial", "fairness", "ethics", "ood")
-
-
-def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def at_least(key: str, value: float, least: float) -> None:
-    if value < least:
-        raise ValueError(f"{key} must be at least {least}, got {value}")
 
 
 @dataclass
@@ -199,11 +193,12 @@ class MemoryConfig:
 
 @dataclass
 class LatencyConfig:
-    mode: str = "sequential"  # members one after the other: sum | parallel: the slowest
+    mode: str = "sequential"  # members one after the other: sum | parallel: the slowest | lazy: one
+    # after the other until the vote is decided, expected on the search half
     prompts: int = 64
 
     def __post_init__(self) -> None:
-        one_of("latency.mode", self.mode, ("sequential", "parallel"))
+        one_of("latency.mode", self.mode, ("sequential", "parallel", "lazy"))
         at_least("latency.prompts", self.prompts, 1)
 
 
@@ -305,6 +300,11 @@ class ExportConfig:
     study: str = ""  # name of a finished study
     pick: str = "knee"  # knee | best_trust | a run id of MLflow
     out: str = ""  # a folder that does not exist yet
+    target: str = LOCAL  # what runs the members: local (+serve=local) | cpu | cuda (vLLM)
+    register: str = ""  # a name for MLflow's model registry, which gets a reference to `out`
+
+    def __post_init__(self) -> None:
+        one_of("export.target", self.target, TARGETS)
 
 
 @dataclass
@@ -335,6 +335,7 @@ class Config:
     build: BuildConfig | None = None
     evaluate: EvaluateConfig | None = None
     export: ExportConfig | None = None
+    serve: ServeConfig | None = None
     rescore: RescoreConfig | None = None
     baseline_models: list[ModelConfig] = field(default_factory=list)  # of study.baselines
     overrides: list[str] = field(default_factory=list)  # of the command line, for the record

@@ -85,9 +85,16 @@ def count_hits(
 
 
 def cost_all(
-    variants: Sequence[Mapping[str, Any]], kv_bytes: int, latency: str, masks: Masks
+    variants: Sequence[Mapping[str, Any]],
+    kv_bytes: int,
+    latency: str,
+    masks: Masks,
+    asked: Floats | None = None,
 ) -> tuple[Floats, Floats]:
-    """`memory_gb` and `latency_ms` (ensembles,) of every mask, as `scores.cost` of the members."""
+    """`memory_gb` and `latency_ms` (ensembles,) of every mask, as `scores.cost` of the members.
+
+    `asked` (ensembles, variants), of `lazy.asked_all`, is for `latency="lazy"` alone.
+    """
     holders: dict[str, tuple[int, int]] = {}  # checksum -> bytes, mask of the variants that hold it
     for variant, meta in enumerate(variants):
         for tensor in meta["tensors"].values():
@@ -99,10 +106,13 @@ def cost_all(
     total = kv_bytes * np.bitwise_count(masks).astype(np.int64)
     for held, size in stored.items():
         total += size * ((masks & np.uint32(held)) != 0)
+    each = np.array([meta["latency_ms"] for meta in variants])
+    if latency == "lazy" and asked is not None:
+        return total / 1e9, asked @ each
     times = np.zeros(masks.size)
-    for variant, meta in enumerate(variants):
-        own = meta["latency_ms"] * ((masks >> np.uint32(variant)) & np.uint32(1))
-        times = times + own if latency == "sequential" else np.maximum(times, own)
+    for variant, own in enumerate(each):
+        one = own * ((masks >> np.uint32(variant)) & np.uint32(1))
+        times = np.maximum(times, one) if latency == "parallel" else times + one
     return total / 1e9, times
 
 

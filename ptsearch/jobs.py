@@ -12,6 +12,7 @@ from ptsearch import (
     experiment_report,
     experiments,
     export,
+    exported,
     predictions,
     proposal,
     racing,
@@ -208,8 +209,13 @@ def export_ensemble(config: Config) -> None:
     """Write an ensemble of a study's front to a folder of its own."""
     assert config.export is not None
     study = studies.load_study(config.export.study, optuna_url(config))
+    screen = terminal.console()
     folder = export.write(study.user_attrs, config.export, Path(config.cache_dir))
-    terminal.console().print(f"wrote {folder}")
+    screen.print(f"wrote {folder}")
+    if name := config.export.register:
+        run_id = exported.open_folder(folder).description["run"]
+        place = tracking.register(mlflow_url(config), run_id, name, folder, "ptsearch.ensemble")
+        screen.print(f"registered {place}")
 
 
 def rescore_replies(config: Config) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsearch import scores
+from ptsearch import lazy, scores
 from ptsearch.ballot import VOTES, Ballots, Fitted
 from ptsearch.config import Config
 from ptsearch.scores import Questions, Scores
@@ -28,11 +28,16 @@ class Judge:
     search: "Judge | None" = None  # on whose half votes are fitted; None = on its own
 
     def __call__(self, table: Table, members: Sequence[str]) -> Scores:
-        """All scores in percent, with `memory_gb` and `latency_ms`."""
+        """All scores in percent, with `memory_gb`, `latency_ms`, and for asking lazily `calls` to
+        members and `bytes_read`, percent of what asking all of them reads.
+        """
         metas = [table.entries[label].meta for label in members]
-        cost = scores.cost(metas, self.kv_bytes, self.config.latency.mode)
+        asked = self.lazily(table, members).asked
+        cost = scores.cost(metas, self.kv_bytes, self.config.latency.mode, asked.tolist())
         voted = self.vote(table, members)
         found = scores.score(self.asked, voted, self.config.trust.weights) | cost._asdict()
+        sizes = [sum(t["bytes"] for t in meta["tensors"].values()) for meta in metas]
+        found |= {"calls": asked.sum(), "bytes_read": 100 * (asked @ sizes) / sum(sizes)}
         judged = [table.entries[label].judged for label in members]
         read = [each[self.mask] for each in judged if each is not None]
         return found | scores.judged_shares(self.asked, read)
@@ -60,6 +65,16 @@ class Judge:
         entries = [table.entries[label] for label in members]
         said = np.stack([entry.codes[self.mask] for entry in entries])
         return said, np.array([entry.variant.precision for entry in entries])
+
+    def lazily(self, table: Table, members: Sequence[str]) -> lazy.Plan:
+        """Whom to ask when if asking stops once the majority is decided, and how often that is;
+        always all of them under another vote.
+        """
+        if self.config.vote.rule != "majority":
+            order = list(range(len(members)))
+            return lazy.Plan(order, np.ones(len(members)), len(members))
+        latency = np.array([table.entries[label].meta["latency_ms"] for label in members])
+        return lazy.plan(*self.answers(table, members), latency)
 
     def unskilled(self, found: Mapping[str, float]) -> list[str]:
         return scores.unskilled(found, self.majority)

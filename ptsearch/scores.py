@@ -16,7 +16,7 @@ from ptsearch import metrics
 from ptsearch.benchmarks import Benchmark, Scenario
 from ptsearch.benchmarks.split import half
 from ptsearch.published import Answers, Measures, aggregate, measure
-from ptsearch.rules import UNUSABLE, Question
+from ptsearch.rules import Question, best, calibrated
 from ptsearch.voting import Codes
 
 Scores = dict[str, float]
@@ -109,9 +109,7 @@ def answers(
             lead = benchmark.scenarios[sample.scenario].lead
             codes.append(parse(reply.removeprefix(lead), sample.question))
             continue
-        calibrated = _calibrated(logprobs, offsets)
-        finite = bool(np.isfinite(calibrated).all())
-        codes.append(int(calibrated.argmax()) if finite else UNUSABLE)
+        codes.append(best(logprobs, offsets))
     return np.array(codes, dtype=np.int16)
 
 
@@ -124,14 +122,10 @@ def logprobs(table: pa.Table, width: int) -> Floats:
     columns = zip(table["logprobs"].to_pylist(), table["offsets"].to_pylist(), strict=True)
     for row, (given, offsets) in enumerate(columns):
         if given is not None:
-            calibrated = _calibrated(given, offsets)
-            if np.isfinite(calibrated).all():
-                found[row, : calibrated.size] = calibrated - np.logaddexp.reduce(calibrated)
+            mine = np.array(calibrated(given, offsets))
+            if np.isfinite(mine).all():
+                found[row, : mine.size] = mine - np.logaddexp.reduce(mine)
     return found
-
-
-def _calibrated(given: Sequence[float], offsets: Sequence[float] | None) -> Floats:
-    return np.array(given) - (np.array(offsets) if offsets else 0.0)
 
 
 def score(asked: Questions, codes: Codes, weights: Mapping[str, float]) -> Scores:
@@ -310,19 +304,26 @@ class Cost(NamedTuple):
     latency_ms: float
 
 
-def cost(members: Sequence[Mapping[str, Any]], kv_bytes: int, latency: str) -> Cost:
+def cost(
+    members: Sequence[Mapping[str, Any]],
+    kv_bytes: int,
+    latency: str,
+    asked: Sequence[float] | None = None,
+) -> Cost:
     """Cost of members given as {`tensors`: {name: {bytes, sha256}}, `latency_ms`}.
 
     Tensors with equal checksums are stored once. `kv_bytes` is one member's cache; every member
-    holds its own. `latency` is sequential (sum) or parallel (slowest).
+    holds its own. `latency` is sequential (sum), parallel (slowest) or lazy (expected, `asked`
+    being the share of samples for which each member is asked).
     """
     tensors = {
         tensor["sha256"]: tensor["bytes"]
         for member in members
         for tensor in member["tensors"].values()
     }
-    times = [member["latency_ms"] for member in members]
+    shares = asked if latency == "lazy" and asked is not None else [1.0] * len(members)
+    times = [s * member["latency_ms"] for s, member in zip(shares, members, strict=True)]
     return Cost(
         memory_gb=(sum(tensors.values()) + kv_bytes * len(members)) / 1e9,
-        latency_ms=sum(times) if latency == "sequential" else max(times),
+        latency_ms=max(times) if latency == "parallel" else sum(times),
     )

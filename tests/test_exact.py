@@ -95,7 +95,7 @@ def test_too_many_ensembles_are_refused_with_their_number() -> None:
     assert exact.enumerate_ensembles(27, 2).size == 27 + 27 * 26 // 2
 
 
-@pytest.mark.parametrize("latency", ["sequential", "parallel"])
+@pytest.mark.parametrize("latency", ["sequential", "parallel", "lazy"])
 def test_costs_equal_those_of_the_members(rng, latency: str) -> None:
     metas = [
         {
@@ -108,9 +108,12 @@ def test_costs_equal_those_of_the_members(rng, latency: str) -> None:
         for _ in range(6)
     ]
     masks = exact.enumerate_ensembles(6, 6)
-    memory, times = exact.cost_all(metas, 12_345, latency, masks)
+    asked = rng.random((masks.size, 6)) * (masks[:, None] >> np.arange(6) & 1)
+    memory, times = exact.cost_all(metas, 12_345, latency, masks, asked)
     for i, mask in enumerate(masks):
-        slow = scores.cost([metas[v] for v in exact.members(mask)], 12_345, latency)
+        members = list(exact.members(mask))
+        shares = asked[i, members].tolist()
+        slow = scores.cost([metas[v] for v in members], 12_345, latency, shares)
         assert memory[i] == slow.memory_gb
         assert times[i] == pytest.approx(slow.latency_ms, abs=1e-9)
 

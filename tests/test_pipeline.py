@@ -5,11 +5,14 @@ import json
 import sqlite3
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from test_cli import ptsearch
 
-from ptsearch import store
+from ptsearch import exported, store
+from ptsearch.benchmarks import NAMES
+from ptsearch.ensemble import PrecisionEnsemble
 
 POOL = "[{method: [rtn, gptq], bits: [3, 4], sym: false}, {method: gptq, bits: 8}]"
 SMALL = (
@@ -99,6 +102,29 @@ def test_the_export_stands_alone(pick: str, finished, monkeypatch, tmp_path) -> 
     assert described["verdict"].startswith(
         ("not tested", "no evidence of a gain")
     )  # tiny and random
+    logged = exported.read_verify(exported.open_folder(out))
+    assert {row.sample.split("/")[0] for row in logged} == set(NAMES)
+    answers = PrecisionEnsemble.from_pretrained(out).ask([row.query for row in logged])
+    assert [answer.label for answer in answers] == [row.vote for row in logged]
+    assert [answer.members for answer in answers] == [row.members for row in logged]
+
+
+def test_an_exported_ensemble_is_registered_by_reference(finished, monkeypatch, tmp_path) -> None:
+    import mlflow
+
+    out = tmp_path / "out"
+    job = ("+export=ensemble", "export.study=tiny", f"export.out={out}", "export.register=tiny")
+    assert ptsearch(monkeypatch, finished, *job) == 0
+    mlflow.set_tracking_uri(f"sqlite:///{finished}/mlruns/mlflow.db")
+    model = mlflow.pyfunc.load_model("models:/tiny/1")
+    asked = [{"prompt": "Is it?", "labels": ["no", "yes"]}, {"prompt": "A", "labels": ["b", "c"]}]
+    expected = [
+        PrecisionEnsemble.from_pretrained(out).answer([row["prompt"]], row["labels"])[0].label
+        for row in asked
+    ]
+    assert model.predict(pd.DataFrame(asked)) == expected
+    copied = list((finished / "mlruns" / "artifacts").rglob("*.safetensors"))
+    assert copied == []
 
 
 def test_a_damaged_member_is_not_exported(finished, monkeypatch, tmp_path, capfd) -> None:

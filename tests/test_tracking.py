@@ -26,6 +26,13 @@ def uri(migrated: Path, tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 
+@pytest.fixture(autouse=True)
+def no_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake table has no files of predictions, which what is recorded for exports needs."""
+    monkeypatch.setattr(report.verify, "record", lambda table: "")
+    monkeypatch.setattr(report, "cascades", lambda *_: {})
+
+
 def search_and_log(table, uri: str, folder: Path) -> tracking.Tracker:
     study = studies.open_study(table.config, f"sqlite:///{folder}/optuna.db", {"a": 1})
     run_id = study.user_attrs.get("run_id")

@@ -16,8 +16,10 @@ def everything(table) -> list[tuple[str, ...]]:
     return [m for n in sizes for m in itertools.combinations(table.variants, n)]
 
 
-def test_the_front_is_what_brute_force_finds(tmp_path) -> None:
+@pytest.mark.parametrize("mode", ["sequential", "lazy"])
+def test_the_front_is_what_brute_force_finds(mode: str, tmp_path) -> None:
     table = fake_table(tmp_path, max_members=3)
+    table.config.latency.mode = mode
     judge, _ = judges(table)
     truth = true_front(table, judge)
     assert set(truth.front) == undominated(table, everything(table))

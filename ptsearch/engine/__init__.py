@@ -18,10 +18,12 @@ import torch
 from ptsearch import models
 from ptsearch.config import EngineConfig
 from ptsearch.engine import decoding, fast, memory, plain, scoring, vllm
+from ptsearch.engine.kept import Kept
 from ptsearch.engine.plain import NonFiniteLogitsError, Report, Target
 
 __all__ = [
     "Engine",
+    "Kept",
     "NonFiniteLogitsError",
     "generate",
     "latency",
@@ -48,6 +50,7 @@ class Engine(NamedTuple):
     eos: frozenset[int]  # a reply ends before any of these
     packed: bool  # False: the plain path, or a server
     form: str = "dense"  # of the weights that answer
+    kept: Kept | None = None  # prefixes that stay between calls of `score`
 
     @property
     def is_served(self) -> bool:
@@ -132,8 +135,11 @@ def score(
     def report_prompts(done: int, total: int) -> None:
         report(done * len(prompts) // total, len(prompts))
 
-    path = vllm if engine.is_served else scoring if engine.packed else plain
-    found = path.logprobs(engine.model, asked, engine.limits, report_prompts)
+    if engine.packed:
+        found = scoring.logprobs(engine.model, asked, engine.limits, report_prompts, engine.kept)
+    else:
+        path = vllm if engine.is_served else plain
+        found = path.logprobs(engine.model, asked, engine.limits, report_prompts)
     return [[sum(found[key][target] for key, target in row) for row in rows] for rows in wanted]
 
 
