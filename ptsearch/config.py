@@ -17,7 +17,7 @@ OBJECTIVES: dict[str, Direction] = {
     "memory_gb": "minimize",
     "latency_ms": "minimize",
 }
-STUDIES = ("pareto", "benchmark", "paper")
+STUDIES = ("pareto", "slo", "benchmark", "paper")
 VOTES = ("majority", "weighted", "soft", "selective", "fair")
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "exhaustive")
 RULES = ("clean", "ct", "dt")
@@ -235,7 +235,7 @@ class Limits:
 class StudyConfig:
     """`kind`: a search, or one of the paper's experiments, which need only name and baselines."""
 
-    kind: str = "pareto"  # pareto | benchmark | paper
+    kind: str = "pareto"  # pareto | slo | benchmark | paper
     name: str = "pareto"
     trials: int = 200
     sampler: str = "tpe"
@@ -257,6 +257,13 @@ class StudyConfig:
         at_least("study.max_members", self.max_members, self.min_members)
         for name in self.objectives:
             one_of("study.objectives", name, tuple(OBJECTIVES))
+        for name, least in vars(self.min).items():
+            most = getattr(self.max, name)
+            if least is not None and most is not None and least > most:
+                raise ValueError(
+                    f"study.min.{name}={least:g} is above study.max.{name}={most:g}: "
+                    "no ensemble can meet both"
+                )
         if not any(self.objectives.get(name, True) for name in OBJECTIVES):
             raise ValueError("study.objectives: at least one must be on")
 

@@ -62,11 +62,14 @@ def compile_result(
     others: Sequence[Table],
     study: optuna.Study,
     halves: tuple[Judge, Judge],
+    found: Sequence[Found],
     truth: Truth | None,
 ) -> Result:
-    """Every row of the result; the holdout half is read once, for what was chosen on search."""
+    """Every row of the result, `found` first: what was chosen on search. The holdout half is read
+    once, for it and what it is compared with.
+    """
     search, holdout = halves
-    found = studies.front(study)
+    table.voters()  # at least one
     if not found:
         raise ValueError(_nothing_meets(table, study, search))
     dense, *singles = results.baseline_rows(table, search)
@@ -175,7 +178,8 @@ def log_result(tracker: Tracker, table: Table, study: optuna.Study, result: Resu
 def show_result(screen: Console, tracker: Tracker, config: Config, result: Result) -> None:
     """The front and what it is compared with, as a table, and where to look further."""
     name = studies.the_study(config).name
-    terminal.show_rows(screen, f"Pareto front of {name}", result.front)
+    kind = "Within the limits" if studies.the_study(config).kind == "slo" else "Pareto front"
+    terminal.show_rows(screen, f"{kind} of {name}", result.front)
     terminal.show_rows(
         screen, "for comparison", [*result.compared, *result.singles, *result.constants]
     )

@@ -53,6 +53,8 @@ MAY_IMPORT = {
     "tracking": set(),
     "rescore": {"benchmarks", "metrics", "published", "rules"},
     "export": {"config", "models", "results", "store", "variant"},
+    "slo": CHEAP | {"study", "truth"},
+    "slo_report": ANY,
     "report": ANY,
     "experiment_report": ANY,
     "jobs": ANY,
@@ -62,11 +64,11 @@ MAY_IMPORT = {
 }  # fmt: skip
 ONLY_IN = {
     "mlflow": {"tracking"},
-    "optuna": {"study", "report"},
+    "optuna": {"study", "report", "jobs"},
     "hydra": {"cli"},
     "omegaconf": {"cli"},
     "httpx": {"benchmarks", "extract"},
-    "rich": {"terminal", "report", "experiment_report"},
+    "rich": {"terminal", "report", "experiment_report", "slo_report"},
     "torch": {"models", "fetch", "calibration", "quantize", "build", "engine", "compute"},
     "transformers": {"models", "fetch", "quantize", "build", "engine"},
 }
