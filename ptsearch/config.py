@@ -20,7 +20,7 @@ OBJECTIVES: dict[str, Direction] = {
     "memory_gb": "minimize",
     "latency_ms": "minimize",
 }
-STUDIES = ("pareto", "benchmark", "paper")
+STUDIES = ("pareto", "slo", "benchmark", "paper")
 VOTES = ("majority", "weighted", "soft", "selective", "fair")
 SAMPLERS = ("sets", "tpe", "nsga2", "gp", "random", "exhaustive")
 RULES = ("clean", "ct", "dt")
@@ -254,7 +254,7 @@ class Limits:
 class StudyConfig:
     """`kind`: a search, or one of the paper's experiments, which need only name and baselines."""
 
-    kind: str = "pareto"  # pareto | benchmark | paper
+    kind: str = "pareto"  # pareto | slo | benchmark | paper
     name: str = "pareto"
     trials: int = 200
     sampler: str = "sets"
@@ -281,6 +281,13 @@ class StudyConfig:
             raise ValueError("study.max_builds and study.racing are two ways to ask less: take one")
         for name in self.objectives:
             one_of("study.objectives", name, tuple(OBJECTIVES))
+        for name, least in vars(self.min).items():
+            most = getattr(self.max, name)
+            if least is not None and most is not None and least > most:
+                raise ValueError(
+                    f"study.min.{name}={least:g} is above study.max.{name}={most:g}: "
+                    "no ensemble can meet both"
+                )
         if not any(self.objectives.get(name, True) for name in OBJECTIVES):
             raise ValueError("study.objectives: at least one must be on")
 

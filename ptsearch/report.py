@@ -76,11 +76,14 @@ def compile_result(
     others: Sequence[Table],
     study: optuna.Study,
     halves: tuple[Judge, Judge],
+    found: Sequence[Found],
     truth: Truth | None,
 ) -> Result:
-    """Every row of the result; the holdout half is read once, for what was chosen on search."""
+    """Every row of the result, `found` first: what was chosen on search. The holdout half is read
+    once, for it and what it is compared with.
+    """
     search, holdout = halves
-    found = studies.front(study)
+    table.voters()  # at least one
     if not found:
         raise ValueError(_nothing_meets(table, study, search))
     dense, *singles = results.baseline_rows(table, search)
@@ -203,8 +206,9 @@ def log_result(tracker: Tracker, table: Table, study: optuna.Study, result: Resu
 def show_result(screen: Console, tracker: Tracker, config: Config, result: Result) -> None:
     """The front and what it is compared with, as a table, and where to look further."""
     name = studies.the_study(config).name
+    kind = "Within the limits" if studies.the_study(config).kind == "slo" else "Pareto front"
     dense_gb = result.compared[0].search["memory_gb"]
-    terminal.show_rows(screen, f"Pareto front of {name}", result.front, dense_gb)
+    terminal.show_rows(screen, f"{kind} of {name}", result.front, dense_gb)
     compared = [*result.compared, *result.singles, *result.constants]
     terminal.show_rows(screen, "for comparison", compared, dense_gb)
     if not studies.the_study(config).baselines:

@@ -23,7 +23,7 @@ from sqlalchemy import event
 from ptsearch.config import OBJECTIVES, Config, Limits, StudyConfig
 from ptsearch.judge import Judge
 from ptsearch.sampler import SetSampler
-from ptsearch.scores import Scores
+from ptsearch.scores import Cost, Scores
 from ptsearch.table import Table
 
 HEARTBEAT_SECONDS = 60
@@ -126,6 +126,15 @@ def add_trials(
         for members in ensembles:
             study.enqueue_trial(run.switches(members))
         study.optimize(run.objective, n_trials=len(ensembles))
+
+
+def named(
+    study: optuna.Study, table: Table, judge: Judge, on_trial: Seen, members: Members
+) -> Found:
+    """The trial of a given ensemble, made if there is none yet."""
+    if all(found.members != members for found in completed(study)):
+        add_trials(study, table, judge, on_trial, [members])
+    return next(found for found in completed(study) if found.members == members)
 
 
 @dataclass
@@ -242,6 +251,15 @@ def constraints(search: StudyConfig, members: Members, found: Scores, judge: Jud
     if search.min_skill == "require":
         violations["unskilled"] = float(len(judge.unskilled(found)))
     return violations
+
+
+def check_limits(config: Config, judge: Judge) -> None:
+    """ValueError: a limit on a score that these benchmarks do not give."""
+    search = the_study(config)
+    for side, given in (("min", search.min), ("max", search.max)):
+        for name in limits(given):
+            if name not in (*Cost._fields, *judge.majority):
+                raise ValueError(f"study.{side}.{name}: no benchmark here gives {name}")
 
 
 def limits(given: Limits) -> dict[str, float]:

@@ -68,6 +68,8 @@ MAY_IMPORT = {
     "deploy": {"config"},
     "export": {"certificate", "config", "deploy", "exported", "forms", "models", "results", "store"}
     | {"variant", "verify"},
+    "slo": CHEAP | {"study", "truth"},
+    "slo_report": ANY,
     "report": ANY,
     "experiment_report": ANY,
     "jobs": ANY,
@@ -79,7 +81,7 @@ MAY_IMPORT = {
 }  # fmt: skip
 ONLY_IN = {
     "mlflow": {"tracking"},
-    "optuna": {"sampler", "study", "report"},
+    "optuna": {"sampler", "study", "report", "jobs"},
     "hydra": {"cli"},
     "omegaconf": {"cli"},
     "httpx": {"benchmarks", "engine", "extract"},
@@ -87,7 +89,7 @@ ONLY_IN = {
     "uvicorn": {"serve"},
     "aiohttp": {"serve"},
     "prometheus_client": {"serve"},
-    "rich": {"terminal", "report", "experiment_report"},
+    "rich": {"terminal", "report", "experiment_report", "slo_report"},
     "torch": {"models", "fetch", "calibration", "quantize", "build", "engine", "compute"},
     "transformers": {"models", "fetch", "quantize", "build", "engine"},
 }
