@@ -107,7 +107,7 @@ def settings(table: Table) -> dict[str, Any]:
     """What a study is about: resuming it with anything else is an error."""
     config = table.config
     search = asdict(studies.the_study(config))
-    for changeable in ("kind", "name", "trials", "sampler", "seed"):
+    for changeable in ("kind", "name", "trials", "sampler", "seed", "check_fp32"):
         del search[changeable]
     return {
         "model": {"name": table.base.name, "revision": table.base.revision},

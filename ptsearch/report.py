@@ -15,6 +15,7 @@ from ptsearch import study as studies
 from ptsearch.config import Config
 from ptsearch.gains import gains
 from ptsearch.judge import Judge, judges
+from ptsearch.recheck import Recheck, recheck
 from ptsearch.results import BEST_SINGLE, DENSE_MODEL, Row
 from ptsearch.scores import Scores
 from ptsearch.study import Found
@@ -37,6 +38,7 @@ class Result:
     truth: Truth | None  # the true front, where it can be enumerated
     shares: list[float]  # of its hypervolume in percent, by trial of the sampler
     remarks: list[str]  # why something is missing
+    recheck: Recheck | None  # of the front in fp32
 
     @property
     def rows(self) -> list[Row]:
@@ -63,7 +65,7 @@ def compile_result(
     truth: Truth | None,
 ) -> Result:
     """Every row of the result; the holdout half is read once, for what was chosen on search."""
-    search, holdout = halves
+    (search, holdout), wanted = halves, studies.the_study(table.config)
     found = studies.front(study)
     if not found:
         raise ValueError(_nothing_meets(table, study, search))
@@ -91,6 +93,7 @@ def compile_result(
         truth=truth,
         shares=shares(truth, proposed) if truth else [],
         remarks=[*remarks, *results.about_data(table)],
+        recheck=recheck(table, search, front) if wanted.check_fp32 else None,
     )
 
 
@@ -137,6 +140,12 @@ def log_result(tracker: Tracker, table: Table, study: optuna.Study, result: Resu
     for run_id, row in now.items():
         held = {f"holdout.{key}": row.holdout[key] for key in results.SHOWN} if row.holdout else {}
         tracking.add(tracker, run_id, held | results.gain_columns(row), {"pareto": "true"})
+    if result.recheck:
+        for row, flips, exact in zip(
+            result.front, result.recheck.voted, result.recheck.scores, strict=True
+        ):
+            again = {"flips": flips, **exact}
+            tracking.add(tracker, row.run_id, {f"fp32.{k}": v for k, v in again.items()}, {})
     tracking.log_steps(tracker, "hypervolume_share", enumerate(result.shares))
     config = table.config
     for name, value in _for_export(table, result).items():
@@ -160,6 +169,7 @@ def log_result(tracker: Tracker, table: Table, study: optuna.Study, result: Resu
                 "trials": len(result.trials),
                 "holdout_reads": result.holdout_reads,
                 **({"regret": 100 - result.shares[-1]} if result.shares else {}),
+                **{f"fp32.flips.{name}": rate for name, rate in _flips(result).items()},
             },
             files=files,
             note=_note(result),
@@ -221,7 +231,20 @@ def _footnotes(result: Result) -> list[str]:
             f"the sampler's {len(result.shares)} trials "
             f"reached {result.shares[-1]:.1f} % of its hypervolume"
         )
+    if flips := _flips(result):
+        assert result.recheck is not None
+        worst = max(flips, key=lambda name: flips[name])
+        moved = {key: result.recheck.moved(result.front, key) for key in ("trust", "mmlu")}
+        notes.append(
+            f"in fp32 {sum(flips.values()) / len(flips):.2f} % of the members' answers are others "
+            f"(at most {flips[worst]:.2f} %: {worst}); the front's trust moves by at most "
+            f"{moved['trust']:.2f}, its MMLU by {moved['mmlu']:.2f} points"
+        )
     return notes + result.remarks
+
+
+def _flips(result: Result) -> dict[str, float]:
+    return result.recheck.flips if result.recheck else {}
 
 
 def _note(result: Result) -> str:

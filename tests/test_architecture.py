@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "judge": CHEAP | {"table"},
     "study": CHEAP | {"judge", "table"},
     "results": CHEAP | {"gains", "judge", "study", "table"},
+    "recheck": CHEAP | {"judge", "results", "table"},
     "gains": {"config", "judge", "rates", "scores", "statistics", "study", "table"},
     "truth": {"config", "exact", "judge", "scores", "study", "table"},
     "figure": {"results", "scores"},
