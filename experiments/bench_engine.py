@@ -9,7 +9,8 @@ compared with, item by item; in bf16 its best batch of the first round counts. T
 a seeded subset of the embedded benchmark as `make pareto` does, and by transformers alone, one
 prompt at a time. Each measurement is appended to OUT/rows.jsonl, and none is made twice, so an
 interrupted run goes on. Figures of which a repeat spreads by more than 5 % are not judged: the last
-line, JSON, names them in `unsteady`.
+line, JSON, names them in `unsteady`. On a busy machine `--clock cpu --threads 1` compares processor
+time.
 """
 
 import argparse
@@ -45,6 +46,7 @@ def main() -> None:
         sys.exit("set PEERS to the folder of lm_eval_mmlu.py and vllm_mmlu.py")
     args.out.mkdir(parents=True, exist_ok=True)
     asked = f"{args.subjects} {args.limit} {args.pocket} {args.threads}"
+    rate_of = "items_per_cpu_s" if args.clock == "cpu" else "items_per_s"
     path = args.out / "rows.jsonl"
     rows = [row for row in read(path) if row["asked"] == asked] if path.exists() else []
     for number in range(args.rounds):
@@ -53,6 +55,7 @@ def main() -> None:
                 if not any(of(rows, part, tool, number)):
                     row = {"part": part, "tool": tool, "round": number, "asked": asked}
                     row |= measured(tool, command)
+                    row["rate"] = row[rate_of]
                     rows.append(row)
                     with path.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(row) + "\n")
@@ -64,7 +67,7 @@ def summary(args: argparse.Namespace, rows: list[Row]) -> Row:
     """Ratios of medians over the rounds, and how far the answers agree."""
     rate, unsteady = {}, []
     for part, tool in dict.fromkeys((row["part"], row["tool"]) for row in rows):
-        rates = [row["items_per_s"] for row in of(rows, part, tool)]
+        rates = [row["rate"] for row in of(rows, part, tool)]
         rate[part, tool] = statistics.median(rates)
         if len(rates) > 1 and max(rates) - min(rates) > STEADY * rate[part, tool]:
             unsteady.append(f"{part}_{tool}")
@@ -93,7 +96,7 @@ def summary(args: argparse.Namespace, rows: list[Row]) -> Row:
 def commands(args: argparse.Namespace, part: str, batch: int | None) -> dict[str, list[str]]:
     """Tool -> its command line, all on the same prompts; of the harness in bf16 the batch named."""
     same = ["--model", args.model, "--threads", str(args.threads)]
-    me = [sys.executable, __file__, *same]
+    me = [sys.executable, __file__, *same, "--clock", args.clock]
     if part not in SHOTS:
         me += ["--ours", "pareto", "--pocket", str(args.pocket)]
         return {"ours": me, "plain": [*me, "--plain"]}
@@ -134,7 +137,7 @@ def ours(args: argparse.Namespace) -> Row:
     letters = [[engine.tokenizer(f" {letter}").input_ids[-1]] for letter in mmlu.LETTERS]
     labels = [letters] * len(prompts)
     engines.score(engine, prompts[:2], labels[:2], silent)  # first-call costs
-    peak = gemm_peak(engine.model.dtype)
+    peak = gemm_peak(engine.model.dtype, args.clock)
     with Meter() as meter:
         logprobs = engines.score(engine, prompts, labels, silent)
     row: Row = mmlu.report(args, items, logprobs, [meter])
@@ -144,13 +147,14 @@ def ours(args: argparse.Namespace) -> Row:
     weights = sum(m.in_features * m.out_features for m in layers if m is not head)
     tokens = sum(len(segment.tokens) for segment in plan.segments)
     asked = sum(map(len, prompts))
+    seconds = meter.cpu_s if args.clock == "cpu" else meter.wall_s
     return row | {
         "tokens_an_item": round(asked / len(prompts), 1),
         "computed_tokens_an_item": round(tokens / len(prompts), 1),
         "gemm_peak_gflops": round(peak / 1e9),
         # Products with the layers' weights that were carried out: attention, head and
         # whatever sharing saved are not counted.
-        "share_of_gemm_peak": round(2 * weights * tokens / meter.wall_s / peak, 3),
+        "share_of_gemm_peak": round(2 * weights * tokens / seconds / peak, 3),
     }
 
 
@@ -169,29 +173,31 @@ def pareto(args: argparse.Namespace) -> Row:
         model, _ = models.load(Path(args.model), args.dtype, "cpu")
         engine = engine._replace(model=model, packed=False, limits=Limits(1, 1))
     benchmarks = sources.load(BenchmarksConfig(limit=args.pocket), Path("unused"))
-    start = time.perf_counter()
+    wall, cpu = time.perf_counter(), time.process_time()
     for benchmark in benchmarks:
         evaluate.evaluate(engine, benchmark, silent)
-    seconds = time.perf_counter() - start
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     items = sum(len(benchmark.samples) for benchmark in benchmarks)
-    return {"items": items, "items_per_s": round(items / seconds, 3), "wall_s": round(seconds, 2)}
+    rates = {"items_per_s": round(items / wall, 3), "items_per_cpu_s": round(items / cpu, 3)}
+    return {"items": items, **rates, "wall_s": round(wall, 2), "cpu_s": round(cpu, 2)}
 
 
-def gemm_peak(dtype: Any) -> float:
+def gemm_peak(dtype: Any, clock: str) -> float:
     """Best rate of a product with packed weights, operations a second."""
     import torch
 
     from ptsearch.engine.linear import PackedLinear
 
+    now = time.process_time if clock == "cpu" else time.perf_counter
     best = 0.0
     with torch.inference_mode(False), torch.no_grad():
         for rows, inner, outer in PEAK:
             x = torch.ones(rows, inner, dtype=dtype)
             linear = PackedLinear(torch.nn.Linear(inner, outer, bias=False, dtype=dtype))
             for _ in range(30):
-                start = time.perf_counter()
+                start = now()
                 linear(x)
-                best = max(best, 2 * rows * inner * outer / (time.perf_counter() - start))
+                best = max(best, 2 * rows * inner * outer / (now() - start))
     return best
 
 
@@ -217,7 +223,7 @@ def fastest_batch(part: str, rows: list[Row]) -> int | None:
     rates = {}
     for size in BATCHES:
         for row in of(rows, part, f"harness_bf16_{size}", 0):
-            rates[size] = row["items_per_s"]
+            rates[size] = row["rate"]
     return max(rates, key=lambda size: rates[size]) if len(rates) == len(BATCHES) else None
 
 
@@ -249,6 +255,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pocket", type=int, default=8, help="samples a scenario")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--out", type=Path, default=Path("mlruns/bench_engine"))
     parser.add_argument("--ours", choices=["ours", "pareto"], help="one measurement of our engine")
     parser.add_argument("--plain", action="store_true")

@@ -267,6 +267,7 @@ class StudyConfig:
     min: Limits = field(default_factory=Limits)
     max: Limits = field(default_factory=Limits)
     baselines: list[str] = field(default_factory=list)  # names from conf/model
+    check_fp32: bool = False  # evaluate the front's members in fp32 as well, count the flips
     min_skill: str = "flag"  # off | flag | require: above the majority class in every perspective
 
     def __post_init__(self) -> None:
@@ -359,5 +360,6 @@ class Config:
             "benchmarks": self.benchmarks.name,
             "rules": self.benchmarks.rules,
             "vote": self.vote.rule,
+            "engine": self.engine.name,
             "dtype": self.engine.dtype,
         }

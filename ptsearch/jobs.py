@@ -152,7 +152,7 @@ def settings(table: Table) -> dict[str, Any]:
     """What a study is about: resuming it with anything else is an error."""
     config = table.config
     search = asdict(studies.the_study(config))
-    changeable = ["kind", "name", "trials", "sampler", "seed"]
+    changeable = ["kind", "name", "trials", "sampler", "seed", "check_fp32"]
     if search["kind"] == "slo":
         changeable += ["min", "max"]  # one study answers any
     for key in changeable:

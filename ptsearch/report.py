@@ -27,6 +27,7 @@ from ptsearch.config import Config
 from ptsearch.explain import Explanation
 from ptsearch.gains import gains
 from ptsearch.judge import Judge, judges, kv_bytes_per_token
+from ptsearch.recheck import Recheck, recheck
 from ptsearch.results import BEST_SINGLE, DENSE_MODEL, Row
 from ptsearch.scores import Scores
 from ptsearch.study import Found, Members
@@ -51,6 +52,7 @@ class Result:
     shares: list[float]  # of its hypervolume in percent, by trial of the sampler
     remarks: list[str]  # why something is missing
     explained: Explanation
+    recheck: Recheck | None  # of the front in fp32
 
     @property
     def rows(self) -> list[Row]:
@@ -82,7 +84,7 @@ def compile_result(
     """Every row of the result, `found` first: what was chosen on search. The holdout half is read
     once, for it and what it is compared with.
     """
-    search, holdout = halves
+    (search, holdout), wanted = halves, studies.the_study(table.config)
     table.voters()  # at least one
     if not found:
         raise ValueError(_nothing_meets(table, study, search))
@@ -116,6 +118,7 @@ def compile_result(
         shares=shares(truth, proposed) if truth else [],
         remarks=[*remarks, *results.about_data(table)],
         explained=explain.explain(table, halves, front, _baselines(best)),
+        recheck=recheck(table, search, front) if wanted.check_fp32 else None,
     )
 
 
@@ -172,6 +175,12 @@ def log_result(tracker: Tracker, table: Table, study: optuna.Study, result: Resu
         tracking.add(tracker, run_id, held | results.gain_columns(row), {"pareto": "true"})
         text = certificate.to_json(row.certificate)
         tracking.log_text(tracker, run_id, "certificate.json", text)
+    if result.recheck:
+        for row, flips, exact in zip(
+            result.front, result.recheck.voted, result.recheck.scores, strict=True
+        ):
+            again = {"flips": flips, **exact}
+            tracking.add(tracker, row.run_id, {f"fp32.{k}": v for k, v in again.items()}, {})
     tracking.log_steps(tracker, "hypervolume_share", enumerate(result.shares))
     config = table.config
     for name, value in _for_export(table, judges(table), result).items():
@@ -197,6 +206,7 @@ def log_result(tracker: Tracker, table: Table, study: optuna.Study, result: Resu
                 "trials": len(result.trials),
                 "holdout_reads": result.holdout_reads,
                 **({"regret": 100 - result.shares[-1]} if result.shares else {}),
+                **{f"fp32.flips.{name}": rate for name, rate in _flips(result).items()},
             },
             files=[*files, *explain.write(result.explained, Path(folder), name)],
             note=_note(result),
@@ -295,6 +305,15 @@ def _footnotes(result: Result) -> list[str]:
             f"the sampler's {len(result.shares)} trials "
             f"reached {result.shares[-1]:.1f} % of its hypervolume"
         )
+    if flips := _flips(result):
+        assert result.recheck is not None
+        worst = max(flips, key=lambda name: flips[name])
+        moved = {key: result.recheck.moved(result.front, key) for key in ("trust", "mmlu")}
+        notes.append(
+            f"in fp32 {sum(flips.values()) / len(flips):.2f} % of the members' answers are others "
+            f"(at most {flips[worst]:.2f} %: {worst}); the front's trust moves by at most "
+            f"{moved['trust']:.2f}, its MMLU by {moved['mmlu']:.2f} points"
+        )
     return notes + explain.lines(result.explained) + result.remarks
 
 
@@ -302,6 +321,10 @@ def _kind(truth: Truth) -> str:
     if not truth.approximate:
         return "true front"
     return f"approximate front (greedy and local search, because {truth.approximate})"
+
+
+def _flips(result: Result) -> dict[str, float]:
+    return result.recheck.flips if result.recheck else {}
 
 
 def _note(result: Result) -> str:

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import re
 import sqlite3
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from test_cli import ptsearch
@@ -70,6 +72,26 @@ def test_again_builds_and_evaluates_nothing(finished, tiny_model, monkeypatch, c
     assert "Pareto front of tiny" in said
     assert "compare-runs?runs=" in said
     assert "evaluating" not in said
+
+
+def test_the_front_can_be_checked_in_fp32(finished, tiny_model, monkeypatch, capfd) -> None:
+    assert ptsearch(monkeypatch, finished, *study(tiny_model, "study.check_fp32=true")) == 0
+    said = " ".join(capfd.readouterr().out.split())
+    assert re.search(r"in fp32 \d+\.\d\d % of the members' answers are others", said)
+    with sqlite3.connect(finished / "mlruns" / "mlflow.db") as database:
+        query = "select key, value from latest_metrics where key like 'fp32.%'"
+        logged = dict(database.execute(query))
+        fronts = "select count(*) from tags where key = 'pareto' and value = 'true'"
+        counted = "select count(*) from latest_metrics where key = 'fp32.trust'"
+        assert database.execute(counted).fetchone() == database.execute(fronts).fetchone()
+    rates = {k.removeprefix("fp32.flips."): v for k, v in logged.items() if "flips." in k}
+    assert rates
+    assert all(0 <= rate <= 100 for rate in rates.values())
+    files = (finished / "mlruns" / "cache" / "predictions").iterdir()
+    noted = [pq.read_schema(path).metadata for path in files]
+    kept = [m for m in noted if b"fp32_flips_percent" in m]
+    assert len(kept) == 5 * len(rates)
+    assert {json.loads(metadata[b"engine"])["dtype"] for metadata in kept} == {"bfloat16"}
 
 
 def test_other_settings_under_the_same_name(finished, tiny_model, monkeypatch, capfd) -> None:

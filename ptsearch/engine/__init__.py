@@ -210,10 +210,11 @@ def _served(folder: Path, settings: EngineConfig) -> Engine:
     except OSError:  # it has none
         generation = transformers.GenerationConfig()
     context = getattr(config.get_text_config(), "max_position_embeddings", None) or 0
+    tokenizer = models.load_tokenizer(checkpoint, trust)
     server = vllm.connect(folder, settings, context)
     return Engine(
         model=server,
-        tokenizer=models.load_tokenizer(checkpoint, trust),
+        tokenizer=tokenizer,
         settings=settings,
         limits=memory.Limits(0, 0),
         context=max(0, context - 1),  # the server always adds a token
