@@ -57,44 +57,61 @@ def approximate_front(table: Table, judge: Judge, why: str) -> Truth:
     Greedy forward selection by each score, then Pareto local search (Paquete et al. 2004,
     https://doi.org/10.1007/978-3-642-17144-4_7): neighbours of the front, until none is new.
     """
-    wanted, labels = the_study(table.config), voters(table)
-    names, known = objectives(wanted), dict[Members, Scores]()
-
-    def score(ensembles: Iterable[Members]) -> None:
-        for members in ensembles:
-            if members not in known and len(known) < BUDGET:
-                known[members] = judge(table, members)
-
-    def permitted() -> list[Members]:
-        return [
-            m for m, found in known.items()
-            if all(value <= 0 for value in constraints(wanted, m, found, judge).values())
-        ]  # fmt: skip
-
-    def best() -> list[Members]:
-        allowed = permitted()
-        values = [[known[members][name] for name in names] for members in allowed]
-        kept = exact.pareto_front(values, [OBJECTIVES[name] for name in names]) if values else []
-        return [allowed[i] for i in kept]
-
-    score((label,) for label in labels)
+    local, names = _Local(table, judge, voters(table), {}), objectives(the_study(table.config))
+    local.score((label,) for label in local.labels)
     for name in names:
-        if OBJECTIVES[name] == "maximize" and labels:
-            path: Members = ()
-            while len(path) < min(wanted.max_members, len(labels)):
-                grown = [_ordered(labels, {*path, label}) for label in labels if label not in path]
-                score(grown)
-                scored = [members for members in grown if members in known]
-                if not scored:
-                    break
-                path = max(scored, key=lambda m: known[m][name])
+        if OBJECTIVES[name] == "maximize":
+            local.grow(name)
     explored = set[Members]()
-    while open_ := [members for members in best() if members not in explored]:
-        explored.add(open_[0])
-        score(_neighbours(labels, open_[0], wanted.max_members))
-    front = best()
-    values = np.array([[known[members][name] for name in names] for members in front])
-    return Truth(len(permitted()), front, values, names, why)
+    while unexplored := [members for members in local.front() if members not in explored]:
+        explored.add(unexplored[0])
+        size = the_study(table.config).max_members
+        local.score(_neighbours(local.labels, unexplored[0], size))
+    front = local.front()
+    values = np.array([[local.known[members][name] for name in names] for members in front])
+    return Truth(len(local.permitted()), front, values, names, why)
+
+
+class _Local(NamedTuple):
+    """A local search and what it has scored."""
+
+    table: Table
+    judge: Judge
+    labels: list[str]
+    known: dict[Members, Scores]
+
+    def score(self, ensembles: Iterable[Members]) -> None:
+        for members in ensembles:
+            if members not in self.known and len(self.known) < BUDGET:
+                self.known[members] = self.judge(self.table, members)
+
+    def grow(self, name: str) -> None:
+        """Forward selection: at each step the member with which the score is highest."""
+        path: Members = ()
+        while len(path) < min(the_study(self.table.config).max_members, len(self.labels)):
+            added = [label for label in self.labels if label not in path]
+            grown = [_ordered(self.labels, {*path, label}) for label in added]
+            self.score(grown)
+            scored = [members for members in grown if members in self.known]
+            if not scored:
+                break
+            path = max(scored, key=lambda members: self.known[members][name])
+
+    def permitted(self) -> list[Members]:
+        wanted = the_study(self.table.config)
+        return [
+            members
+            for members, found in self.known.items()
+            if all(value <= 0 for value in constraints(wanted, members, found, self.judge).values())
+        ]
+
+    def front(self) -> list[Members]:
+        names, allowed = objectives(the_study(self.table.config)), self.permitted()
+        if not allowed:
+            return []
+        values = [[self.known[members][name] for name in names] for members in allowed]
+        best = exact.pareto_front(values, [OBJECTIVES[name] for name in names])
+        return [allowed[i] for i in best]
 
 
 def _neighbours(labels: Sequence[str], members: Members, largest: int) -> Iterable[Members]:
