@@ -31,8 +31,6 @@ from ptsearch.judge import halves
 from ptsearch.scores import Scores
 from ptsearch.table import DENSE, Table
 
-SLOW = {"gp": 3}  # seeds of samplers whose trials take seconds
-
 
 class Landscape:
     """Every ensemble of a table with its scores: replays look them up."""
@@ -185,6 +183,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--half", default="search")  # holdout: what nothing was tuned on
     parser.add_argument("--samplers", default="sets,tpe,nsga2,random,gp")
+    parser.add_argument("--no-proposals", action="store_true")
     given = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     land = Landscape(real_table(given.overrides), given.half)
@@ -194,22 +193,23 @@ def main() -> None:
          "samples": int(land.judge.mask.sum()), "dense_seconds": round(land.table.seconds(DENSE))}
         )  # fmt: skip
     compare(land, given.samplers.split(","), given.trials, given.seeds)
+    if not given.no_proposals:
+        orders = [proposed_order(land, seed) for seed in range(given.seeds)]
+        say(by_builds(land, "proposal", orders))
 
 
 def compare(land: Landscape, samplers: list[str], trials: int, seeds: int) -> None:
-    number = {name: min(seeds, SLOW.get(name, seeds)) for name in samplers}
     greedy = truth.shares(land.truth, greedy_trials(land))
     say({"sampler": "greedy", "trials": len(greedy), "share": round(greedy[-1], 2)})
     for name in samplers:
-        say(by_trials(land, name, number[name], trials))
+        say(by_trials(land, name, seeds, trials))
     rng = np.random.default_rng(0)
     say(best_half(land, rng))
     say(by_builds(land, "pool", [land.labels]))
     say(by_builds(land, "random", [rng.permutation(land.labels).tolist() for _ in range(200)]))
     for name in samplers:
-        orders = [order_of(land, run(land, name, s, 40, queue=False)) for s in range(number[name])]
+        orders = [order_of(land, run(land, name, s, 40, queue=False)) for s in range(seeds)]
         say(by_builds(land, f"{name}, first named", orders))
-    say(by_builds(land, "proposal", [proposed_order(land, seed) for seed in range(seeds)]))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def on_front(judge: Judge, codes: Any, field: racing.Field, keys: tuple[str, ...
 
 
 def replay(table: Table, judge: Judge, codes: Any, labels: list[str], seed: int) -> dict[str, Any]:
-    course = racing.plan_course(judge, racing.LOOKS, np.random.default_rng(seed))
+    course = racing.plan_course(judge, len(labels), racing.LOOKS, np.random.default_rng(seed))
     alive, asked, seen, false = list(range(len(labels))), 0, np.empty(0, dtype=np.intp), set[int]()
     metas = [table.entries[label].meta for label in labels]
     variants = [table.variants[label] for label in labels]

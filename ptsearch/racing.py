@@ -13,6 +13,7 @@ pairs of ensembles, scores and values of l.
 """
 
 from collections.abc import Sequence
+from math import comb
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +47,7 @@ class Course(NamedTuple):
     whole: NDArray[np.bool_]  # (rates,) asked whole at the first look
     rank: NDArray[np.intp]  # (rows,) place in the order of its rate, from 0
     step: Floats  # (rows,) weight of the row's step in the supermartingale
+    ensembles: int  # of the variants at the start: what alpha is shared by
     growth: Floats  # (looks,) what the true difference is multiplied by in the sum of means
 
 
@@ -69,7 +71,8 @@ def race(table: Table, judge: Judge) -> None:
             "study.racing=true needs benchmarks.extract=rules and no limits on scores: "
             "it bounds scores that are not known yet"
         )
-    course = plan_course(judge, LOOKS, np.random.default_rng(wanted.seed))
+    rng = np.random.default_rng(wanted.seed)
+    course = plan_course(judge, len(table.variants), LOOKS, rng)
     inside: Rows = np.flatnonzero(judge.mask)
     rows: Rows = np.empty(0, dtype=np.intp)
     labels = list(table.variants)
@@ -87,7 +90,8 @@ def race(table: Table, judge: Judge) -> None:
     table.ensure(labels)
 
 
-def plan_course(judge: Judge, looks: int, rng: np.random.Generator) -> Course:
+def plan_course(judge: Judge, variants: int, looks: int, rng: np.random.Generator) -> Course:
+    """Random orders within strata, the same share of each at every look."""
     plan = rates.plan(judge.asked, judge.config.trust.weights)
     keys = tuple(n for n in objectives(the_study(judge.config)) if n in plan.keys)
     columns = [plan.keys.index(key) for key in keys]
@@ -111,6 +115,7 @@ def plan_course(judge: Judge, looks: int, rng: np.random.Generator) -> Course:
         step[rows] = (mean / pace[rate])[look_of[rows]]
     return Course(
         plan, keys, [np.flatnonzero(look_of == look) for look in range(looks)], whole, rank, step,
+        sum(comb(variants, n) for n in range(1, the_study(judge.config).max_members + 1)),
         np.cumsum(mean),
     )  # fmt: skip
 
@@ -167,6 +172,7 @@ class Bounds(NamedTuple):
     worth: Floats  # (keys, counts) of a hit in the score
     drift: Floats  # (counts,) of a hit in the estimate without replacement, times its worth
     step: Floats  # (counts,)
+    largest: Floats  # (keys,) what one step of the whole race can move at most
     unseen: Floats  # (keys,) the most that the rest can change a difference by
     growth: float
     threshold: float  # log(1 / alpha) of one pair, score and lambda
@@ -187,10 +193,13 @@ class Bounds(NamedTuple):
                          for r in range(plan.size.size)])  # fmt: skip
         unseen = np.where(used & ~course.whole & (not final), plan.size - seen, 0)
         share = np.where(seen > 0, plan.size / np.maximum(seen, 1), 0.0)[plan.rate[under_way]]
-        pairs = 2.0 * np.log(field.masks.size)
+        early = np.isin(plan.row, np.concatenate([np.empty(0, dtype=np.intp), *course.looks[:-1]]))
+        moves = np.abs(per_hit[:, plan.rate] * course.step[plan.row])[:, early]
+        pairs = 2.0 * np.log(course.ensembles)
         return cls(
             known + hits @ (worth * share).T, known, hits, worth,
             _drift(course, under_way), course.step[plan.row[under_way]],
+            moves.max(axis=1, initial=0.0),
             np.abs(per_hit) @ unseen, float(course.growth[look]),
             float(pairs + np.log(len(columns) * len(LAMBDAS) / ALPHA)),
         )  # fmt: skip
@@ -202,7 +211,7 @@ class Bounds(NamedTuple):
         for k, worth in enumerate(self.worth):
             settled = self.known[:, k] - self.known[rival, k]
             plain = settled + (self.hits - mine) @ worth + self.unseen[k]
-            size = np.abs(self.step * worth).max(initial=0.0)
+            size = float(self.largest[k])
             if not self.unseen[k] or not size:
                 found.append(np.round(plain, 9))
                 continue

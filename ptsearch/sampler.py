@@ -26,7 +26,7 @@ Sets = NDArray[np.bool_]
 LENGTH = 3.0  # members in which sets differ, per e-fold of the kernel
 NOISE = 1e-4
 OPTIMISM = 0.3  # deviations
-POINTS = 2000  # Monte Carlo points of the hypervolume
+POINTS = 8000  # Monte Carlo points of the hypervolume
 MARGIN = 0.1  # of the front's range, beyond its ideal and its nadir
 STRAY = 300  # random sets beside the neighbours
 
@@ -137,7 +137,11 @@ def improvement(front: Floats, losses: Floats, rng: np.random.Generator) -> Floa
     span = np.where(high > low, high - low, 1.0)
     points = low + span * rng.uniform(-MARGIN, 1 + MARGIN, (POINTS, front.shape[1]))
     points = points[~_dominated(front, points).any(axis=0)]
-    return _dominated(losses, points).mean(axis=1) if len(points) else np.zeros(len(losses))
+    found = np.zeros(len(losses))
+    useful = ~_dominated(front, losses).any(axis=0)
+    if len(points):
+        found[useful] = _dominated(losses[useful], points).mean(axis=1)
+    return found
 
 
 def _dominated(by: Floats, points: Floats) -> Sets:

@@ -38,7 +38,7 @@ def test_bounds_hold_at_every_look_and_end_exact(seed: int, tmp_path) -> None:
     judge, _ = judges(table)
     rng = np.random.default_rng(seed)
     codes, field = random_codes(rng, judge.asked, 5), field_of(table, judge)
-    course = racing.plan_course(judge, 4, rng)
+    course = racing.plan_course(judge, 5, 4, rng)
     true = scores(judge, codes, field, course.keys)
     widths = []
     for look in range(4):
@@ -62,7 +62,7 @@ def test_the_means_sum_to_a_multiple_of_the_truth(tmp_path, rng) -> None:
     codes, field = random_codes(rng, judge.asked, 5), field_of(table, judge)
     true, found = None, []
     for _ in range(150):
-        course = racing.plan_course(judge, 4, rng)
+        course = racing.plan_course(judge, 5, 4, rng)
         true = scores(judge, codes, field, course.keys)
         bounds = racing.Bounds.at(course, 1, codes, field)
         found.append(bounds.known + bounds.hits @ (bounds.worth * bounds.drift).T / bounds.growth)
@@ -77,7 +77,7 @@ def test_at_the_last_look_those_on_no_front_leave_and_no_others(tmp_path) -> Non
     bad.meta["latency_ms"] = 99.0
     bad.codes[:] = UNUSABLE
     judge, _ = judges(table)
-    course = racing.plan_course(judge, 3, np.random.default_rng(0))
+    course = racing.plan_course(judge, 6, 3, np.random.default_rng(0))
     gone = racing.hopeless(course, 2, codes_of(table, judge), field_of(table, judge))
     labels = list(table.variants)
     on_front = {label for members in true_front(table, judge).front for label in members}
@@ -93,7 +93,7 @@ def test_a_useless_variant_leaves_before_the_end(tmp_path) -> None:
     table.entries["v0-3b"].meta["tensors"]["layers"]["bytes"] = 10**9
     table.entries["v0-3b"].meta["latency_ms"] = 99.0
     judge, _ = judges(table)
-    course = racing.plan_course(judge, 4, np.random.default_rng(0))
+    course = racing.plan_course(judge, 3, 4, np.random.default_rng(0))
     assert 0 in racing.hopeless(course, 1, codes_of(table, judge), field_of(table, judge))
 
 
