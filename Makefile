@@ -6,7 +6,7 @@ PORT ?= 5000
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
-.PHONY: pareto test test-slow lint ui bench-exact clean
+.PHONY: pareto test test-slow lint ui bench-exact bench-pool clean
 
 pareto: $(READY)
 	$(RUN) -m ptsearch +study=pareto $(ARGS)
@@ -26,6 +26,17 @@ ui: $(READY)
 
 bench-exact: $(READY)
 	$(RUN) experiments/bench_exact.py $(ARGS)
+
+# PEERS=FOLDER of llmcompressor_pool.py and checkpoint.py; goes on where it stopped
+bench-pool: $(READY) mlruns/peers/.installed
+	$(RUN) experiments/bench_pool.py $(ARGS)
+
+mlruns/peers/.installed:
+	$(PYTHON) -m venv mlruns/peers
+	mlruns/peers/bin/python -m pip install --quiet torch==2.13.0
+	mlruns/peers/bin/python -m pip install --quiet transformers==5.17.0 compressed-tensors==0.19.0 \
+		llmcompressor==0.14.0.1
+	touch $@
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
