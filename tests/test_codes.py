@@ -1,5 +1,6 @@
 """The layout ptsearch-codes/1: what is written is read back, by hand and by `models.load`."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,29 @@ def test_another_version_of_the_layout_is_refused(tmp_path: Path) -> None:
 def test_what_a_method_does_not_have_is_named(row: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         expand_pool(Variant("m", "r"), [row], {"group_size": 64}, "text")
+
+
+def test_hqq_is_stored_as_its_library_has_it() -> None:
+    pytest.importorskip("hqq", reason="the package hqq is not installed")
+    from hqq.core.quantize import Quantizer
+
+    from ptsearch.quantize import hqq
+
+    W = torch.randn(32, 128, generator=torch.Generator().manual_seed(0))
+    for bits in (2, 3, 4, 8):
+        found = hqq.quantize(W, bits, 64)
+        codes_, meta = Quantizer.quantize(
+            W.clone(), nbits=bits, group_size=64, axis=1, bitpack=False, device="cpu"
+        )
+        theirs = ((codes_.float() - meta["zero"]) * meta["scale"]).reshape(W.shape)
+        torch.testing.assert_close(found.dense(), theirs, rtol=2e-3, atol=2e-3)
+
+
+def test_a_library_that_is_missing_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("hqq"):
+        pytest.skip("hqq is installed")
+    variants = [Variant("tiny", "0", "hqq", bits=4, group_size=32)]
+    with pytest.raises(ValueError, match=r"hqq-4b-g32-s0 needs the package hqq: pip install"):
+        build.build_pool(
+            BaseModel("tiny", "0", tiny_model), variants, CALIBRATION, tmp_path, silent
+        )

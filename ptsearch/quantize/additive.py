@@ -22,6 +22,7 @@ from ptsearch.variant import Variant
 GROUP = 8  # weights that share codes of 8 bits: one bit a weight for each codebook
 ENTRIES = 256
 BEAM = 4
+PANEL = 64  # columns between two products with all columns before them
 ROUNDS = 2  # of codes, then codebooks; the codes have the last word
 STEPS = 8  # of conjugate gradients
 SAMPLED = 16384  # vectors that the first codebooks are made of
@@ -84,22 +85,24 @@ def first_books(vectors: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]
 
 def choose_codes(W: Tensor, H: Tensor, books: Tensor, codes: Tensor, beam: int = BEAM) -> None:
     """One sweep over the groups of columns, in place: never a larger error than before."""
-    size = books.shape[2]
-    left = W - values(books, codes)
-    gradient = left @ H
-    for group in range(codes.shape[1]):
-        columns = slice(group * size, (group + 1) * size)
-        block = H[columns, columns]
-        old = values(books, codes[:, group : group + 1])
-        wanted = old + torch.linalg.solve(block, gradient[:, columns].T).T
-        metric = torch.linalg.cholesky(block)  # |d metric|^2 = d H d^T
-        found = codes[:, group].contiguous()
-        _search(
-            (wanted @ metric).numpy(), (books @ metric).mT.contiguous().numpy(), beam, found.numpy()
-        )
-        codes[:, group] = found
-        change = values(books, found[:, None]) - old
-        gradient -= change @ H[columns]
+    size, n = books.shape[2], W.shape[1]
+    gradient = (W - values(books, codes)) @ H
+    changes = torch.zeros_like(W)
+    for start in range(0, n, PANEL):
+        stop = min(start + PANEL, n)
+        panel = gradient[:, start:stop] - changes[:, :start] @ H[:start, start:stop]
+        for first in range(start, stop, size):
+            columns, group = slice(first, first + size), first // size
+            block = H[columns, columns]
+            old = values(books, codes[:, group : group + 1])
+            wanted = old + torch.linalg.solve(block, panel[:, first - start :][:, :size].T).T
+            metric = torch.linalg.cholesky(block)  # |d metric|^2 = d H d^T
+            found = codes[:, group].contiguous()
+            turned = (books @ metric).mT.contiguous().numpy()
+            _search((wanted @ metric).numpy(), turned, beam, found.numpy())
+            codes[:, group] = found
+            changes[:, columns] = values(books, found[:, None]) - old
+            panel -= changes[:, columns] @ H[columns, start:stop]
 
 
 def fit_books(W: Tensor, H: Tensor, books: Tensor, codes: Tensor, importance: Tensor) -> Tensor:
@@ -107,13 +110,11 @@ def fit_books(W: Tensor, H: Tensor, books: Tensor, codes: Tensor, importance: Te
 
     def down(G: Tensor) -> Tensor:
         """The reverse of `values`: sums over all weights that use an entry."""
-        parts = G.reshape(-1, books.shape[2])
-        flat = codes.flatten(0, 1).long()
-        sums = [
-            torch.zeros_like(book).index_add_(0, flat[:, m], parts) for m, book in enumerate(books)
-        ]
-        return torch.stack(sums)
+        sums = torch.zeros_like(books)
+        _add_by_entry(G.reshape(-1, books.shape[2]).numpy(), flat.numpy(), sums.numpy())
+        return sums
 
+    flat = codes.flatten(0, 1).contiguous()
     residual = down((W - values(books, codes)) @ H * importance)
     direction, norm = residual.clone(), residual.square().sum()
     for _ in range(STEPS):
@@ -193,3 +194,15 @@ def _keep_best(
                 cost[place], source[place] = cost[place - 1], source[place - 1]
                 place -= 1
             cost[place], source[place, 0], source[place, 1] = distance[c], b, c
+
+
+@numba.njit(nogil=True, cache=True)
+def _add_by_entry(
+    vectors: NDArray[np.float32],  # (n, size)
+    codes: NDArray[np.uint8],  # (n, books)
+    sums: NDArray[np.float32],  # (books, entries, size): added to
+) -> None:
+    for k in range(len(vectors)):
+        for m in range(codes.shape[1]):
+            for i in range(vectors.shape[1]):
+                sums[m, codes[k, m], i] += vectors[k, i]
