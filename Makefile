@@ -9,7 +9,7 @@ OTHERS := mlruns/peers
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
-.PHONY: pareto test test-slow lint ui bench-exact bench-serve bench-engine bench-cost clean
+.PHONY: pareto test test-slow lint ui bench-exact bench-engine bench-pool bench-serve bench-cost clean
 
 pareto: $(READY)
 	$(RUN) -m ptsearch +study=pareto $(ARGS)
@@ -50,6 +50,17 @@ $(OTHERS)/.installed:
 
 bench-serve: $(READY)
 	$(RUN) experiments/bench_serve.py $(ARGS)
+
+# llm-compressor; PEERS holds the scripts that run it. It goes on where it stopped.
+bench-pool: $(READY) $(OTHERS)/pool/.installed
+	PEERS=$(PEERS) $(RUN) experiments/bench_pool.py --peer $(OTHERS)/pool/bin/python $(ARGS)
+
+$(OTHERS)/pool/.installed:
+	$(PYTHON) -m venv $(OTHERS)/pool
+	$(OTHERS)/pool/bin/pip install --quiet torch==2.13.0
+	$(OTHERS)/pool/bin/pip install --quiet transformers==5.17.0 compressed-tensors==0.19.0 \
+		llmcompressor==0.14.0.1
+	touch $@
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -7,6 +7,7 @@ whole or not at all. The dense model and ready-made checkpoints get a folder wit
 import json
 import math
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from ptsearch import calibration as calibrations
-from ptsearch import models, quantize, store
+from ptsearch import codes, models, quantize, store
 from ptsearch.calibration import Calibration
+from ptsearch.codes import Coded
 from ptsearch.models import BaseModel
-from ptsearch.quantize import awq, checkpoint, grid, layerwise, library
+from ptsearch.quantize import awq, checkpoint, fisher, grid, hqq, layerwise, library
 from ptsearch.quantize.grid import Quantized
 from ptsearch.quantize.layer import Layer, Part
 from ptsearch.variant import CALIBRATED, Variant
@@ -45,6 +47,8 @@ class Work:
     writer: checkpoint.Writer | None = None
     cpu_seconds: float = 0.0  # of this variant alone, beside what the pass costs all
     damp_raised: dict[str, float] = field(default_factory=dict)  # linear -> damping it needed
+    coded: dict[str, dict[str, Any]] = field(default_factory=dict)  # linear -> kind, bits, shape
+    gradient_seconds: float = 0.0  # processor time of the pass for gradients, shared by a seed
     drawn: list[int] = field(default_factory=list)  # calibration samples, by index
 
 
@@ -112,6 +116,9 @@ def _one_pass(
     model = layerwise.skeleton(base)
     linears = layerwise.linears_of(model)
     _check_groups(works, linears)
+    for work in works:
+        if work.variant.method == "hqq":
+            hqq.check_available(work.variant)
     tokens, seeds = _draw(base, works, calibration)
     tensors = layerwise.Tensors(base.path)
     root, layers = layerwise.layers_of(model)
@@ -119,12 +126,15 @@ def _one_pass(
     with ExitStack() as stack:
         room = checkpoint.header_room(tensors.file_of, linears)
         for work in works:
-            writer = checkpoint.Writer(work.folder / checkpoint.WEIGHTS, room)
+            file = codes.WEIGHTS if work.variant.method in quantize.CODED else checkpoint.WEIGHTS
+            writer = checkpoint.Writer(work.folder / file, room)
             work.writer = stack.enter_context(writer)
         pool = stack.enter_context(_threads())
+        gradients = _gradients(base, works, tokens, seeds, stack, report)
 
         def visit(layer: Layer) -> None:
             report("building the pool: layer", layer.number, len(layers))
+            layer = layer._replace(fisher=fisher.read(gradients, layer.number))
             _solve_layer(layer, works, places.of(layer), pool)
 
         for name in tensors.file_of:
@@ -172,6 +182,28 @@ def _write_whole(base: BaseModel, work: Work, quantized: Mapping[str, Quantized]
                 stored = checkpoint.tensors(linear, quantized[linear], work.variant.sym)
             for key, tensor in stored.items():
                 work.writer.add(key, tensor)
+
+
+def _gradients(
+    base: BaseModel,
+    works: Sequence[Work],
+    tokens: Tensor,
+    seeds: Mapping[int, Sequence[int]],
+    stack: ExitStack,
+    report: Report,
+) -> dict[int, Path]:
+    """Seed -> folder of the Fisher diagonals, for the methods that want them; a pass of its own."""
+    wanting = [work for work in works if work.variant.method == "squeezellm"]
+    folders = {}
+    for seed in sorted({work.variant.seed for work in wanting}):
+        started = time.process_time()
+        scratch = tempfile.TemporaryDirectory(dir=wanting[0].folder.parent, prefix=".fisher-")
+        folders[seed] = Path(stack.enter_context(scratch))
+        fisher.measure(base, tokens[list(seeds[seed])], folders[seed], report)
+        for work in wanting:
+            if work.variant.seed == seed:
+                work.gradient_seconds = time.process_time() - started
+    return folders
 
 
 def _dense_linears(model: nn.Module, linears: Collection[str]) -> list[str]:
@@ -234,6 +266,8 @@ def _solve_layer(
                 unchanged[variant.id].discard(f"{name}.weight")
                 if linear.damp > variant.damp_percent:
                     work.damp_raised[name] = linear.damp
+                if isinstance(linear, Coded):
+                    work.coded[name] = linear.entry()
             for name, tensor in packed.items():
                 unchanged[variant.id].discard(name)
                 _writer(work).add(name, tensor)
@@ -270,6 +304,10 @@ def _write_config(base: BaseModel, work: Work, dense_linears: list[str]) -> None
         if path.is_file() and not weights and path.name not in NOT_COPIED:
             shutil.copyfile(path, work.folder / path.name)
     config = models.read_json(base.path / "config.json")
+    if work.coded:
+        codes.write_index(work.folder, work.coded)
+        shutil.copyfile(base.path / "config.json", work.folder / "config.json")
+        return
     config["quantization_config"] = checkpoint.quantization_config(work.variant, dense_linears)
     text = json.dumps(config, indent=2, sort_keys=True)
     (work.folder / "config.json").write_text(text, encoding="utf-8")
@@ -309,6 +347,7 @@ def _check(
         "damp_raised": work.damp_raised,
         "seconds": seconds,
         "cpu_seconds": work.cpu_seconds,
+        "gradient_cpu_seconds": work.gradient_seconds,
         "calibration_indices": work.drawn,
         "versions": {name: version(name) for name in _packages(variant)},
     }

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ptsearch import store
+from ptsearch import codes, store
 from ptsearch.config import ModelConfig
 from ptsearch.variant import Variant
 
@@ -74,6 +74,8 @@ def load(folder: Path, dtype: str = "bfloat16", device: str = "cpu") -> tuple[An
 
     hush()
     folder, trust = checkpoint_of(folder)
+    if (folder / codes.INDEX).is_file():
+        return _load_codes(folder, trust, dtype).to(device).eval(), load_tokenizer(folder, trust)
     config = read_json(folder / "config.json")
     options: dict[str, Any] = {}
     quantization = config.get("quantization_config") or {}
@@ -105,6 +107,31 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     return transformers.AutoTokenizer.from_pretrained(
         folder, local_files_only=True, trust_remote_code=trust_remote_code
     )
+
+
+def dense_state(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a variant's folder by name, as an ordinary checkpoint would have it."""
+    where, _ = checkpoint_of(folder)
+    if (where / codes.INDEX).is_file():
+        return codes.dense(where)
+    state: dict[str, torch.Tensor] = load(folder)[0].state_dict()
+    return state
+
+
+def _load_codes(folder: Path, trust: bool, dtype: str) -> Any:
+    """A model in our own layout, its weights decoded."""
+    import transformers
+
+    options = {"local_files_only": True, "trust_remote_code": trust}
+    config = transformers.AutoConfig.from_pretrained(folder, **options)
+    with torch.device("meta"):
+        kind = type(transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust))
+    model = kind.from_pretrained(
+        None, config=config, state_dict=codes.dense(folder), dtype=getattr(torch, dtype)
+    )
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+    return model
 
 
 def checkpoint_of(folder: Path) -> tuple[Path, bool]:

@@ -14,14 +14,17 @@ from typing import Any
 
 BUILD_VERSION = 1  # bump when equal fields would give other weights
 
-METHODS = ("none", "rtn", "gptq", "awq", "path")
+METHODS = ("none", "rtn", "gptq", "awq", "nested", "squeezellm", "aqlm", "qtip", "hqq", "path")
 BACKENDS = ("native", "llmcompressor", "gptqmodel")
 ACTORDERS = ("none", "static")
 GROUP_SIZES = (32, 64, 128, -1)
 MIN_BITS, MAX_BITS = 2, 8
 ACT_BITS = (16, 8, 4)
 KV_BITS = (16, 8, 4, 3, 2)
-CALIBRATED = ("gptq", "awq")
+CALIBRATED = ("gptq", "awq", "nested", "squeezellm", "aqlm", "qtip")
+BITS_OF = {"nested": (3, 8), "aqlm": (2, 4), "qtip": (2, 4)}  # others: MIN_BITS to MAX_BITS
+WITHOUT_GROUPS = ("squeezellm", "aqlm", "qtip")
+STOCHASTIC = ("rtn", "gptq")  # methods that know rounding_seed
 
 
 @dataclass(frozen=True)
@@ -73,15 +76,25 @@ class Variant:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {bits}")
         if self.kv_window < 0:
             raise ValueError(f"kv_window must be at least 0, got {self.kv_window}")
-        if self.method in ("none", "path"):
-            return
-        if not MIN_BITS <= self.bits <= MAX_BITS:
-            raise ValueError(f"bits must be {MIN_BITS} to {MAX_BITS}, got bits={self.bits}")
+        if self.method not in ("none", "path"):
+            self._check_method()
+
+    def _check_method(self) -> None:
+        least, most = BITS_OF.get(self.method, (MIN_BITS, MAX_BITS))
+        if not least <= self.bits <= most:
+            raise ValueError(f"{self.method}: bits must be {least} to {most}, got bits={self.bits}")
+        if self.method == "hqq" and self.bits == 7:
+            raise ValueError("hqq has 2 to 6 and 8 bits, got bits=7")
         if self.group_size not in GROUP_SIZES:
             raise ValueError(
                 f"group_size must be one of {', '.join(map(str, GROUP_SIZES))}, "
                 f"got group_size={self.group_size}"
             )
+        if self.method in WITHOUT_GROUPS and self.group_size != -1:
+            raise ValueError(f"{self.method} has no groups, got group_size={self.group_size}")
+        if self.rounding_seed is not None and self.method not in STOCHASTIC:
+            known = " and ".join(STOCHASTIC)
+            raise ValueError(f"rounding_seed is for {known}, got method={self.method!r}")
 
     @property
     def id(self) -> str:
@@ -142,6 +155,8 @@ def expand_pool(
             chosen = {**defaults, **dict(zip(row, values, strict=True))}
             if chosen["method"] in CALIBRATED:
                 chosen["calibration"] = calibration
+            if chosen["method"] in WITHOUT_GROUPS and "group_size" not in row:
+                chosen["group_size"] = -1
             variants.append(replace(dense, **chosen))
     repeated = [variant.label for variant, n in Counter(variants).items() if n > 1]
     if repeated:

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ptsearch.codes import Coded
 from ptsearch.quantize.grid import SCALE_DTYPE, Grid, Quantized
 from ptsearch.variant import Variant
 
@@ -26,6 +27,7 @@ WEIGHTS = "model.safetensors"
 DTYPES = {
     torch.int64: "I64",
     torch.int32: "I32",
+    torch.int16: "I16",
     torch.float32: "F32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
@@ -90,7 +92,7 @@ class Writer:
 
 def header_room(stored: Collection[str], linears: Collection[str]) -> int:
     """Room for the header of a checkpoint with these tensors of the base model, linears packed."""
-    names = len(stored) + 3 * len(linears)  # packed, scale, zero and shape for each weight
+    names = len(stored) + 9 * len(linears)  # at most 8 bit planes, scale and offset for a weight
     longest = max(map(len, stored)) + len("_zero_point")
     return -(-(256 + names * (longest + 160)) // ALIGNMENT) * ALIGNMENT
 
@@ -111,8 +113,10 @@ def table_of(folder: Path) -> dict[str, dict[str, Any]]:
     return table
 
 
-def tensors(name: str, quantized: Quantized, sym: bool) -> dict[str, Tensor]:
+def tensors(name: str, quantized: Quantized | Coded, sym: bool) -> dict[str, Tensor]:
     """What is stored for one linear layer."""
+    if isinstance(quantized, Coded):
+        return {f"{name}.{suffix}": tensor for suffix, tensor in quantized.tensors.items()}
     grid = quantized.grid
     stored = {
         f"{name}.weight_shape": torch.tensor(quantized.codes.shape),

@@ -42,6 +42,11 @@ class Tensors:
                         tensors[name] = file.get_tensor(name)
         return tensors
 
+    def inside(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with `prefix`, which is taken off."""
+        stored = self.read([name for name in self.file_of if name.startswith(prefix)])
+        return {name[len(prefix) :]: value for name, value in stored.items()}
+
 
 def skeleton(base: BaseModel) -> Any:
     """The model on the meta device; only buffers that no checkpoint holds have values."""
@@ -101,7 +106,7 @@ def walk(
     def run_layer(index: int, *args: Any, **kwargs: Any) -> Tensor:
         prefix, layer = f"{root}.{index}.", layers[index]
         stored = tensors.read([name for name in tensors.file_of if name.startswith(prefix)])
-        _materialise(layer, {name[len(prefix) :]: value for name, value in stored.items()}, prefix)
+        materialise(layer, {name[len(prefix) :]: value for name, value in stored.items()}, prefix)
         sums = _Sums(prefix, layer)
         outputs, start = [], 0
         for rows, drawn_by in parts:
@@ -121,7 +126,7 @@ def walk(
     held = tensors.read([name for name in outer if name in tensors.file_of])
     named = root.rpartition(".")[0] + "."
     inside = {name[len(named) :]: value for name, value in held.items() if name.startswith(named)}
-    _materialise(decoder, inside, named, layers)
+    materialise(decoder, inside, named, layers)
     try:
         for index, layer in enumerate(layers):
             layer.forward = lambda *a, _index=index, **k: run_layer(_index, *a, **k)
@@ -233,7 +238,7 @@ def _rows(arguments: Any, count: int, taken: slice) -> Any:
     return tree_map(part, arguments)
 
 
-def _materialise(
+def materialise(
     module: nn.Module, values: Mapping[str, Tensor], prefix: str, skip: nn.Module | None = None
 ) -> None:
     """Give a module on the meta device its tensors, floats in the dtype of computation.
