@@ -53,7 +53,7 @@ bench-serve: $(READY)
 
 # llm-compressor; PEERS holds the scripts that run it. It goes on where it stopped.
 bench-pool: $(READY) $(OTHERS)/pool/.installed
-	PEERS=$(PEERS) $(RUN) experiments/bench_pool.py --peer $(OTHERS)/pool/bin/python $(ARGS)
+	PEERS=$(PEERS) PEERS_PYTHON=$(OTHERS)/pool/bin/python $(RUN) experiments/bench_pool.py $(ARGS)
 
 $(OTHERS)/pool/.installed:
 	$(PYTHON) -m venv $(OTHERS)/pool
