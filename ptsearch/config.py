@@ -76,6 +76,7 @@ class PoolConfig:
     )  # {path, label, bits}: ready-made ones
     backend: str = "native"
     group_size: int = 64
+    sequential: bool = False  # H from layers already quantized, one variant a pass: slow
     build: str = "all"  # all: the whole pool in one pass | named: only the members asked for
     max_perplexity_ratio: float = 20.0  # x dense; beyond it a variant is degenerate
 

@@ -79,7 +79,7 @@ def score_all(
 
 
 def cost_all(
-    variants: Sequence[Mapping[str, Any]], kv_bytes: int, latency: str, masks: Masks
+    variants: Sequence[Mapping[str, Any]], latency: str, masks: Masks
 ) -> tuple[Floats, Floats]:
     """`memory_gb` and `latency_ms` (ensembles,) of every mask, as `scores.cost` of the members."""
     holders: dict[str, tuple[int, int]] = {}  # checksum -> bytes, mask of the variants that hold it
@@ -90,7 +90,9 @@ def cost_all(
     stored: dict[int, int] = {}
     for size, held in holders.values():
         stored[held] = stored.get(held, 0) + size
-    total = kv_bytes * np.bitwise_count(masks).astype(np.int64)
+    for variant, meta in enumerate(variants):  # a cache is nobody else's
+        stored[1 << variant] = stored.get(1 << variant, 0) + meta["kv_bytes"]
+    total = np.zeros(masks.size, np.int64)
     for held, size in stored.items():
         total += size * ((masks & np.uint32(held)) != 0)
     times = np.zeros(masks.size)

@@ -284,11 +284,25 @@ class Cost(NamedTuple):
     latency_ms: float
 
 
-def cost(members: Sequence[Mapping[str, Any]], kv_bytes: int, latency: str) -> Cost:
-    """Cost of members given as {`tensors`: {name: {bytes, sha256}}, `latency_ms`}.
+def kv_bytes(model: Mapping[str, Any], kv: Mapping[str, float], context: int) -> int:
+    """Keys and values of `context` tokens: of a model's config.json, at the bits that `kv` says.
 
-    Tensors with equal checksums are stored once. `kv_bytes` is one member's cache; every member
-    holds its own. `latency` is sequential (sum) or parallel (slowest).
+    kv: {`bits` a value, `window`: the newest tokens, which are kept in 16 bits}.
+    """
+    model = model.get("text_config", model)
+    heads = model["num_attention_heads"]
+    width = model.get("head_dim") or model["hidden_size"] // heads
+    kv_heads = model.get("num_key_value_heads") or heads
+    full = min(context, kv["window"])
+    bits = 16 * full + kv["bits"] * (context - full)
+    return round(2 * model["num_hidden_layers"] * kv_heads * width * bits / 8)
+
+
+def cost(members: Sequence[Mapping[str, Any]], latency: str) -> Cost:
+    """Cost of members given as {`tensors`: {name: {bytes, sha256}}, `kv_bytes`, `latency_ms`}.
+
+    Tensors with equal checksums are stored once; every member holds its own cache. `latency` is
+    sequential (sum) or parallel (slowest).
     """
     tensors = {
         tensor["sha256"]: tensor["bytes"]
@@ -297,6 +311,6 @@ def cost(members: Sequence[Mapping[str, Any]], kv_bytes: int, latency: str) -> C
     }
     times = [member["latency_ms"] for member in members]
     return Cost(
-        memory_gb=(sum(tensors.values()) + kv_bytes * len(members)) / 1e9,
+        memory_gb=(sum(tensors.values()) + sum(member["kv_bytes"] for member in members)) / 1e9,
         latency_ms=sum(times) if latency == "sequential" else max(times),
     )

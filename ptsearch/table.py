@@ -60,10 +60,10 @@ class Table:
         sound = [label for label in missing if not metas[label]["degenerate"]]
         tasks = {label: self._task(label) for label in sound}
         asked = [label for label, task in tasks.items() if task.outputs]
-        finite = self.workers.map(
+        reasons = self.workers.map(
             evaluate.run, [(tasks[label], self.benchmarks) for label in asked], self.report
         )
-        broken = {label for label, whole in zip(asked, finite, strict=True) if not whole}
+        broken = {label: why for label, why in zip(asked, reasons, strict=True) if why}
         read = {label: self._read(label) for label in sound if label not in broken}
         self._time(tasks[label] for label in read)
         if self.reader:
@@ -73,7 +73,9 @@ class Table:
         for label in missing:
             usable = label in read
             self.entries[label] = (
-                self._entry(label, *read[label]) if usable else self._degenerate_entry(label)
+                self._entry(label, *read[label])
+                if usable
+                else self._degenerate_entry(label, broken.get(label, ""))
             )
 
     def build(self, labels: Iterable[str]) -> None:
@@ -127,8 +129,11 @@ class Table:
             )
 
     def _latency(self, label: str) -> Path:
-        """Built variants run dequantized, in the dense model's form: one measurement is theirs."""
-        form = label if self.variant(label).method == "path" else DENSE
+        """Built variants run dequantized, in the dense model's form: one measurement is theirs, if
+        nothing is rounded while they run.
+        """
+        own = self.variant(label).method == "path" or self.variant(label).acts_at_run_time
+        form = label if own else DENSE
         names = [path.name for path in self.outputs(form).values()]
         what = json.dumps([names, self.config.latency.prompts])
         digest = hashlib.sha256(what.encode()).hexdigest()[:12]
@@ -164,13 +169,21 @@ class Table:
         if self.reader:
             codes, judged = extract.decide(self.reader, codes, left)
         timed = json.loads(self._latency(label).read_text(encoding="utf-8"))
-        meta = self.meta(label) | {"latency_ms": _two_digits(timed["latency_ms"])}
+        meta = self._costed(label) | {"latency_ms": _two_digits(timed["latency_ms"])}
         return Entry(self.variant(label), codes, meta, judged)
 
-    def _degenerate_entry(self, label: str) -> Entry:
+    def _costed(self, label: str) -> dict[str, Any]:
+        """The meta.json of a variant, with the bytes of its KV cache."""
+        meta, base = self.meta(label), models.read_json(self.base.path / "config.json")
+        return meta | {"kv_bytes": scores.kv_bytes(base, meta["kv"], self.config.memory.context)}
+
+    def _degenerate_entry(self, label: str, reason: str) -> Entry:
         """Without predictions: it is shown and never votes."""
         samples = sum(len(benchmark.samples) for benchmark in self.benchmarks)
-        meta = self.meta(label) | {"latency_ms": math.nan, "degenerate": True}
+        meta = self._costed(label) | {"latency_ms": math.nan, "degenerate": True}
+        meta["reason"] = (
+            reason or f"perplexity {meta['perplexity']}, dense {meta['dense_perplexity']:.4g}"
+        )
         return Entry(self.variant(label), np.full(samples, UNUSABLE, dtype=np.int16), meta)
 
 
@@ -185,7 +198,10 @@ def open_table(
         config.pool.variants,
         {"group_size": config.pool.group_size, "backend": config.pool.backend},
         calibration.read(config.calibration).identity,
-    ) + [models.path_variant(base, **row) for row in config.pool.paths]
+    )
+    if config.pool.sequential:
+        pool = [variant.sequential() for variant in pool]
+    pool += [models.path_variant(base, **row) for row in config.pool.paths]
     variants, reader = unique_labels(pool), extract.open_reader(config, base)
     return Table(config, base, variants, benchmarks, workers, report, reader=reader)
 

@@ -46,7 +46,7 @@ def true_front(table: Table, judge: Judge) -> Truth:
     precision = np.array([entry.variant.precision for entry in entries])
     found = exact.score_all(judge.asked, codes, precision, table.config.trust.weights, masks)
     metas = [entry.meta for entry in entries]
-    cost = exact.cost_all(metas, judge.kv_bytes, table.config.latency.mode, masks)
+    cost = exact.cost_all(metas, table.config.latency.mode, masks)
     found |= dict(zip(scores.Cost._fields, cost, strict=True))
     allowed = np.ones(masks.size, dtype=bool)
     for name, limit in limits(wanted.min).items():

@@ -28,8 +28,8 @@ MAY_IMPORT = {
     "fetch": {"config", "models", "store"},
     "calibration": {"config"},
     "quantize": {"quantize", "variant", "models", "store", "calibration", "config"},
-    "build": {"calibration", "config", "models", "quantize", "store", "variant"},
-    "engine": {"engine", "models", "config"},
+    "build": {"calibration", "config", "engine", "models", "quantize", "store", "variant"},
+    "engine": {"engine", "models", "config", "quantize", "variant"},
     "extract": {"benchmarks", "config", "engine", "models", "rules"},
     "evaluate": {"benchmarks", "config", "engine", "models", "predictions"},
     "table": CHEAP | {"benchmarks", "build", "calibration", "compute", "evaluate", "extract"}

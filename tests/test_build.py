@@ -112,7 +112,7 @@ def test_moments_are_those_of_a_plain_forward_pass(tiny_model: Path) -> None:
         model(tokens)
     seen = []
 
-    def compare(layer: layerwise.Layer) -> None:
+    def compare(layer: layerwise.Layer) -> dict[str, torch.Tensor]:
         assert [len(names) for names in layer.inputs] == [3, 1, 2, 1]
         for names, moments in zip(layer.inputs, layer.moments, strict=True):
             for seed, rows in seeds.items():
@@ -125,6 +125,7 @@ def test_moments_are_those_of_a_plain_forward_pass(tiny_model: Path) -> None:
                     moments[seed].mean_abs, X.abs().mean(0), rtol=0.02, atol=1e-3
                 )
         seen.append(layer.number)
+        return {}
 
     layerwise.walk(base, layerwise.skeleton(base), tokens, seeds, compare)
     assert seen == [0, 1]

@@ -103,14 +103,15 @@ def test_costs_equal_those_of_the_members(rng, latency: str) -> None:
                 f"w{i}": {"bytes": 10 ** (i + 1) + held, "sha256": f"{i}-{held}"}
                 for i, held in enumerate(rng.integers(0, 3, 4).tolist())
             },
+            "kv_bytes": int(rng.integers(9, 999)),
             "latency_ms": float(rng.uniform(10, 90)),
         }
         for _ in range(6)
     ]
     masks = exact.enumerate_ensembles(6, 6)
-    memory, times = exact.cost_all(metas, 12_345, latency, masks)
+    memory, times = exact.cost_all(metas, latency, masks)
     for i, mask in enumerate(masks):
-        slow = scores.cost([metas[v] for v in exact.members(mask)], 12_345, latency)
+        slow = scores.cost([metas[v] for v in exact.members(mask)], latency)
         assert memory[i] == slow.memory_gb
         assert times[i] == pytest.approx(slow.latency_ms, abs=1e-9)
 

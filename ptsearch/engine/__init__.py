@@ -15,8 +15,9 @@ import torch
 
 from ptsearch import models
 from ptsearch.config import EngineConfig
-from ptsearch.engine import decoding, fast, memory, plain, scoring
+from ptsearch.engine import decoding, fast, memory, plain, runtime, scoring
 from ptsearch.engine.plain import NonFiniteLogitsError, Report, Target
+from ptsearch.quantize.cache import Rounding
 
 __all__ = [
     "Engine",
@@ -44,6 +45,13 @@ class Engine(NamedTuple):
     context: int  # longest sequence the model was made for; 0 = no limit
     eos: frozenset[int]  # a reply ends before any of these
     packed: bool  # False: the plain path
+    rounding: Rounding | None = None  # of keys and values
+    first: int = 0  # tokens of a reply after which `later` takes over
+    later: Any = None  # another model of the same architecture, behind the same cache
+
+    def writer(self, done: int) -> Any:
+        """The model that writes the next token of a reply that has `done`."""
+        return self.later if self.later is not None and done >= self.first else self.model
 
 
 def load(folder: Path, settings: EngineConfig) -> Engine:
@@ -54,6 +62,12 @@ def load(folder: Path, settings: EngineConfig) -> Engine:
     """
     import transformers
 
+    asked = runtime.of(folder)
+    if asked.folders:
+        first, later = (load(part, settings) for part in asked.folders)
+        if first.packed != later.packed:
+            raise ValueError(f"{folder}: one of its two models runs in plain batches only")
+        return first._replace(first=asked.first, later=later.model)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = settings.device
@@ -68,17 +82,21 @@ def load(folder: Path, settings: EngineConfig) -> Engine:
     eos = eos_ids(model)
     # Nothing of the checkpoint's sampling or penalty settings may reach a greedy reply.
     model.generation_config = transformers.GenerationConfig()
+    linears = runtime.linear_names(model)
     reason = fast.enable(model)
     if reason:
         log.warning("%s runs in plain batches: %s", type(model).__name__, reason)
+    rounding = runtime.apply(model, linears, asked, packed=not reason)
+    align = rounding.align if rounding else 1
     return Engine(
         model=model,
         tokenizer=tokenizer,
         settings=settings,
-        limits=memory.limits(model, settings.max_tokens),
+        limits=memory.limits(model, settings.max_tokens)._replace(align=align),
         context=getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0,
         eos=eos,
         packed=not reason,
+        rounding=rounding,
     )
 
 

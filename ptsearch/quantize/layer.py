@@ -1,10 +1,14 @@
 """What a quantizer gets: one decoder layer and what calibration tells about its linear inputs."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from ptsearch.quantize.grid import Quantized
+
+LEAST_TOKENS = 64  # of calibration; linears whose input saw fewer are rounded to nearest
 
 
 class Moments(NamedTuple):
@@ -12,6 +16,8 @@ class Moments(NamedTuple):
 
     H: Tensor  # (in, in) second moments, float32
     mean_abs: Tensor  # (in,)
+    low: Tensor  # (in,) the least value
+    high: Tensor  # (in,)
     tokens: int
 
 
@@ -26,6 +32,11 @@ class Layer(NamedTuple):
     moments: list[dict[int, Moments]]  # for each of `inputs`: seed -> moments; {} = never reached
     example: tuple[tuple[Any, ...], dict[str, Any]]  # arguments of the layer for one sample
 
+    def seen(self, slot: int, seed: int) -> Moments | None:
+        """The moments of an input, if it saw tokens enough to be fitted to: an expert may not."""
+        moments = self.moments[slot].get(seed)
+        return moments if moments and moments.tokens >= LEAST_TOKENS else None
+
 
 class Part(NamedTuple):
     """A variant's share of one decoder layer."""
@@ -33,3 +44,4 @@ class Part(NamedTuple):
     quantized: dict[str, Quantized]  # by linear, full name
     replaced: dict[str, Tensor]  # other tensors that differ from the stored ones, by full name
     cpu_seconds: float
+    runtime: Mapping[str, Tensor] = MappingProxyType({})  # what rounds inputs while it runs
