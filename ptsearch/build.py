@@ -5,54 +5,32 @@ whole or not at all. The dense model and ready-made checkpoints get a folder wit
 """
 
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ptsearch import calibration as calibrations
-from ptsearch import models, quantize, store
+from ptsearch import models, quantize, store, verify
 from ptsearch.calibration import Calibration
-from ptsearch.engine import rounded, runtime
+from ptsearch.engine import rounded
 from ptsearch.models import BaseModel
 from ptsearch.quantize import awq, cache, checkpoint, grid, layerwise, library
 from ptsearch.quantize.grid import Quantized
 from ptsearch.quantize.layer import Layer, Part
 from ptsearch.variant import CALIBRATED, DENSE_WEIGHTS, SEQUENTIAL, Variant
+from ptsearch.verify import Work
 
 Report = Callable[[str, int, int], None]  # what is under way, done, of how many
 
-PERPLEXITY_SAMPLES = 8
-PERPLEXITY_LENGTH = 256
 CACHE_SAMPLES = 4  # of the calibration samples, for keys and values
 CACHE_TOKENS = 1024  # of them that are kept
 NOT_COPIED = {"config.json", store.MANIFEST, models.META}
-
-
-@dataclass
-class Work:
-    """One variant while it is built."""
-
-    variant: Variant
-    folder: Path  # becomes the variant's folder when `finish` is called
-    finish: Callable[[], None]
-    writer: checkpoint.Writer | None = None
-    cpu_seconds: float = 0.0  # of this variant alone, beside what the pass costs all
-    damp_raised: dict[str, float] = field(default_factory=dict)  # linear -> damping it needed
-    to_nearest: list[str] = field(default_factory=list)  # linears that calibration hardly reached
-    drawn: list[int] = field(default_factory=list)  # calibration samples, by index
-    runtime: dict[str, Tensor] = field(default_factory=dict)  # what rounds while it runs
-    no_room: bool = False  # on the disk
 
 
 def folder_of(store_root: Path, variant: Variant) -> Path:
@@ -105,9 +83,12 @@ def build_pool(
                 continue
             with _room_for(work):
                 if work.variant.decode_schedule:
-                    _join_phases(work, store_root)
+                    parts = [folder_of(store_root, v) for v in work.variant.phases()[1:]]
+                    verify.join_phases(work, parts)
                 else:
-                    _check(base, work, calibration, folder_of(store_root, dense), ratio, seconds)
+                    verify.check(
+                        base, work, calibration, folder_of(store_root, dense), ratio, seconds
+                    )
                 work.finish()
         if left := [work.variant.label for work in works if work.no_room]:
             raise ValueError(
@@ -145,39 +126,6 @@ def _is_sequential(variant: Variant) -> bool:
 
 def _has_weights(variant: Variant) -> bool:
     return variant.method not in DENSE_WEIGHTS and not variant.decode_schedule
-
-
-def _join_phases(work: Work, store_root: Path) -> None:
-    """meta.json of a variant whose replies have two phases: of prompts it is the first one."""
-    parts = work.variant.phases()[1:]
-    if not all(store.is_whole(folder_of(store_root, part)) for part in parts):
-        raise store.FullDiskError(f"{work.variant.label}: there was no room for its two models")
-    metas = [models.read_json(folder_of(store_root, part) / models.META) for part in parts]
-    first, later = metas
-    tensors = first["tensors"] | {f"later.{name}": t for name, t in later["tensors"].items()}
-    stored = {tensor["sha256"]: tensor["bytes"] for tensor in tensors.values()}
-    meta = first | {
-        "variant": asdict(work.variant),
-        "label": work.variant.label,
-        "checkpoint": str(Path("..", parts[0].id)),
-        "tensors": tensors,
-        "tensor_bytes": sum(stored.values()),
-        "degenerate": first["degenerate"] or later["degenerate"],
-    }
-    (work.folder / models.META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
-
-
-def perplexity(model: Any, chunks: Tensor) -> float:
-    """exp of the mean negative log-likelihood of chunks (n, length), first tokens left out."""
-    total = 0.0
-    with torch.inference_mode():
-        for ids in chunks.split(4):
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-            total += torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"
-            ).item()
-    mean = total / chunks[:, 1:].numel()
-    return math.exp(mean) if mean < 700 else math.inf
 
 
 def _one_pass(
@@ -306,7 +254,8 @@ def _draw(
 ) -> tuple[Tensor, dict[int, list[int]]]:
     """(token chunks that any seed draws, seed -> their rows); notes each variant's indices."""
     tokenizer = models.load_tokenizer(base.path, base.trust_remote_code)
-    chunks = calibrations.chunks(tokenizer, calibration.fitted, calibration.length)
+    how = (calibration.length, calibration.rendering)
+    chunks = calibrations.chunks(tokenizer, calibration.fitted, *how)
     needing = [work for work in works if work.variant.method in CALIBRATED]
     drawn = {}
     for work in needing:
@@ -366,11 +315,6 @@ def _packed(job: quantize.Job) -> list[tuple[Variant, Part, dict[str, Tensor]]]:
     return solved
 
 
-def _packages(variant: Variant) -> list[str]:
-    backend = [] if variant.backend == "native" else [variant.backend]
-    return ["torch", "transformers", "compressed-tensors", *backend]
-
-
 def _add(work: Work, name: str, tensor: Tensor) -> None:
     assert work.writer is not None
     if not work.no_room:
@@ -388,52 +332,3 @@ def _write_config(base: BaseModel, work: Work, dense_linears: list[str]) -> None
     config["quantization_config"] = checkpoint.quantization_config(work.variant, dense_linears)
     text = json.dumps(config, indent=2, sort_keys=True)
     (work.folder / "config.json").write_text(text, encoding="utf-8")
-
-
-def _check(
-    base: BaseModel,
-    work: Work,
-    calibration: Calibration,
-    dense_folder: Path,
-    max_ratio: float,
-    seconds: float,
-) -> None:
-    """Read the checkpoint back, measure its perplexity and write meta.json."""
-    variant = work.variant
-    folder = work.folder
-    if variant.method in DENSE_WEIGHTS:
-        folder = Path(dict(variant.method_args).get("path", base.path))
-    table = work.writer.table if work.writer else checkpoint.table_of(folder)
-    model, tokenizer = models.load(folder)
-    if work.runtime:
-        save_file(work.runtime, work.folder / runtime.TENSORS)
-        table = table | checkpoint.table_of(work.folder, runtime.TENSORS)
-    asked = runtime.of_variant(variant, work.folder)
-    runtime.apply(model, runtime.linear_names(model), asked, packed=False)
-    held_out = calibrations.chunks(tokenizer, calibration.held_out, PERPLEXITY_LENGTH)
-    sums = [tensor.sum(dtype=torch.float32).item() for tensor in model.parameters()]
-    finite = all(map(math.isfinite, sums))
-    value = perplexity(model, held_out[:PERPLEXITY_SAMPLES])
-    dense = value
-    if variant.method != "none":
-        dense = models.read_json(dense_folder / models.META)["perplexity"]
-    meta = {
-        "variant": asdict(variant),
-        "label": variant.label,
-        "checkpoint": "." if folder == work.folder else str(folder.resolve()),
-        "trust_remote_code": base.trust_remote_code,
-        "tensors": table,
-        "tensor_bytes": sum(tensor["bytes"] for tensor in table.values()),
-        "kv": runtime.kv_stored(model, asked),
-        "perplexity": value if math.isfinite(value) else None,
-        "dense_perplexity": dense,
-        "degenerate": not finite or not value <= max_ratio * dense,
-        "damp_raised": work.damp_raised,
-        "rounded_to_nearest": work.to_nearest,
-        "seconds": seconds,
-        "cpu_seconds": work.cpu_seconds,
-        "calibration_indices": work.drawn,
-        "versions": {name: version(name) for name in _packages(variant)},
-    }
-    text = json.dumps(meta, indent=1)
-    (work.folder / models.META).write_text(text, encoding="utf-8")

@@ -26,9 +26,10 @@ MAY_IMPORT = {
     "scores": {"benchmarks", "metrics", "published", "rules", "voting"},
     "models": {"benchmarks", "config", "store", "variant"},
     "fetch": {"config", "models", "store"},
-    "calibration": {"config"},
+    "calibration": {"benchmarks", "config"},
     "quantize": {"quantize", "variant", "models", "store", "calibration", "config"},
-    "build": {"calibration", "config", "engine", "models", "quantize", "store", "variant"},
+    "build": {"calibration", "engine", "models", "quantize", "store", "variant", "verify"},
+    "verify": {"calibration", "engine", "models", "quantize", "store", "variant"},
     "engine": {"engine", "models", "config", "quantize", "variant"},
     "extract": {"benchmarks", "config", "engine", "models", "rules"},
     "evaluate": {"benchmarks", "config", "engine", "models", "predictions"},
@@ -60,7 +61,7 @@ ONLY_IN = {
     "omegaconf": {"cli"},
     "httpx": {"benchmarks", "extract"},
     "rich": {"terminal", "report", "experiment_report"},
-    "torch": {"models", "fetch", "calibration", "quantize", "build", "engine", "compute"},
+    "torch": {"models", "fetch", "calibration", "quantize", "build", "verify", "engine", "compute"},
     "transformers": {"models", "fetch", "quantize", "build", "engine"},
 }
 

@@ -52,33 +52,38 @@ def span(X: Array, bits: int, axis: int) -> Array:
     return np.clip(np.round((X - low) / step), 0, 2**bits - 1) * step + low
 
 
-def seen_by(rule: Rounding, keys: Array, values: Array, bare: Array, rope: Any) -> list[KV]:
-    """What the last of n queries sees, by head. All (K, n, D); bare: keys before rope."""
-    n, t = keys.shape[1], keys.shape[1] - 1
+def rounded_by(rule: Rounding, keys: Array, values: Array, bare: Array, rope: Any) -> KV:
+    """Every token rounded, one by one or group by group. All (K, n, D); bare: keys before rope."""
     keys, values = keys.copy(), values.copy()
     tensors = {name: tensor.numpy() for name, tensor in rule.tensors.items()}
-    if rule.method == "kivi":
-        for first in range(0, n - 31, 32):
-            if first + 32 + rule.window <= t + 1:
+    for j in range(keys.shape[1]):
+        if rule.method == "kivi":
+            values[:, j] = span(values[:, j], rule.bits, 1)
+            if (j + 1) % 32 == 0:
                 for head in range(len(keys)):
-                    group = keys[head, first : first + 32]
-                    keys[head, first : first + 32] = span(group, rule.bits, 0)
-                    values[head, first : first + 32] = span(values[head, first : first + 32],
-                                                            rule.bits, 1)  # fmt: skip
-        return [KV(k, v) for k, v in zip(keys, values, strict=True)]  # type: ignore[arg-type]
-    for j in range(n):
-        if rule.method == "wkvquant" and j <= t - max(1, rule.window):
+                    keys[head, j - 31 : j + 1] = span(keys[head, j - 31 : j + 1], rule.bits, 0)
+        elif rule.method == "wkvquant":
             for X, name in ((keys, "key"), (values, "value")):
                 center, half = tensors[f"{name}_center"], tensors[f"{name}_half"]
                 X[:, j] = span((X[:, j] - center) / half, rule.bits, 1) * half + center
-        if rule.method == "kvquant" and 1 <= j <= t - rule.window:
-            keys[:, j] = rope(on_codes(bare[:, j], tensors["key_center"], tensors["key_half"],
-                                       tensors["key_codes"]), j)  # fmt: skip
+        else:
+            how = (tensors["key_center"], tensors["key_half"], tensors["key_codes"])
+            keys[:, j] = rope(on_codes(bare[:, j], *how), j)
             ordered = np.sort(values[:, j].flatten())
             low, high = ordered[1], ordered[-2]
-            values[:, j] = on_codes(values[:, j], (high + low) / 2, (high - low) / 2,
-                                    tensors["value_codes"])  # fmt: skip
-    return [KV(k, v) for k, v in zip(keys, values, strict=True)]  # type: ignore[arg-type]
+            how = ((high + low) / 2, (high - low) / 2, tensors["value_codes"])
+            values[:, j] = on_codes(values[:, j], *how)
+    return KV(keys, values)  # type: ignore[arg-type]
+
+
+def is_old(rule: Rounding, j: int, t: int) -> bool:
+    """Whether the query at t sees token j rounded."""
+    if rule.method == "kivi":
+        last = j // 32 * 32 + 31
+        return last <= t - rule.window
+    first = 1 if rule.method == "kvquant" else 0
+    newest = t - max(rule.window, 1 if rule.method == "wkvquant" else 0)
+    return first <= j <= newest
 
 
 def on_codes(X: Array, center: Any, half: Any, codes: Array) -> Array:
@@ -114,15 +119,17 @@ def direct(folder: Path, engine: engines.Engine) -> Callable[[list[int]], torch.
     def attend(module: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
         q, k, v = (part[0].numpy() for part in (query, key, value))
         out = np.zeros((q.shape[1], q.shape[0], v.shape[2]), np.float32)
-        before = bare[module.layer_idx]
+        rule = rules[module.layer_idx]
+        rounded_k, rounded_v = rounded_by(rule, k, v, bare[module.layer_idx], rope)
         for t in range(q.shape[1]):
-            rule, n = rules[module.layer_idx], t + 1
-            seen = seen_by(rule, k[:, :n], v[:, :n], before[:, :n], rope)
+            old = np.array([is_old(rule, j, t) for j in range(t + 1)])[:, None]
             for head in range(len(q)):
-                mine = seen[head // 2]
-                scores = np.asarray(mine.keys) @ q[head, t] * module.scaling
+                kv = head // 2
+                keys = np.where(old, rounded_k[kv, : t + 1], k[kv, : t + 1])
+                values = np.where(old, rounded_v[kv, : t + 1], v[kv, : t + 1])
+                scores = keys @ q[head, t] * module.scaling
                 weights = np.exp(scores - scores.max())
-                out[t, head] = weights @ np.asarray(mine.values) / weights.sum()
+                out[t, head] = weights @ values / weights.sum()
         return torch.from_numpy(out)[None], None
 
     transformers.AttentionInterface.register("test_direct", attend)
@@ -148,12 +155,13 @@ def test_both_paths_are_the_direct_computation(built: Path, number: int) -> None
         pairs = zip(said, labels, strict=True)
         expected.append([row[range(len(label)), label].sum().item() for row, label in pairs])
     few = engine._replace(limits=engine.limits._replace(tokens=96))
-    found = [engines.score(path, SHORT, LABELS[: len(SHORT)], silent)
-             for path in (engine, few, plain(engine))]  # fmt: skip
+    asked = LABELS[: len(SHORT)]
+    found = [engines.score(path, SHORT, asked, silent) for path in (engine, few)]
+    found.append(engines.score(plain(engine), SHORT, asked, silent))
     for layer in engine.model.model.layers:
         del layer.self_attn.rounding
     engine.model.set_attn_implementation("eager")
-    unrounded = engines.score(engine._replace(packed=False), SHORT, LABELS[: len(SHORT)], silent)
+    unrounded = engines.score(engine._replace(packed=False), SHORT, asked, silent)
     assert [off(rows, expected, unrounded) < 0.1 for rows in found] == [True] * 3
 
 
@@ -205,6 +213,30 @@ def test_a_data_type_follows_what_matters() -> None:
     assert (codes > 0.5).sum() >= 5
     even = cache.data_type(X, zero, ones, ones.expand_as(X), 3, 0)
     assert even.diff().std() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sizes"),
+    [
+        ("Phi3", {}),
+        ("Gemma2", {"sliding_window": 16}),
+        pytest.param("Qwen3", {}, marks=pytest.mark.slow),
+        pytest.param("Mistral", {"sliding_window": 16}, marks=pytest.mark.slow),
+    ],
+)
+def test_other_architectures(tmp_path: Path, architecture: str, sizes: dict[str, Any]) -> None:
+    sizes = sizes | {"initializer_range": 0.1}
+    folder = write_tiny_model(tmp_path / "base", architecture, **sizes)
+    variants = pool([{"method": ["kivi", "kvquant"], "kv_bits": 3}])
+    build_tiny(folder, tmp_path / "store", variants)
+    dense = engines.load(folder, FP32)
+    unrounded = engines.score(dense, SHORT, LABELS[: len(SHORT)], silent)
+    for variant in variants:
+        engine = engines.load(build.folder_of(tmp_path / "store", variant), FP32)
+        assert engine.packed
+        packed = engines.score(engine, SHORT, LABELS[: len(SHORT)], silent)
+        slow = engines.score(plain(engine), SHORT, LABELS[: len(SHORT)], silent)
+        assert off(slow, packed, unrounded) < 0.1
 
 
 def test_a_model_without_reachable_keys_is_refused(tmp_path: Path) -> None:

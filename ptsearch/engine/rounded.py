@@ -29,7 +29,7 @@ def attach(
     `tensors`: calibrated, `{layer}.{name}`. ValueError: keys and values cannot be got at.
     """
     modules = reached(model)
-    rotations = Rotations(modules) if method == "kvquant" else None
+    rotations = Rotations(model, modules) if method == "kvquant" else None
     for module in modules:
         prefix = f"{module.layer_idx}."
         own = {
@@ -57,7 +57,7 @@ def reached(model: Any) -> list[Any]:
         return heads.transpose(1, 2), None  # one token attends to itself
 
     AttentionInterface.register(REACH, look)
-    with _implementation(model, REACH), torch.inference_mode():
+    with _implementation(model, REACH), torch.no_grad():
         model(torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
     if not found:
         raise ValueError(
@@ -120,15 +120,16 @@ class Rotations:
     back is turning by the opposite angle.
     """
 
-    def __init__(self, modules: list[Any]) -> None:
+    def __init__(self, model: Any, modules: list[Any]) -> None:
         self._tables: dict[str, tuple[Tensor, Tensor]] = {}  # kind of layer -> cos, sin (n, d)
         self._last: dict[str, Any] = {}
         for module in modules:
             module.register_forward_pre_hook(self._take, with_kwargs=True)
+        reached(model)  # so that what is missing shows at once
 
     def of(self, module: Any) -> Rotate:
         turn = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
-        if turn is None:
+        if turn is None or _kind(module) not in self._tables:
             raise ValueError(
                 f"kvquant rounds keys before their position encoding, which "
                 f"{type(module).__name__} does not have in a form known here"
@@ -149,8 +150,8 @@ class Rotations:
         return rotate
 
     def _take(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given, kind = kwargs["position_embeddings"], _kind(module)
-        if self._last.get(kind) is given:
+        given, kind = kwargs.get("position_embeddings"), _kind(module)
+        if given is None or self._last.get(kind) is given:
             return
         self._last[kind] = given
         positions = kwargs.get("position_ids")
@@ -205,7 +206,7 @@ def record(model: Any, chunks: Tensor, before_position: bool, tokens: int) -> di
     The whole model is in memory, with the activations of one chunk.
     """
     modules = reached(model)
-    rotations = Rotations(modules) if before_position else None
+    rotations = Rotations(model, modules) if before_position else None
     for module in modules:
         module.rounding = Recorder(rotations.of(module) if rotations else None)
     use_plain(model)

@@ -123,7 +123,7 @@ def walk(
         example = _rows((args, kwargs), len(tokens), slice(0, 1))
         layer_of = Layer(index, prefix, layer, stored, sums.inputs, sums.moments(), example)
         if changed := visit(layer_of):
-            now = {name[len(prefix) :]: value for name, value in (stored | changed).items()}
+            now = {name[len(prefix) :]: value for name, value in {**stored, **changed}.items()}
             _materialise(layer, now, prefix)
             outputs = run()
         layer.to("meta")
