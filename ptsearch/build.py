@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ptsearch import calibration as calibrations
-from ptsearch import models, quantize, store, verify
+from ptsearch import models, quantize, readback, store
 from ptsearch.calibration import Calibration
 from ptsearch.engine import rounded
 from ptsearch.models import BaseModel
@@ -24,7 +24,7 @@ from ptsearch.quantize import awq, cache, checkpoint, grid, layerwise, library
 from ptsearch.quantize.grid import Quantized
 from ptsearch.quantize.layer import Layer, Part
 from ptsearch.variant import CALIBRATED, DENSE_WEIGHTS, SEQUENTIAL, Variant
-from ptsearch.verify import Work
+from ptsearch.readback import Work
 
 Report = Callable[[str, int, int], None]  # what is under way, done, of how many
 
@@ -84,9 +84,9 @@ def build_pool(
             with _room_for(work):
                 if work.variant.decode_schedule:
                     parts = [folder_of(store_root, v) for v in work.variant.phases()[1:]]
-                    verify.join_phases(work, parts)
+                    readback.join_phases(work, parts)
                 else:
-                    verify.check(
+                    readback.check(
                         base, work, calibration, folder_of(store_root, dense), ratio, seconds
                     )
                 work.finish()

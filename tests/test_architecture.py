@@ -28,8 +28,8 @@ MAY_IMPORT = {
     "fetch": {"config", "models", "store"},
     "calibration": {"benchmarks", "config"},
     "quantize": {"quantize", "variant", "models", "store", "calibration", "config"},
-    "build": {"calibration", "engine", "models", "quantize", "store", "variant", "verify"},
-    "verify": {"calibration", "engine", "models", "quantize", "store", "variant"},
+    "build": {"calibration", "engine", "models", "quantize", "store", "variant", "readback"},
+    "readback": {"calibration", "engine", "models", "quantize", "store", "variant"},
     "engine": {"engine", "models", "config", "quantize", "variant"},
     "extract": {"benchmarks", "config", "engine", "models", "rules"},
     "evaluate": {"benchmarks", "config", "engine", "models", "predictions"},
@@ -61,7 +61,7 @@ ONLY_IN = {
     "omegaconf": {"cli"},
     "httpx": {"benchmarks", "extract"},
     "rich": {"terminal", "report", "experiment_report"},
-    "torch": {"models", "fetch", "calibration", "quantize", "build", "verify", "engine", "compute"},
+    "torch": {"models", "fetch", "calibration", "quantize", "build", "readback", "engine", "compute"},
     "transformers": {"models", "fetch", "quantize", "build", "engine"},
 }
 

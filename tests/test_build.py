@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import write_tiny_model
 
-from ptsearch import build, models, store, verify
+from ptsearch import build, models, readback, store
 from ptsearch import calibration as calibrations
 from ptsearch.calibration import Calibration
 from ptsearch.models import BaseModel
@@ -370,7 +370,7 @@ import resource, sys
 from pathlib import Path
 from test_build import CALIBRATION, build_tiny, pool
 from tiny import write_tiny_model
-from ptsearch import verify
+from ptsearch import readback
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -378,7 +378,7 @@ def peak():
 base, root = map(Path, sys.argv[1:])
 rows = [{"method": ["rtn", "gptq"], "bits": 4, "damp_percent": 0.05}]
 build_tiny(write_tiny_model(root / "small"), root / "first", pool(rows))
-verify.check = lambda *_: None
+readback.check = lambda *_: None
 before = peak()
 build_tiny(base, root / "second", pool(rows))
 print(peak() - before, len(list(root.glob("second/variants/*/model.safetensors"))))
@@ -389,4 +389,4 @@ def test_perplexity_of_a_model_that_knows_nothing(tiny_model: Path) -> None:
     model, tokenizer = models.load(tiny_model, "float32")
     model.lm_head.weight.data = torch.zeros_like(model.lm_head.weight)
     chunks = calibrations.chunks(tokenizer, TEXT, 64)[:3]
-    assert verify.perplexity(model, chunks) == pytest.approx(len(tokenizer), rel=1e-4)
+    assert readback.perplexity(model, chunks) == pytest.approx(len(tokenizer), rel=1e-4)
