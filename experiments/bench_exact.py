@@ -111,13 +111,14 @@ def same_as_reference(peers: Path) -> bool:
     )
     common = {"bytes": shared, "sha256": "common"}
     metas = [
-        {"tensors": {"w": {"bytes": int(size), "sha256": str(v)}, "e": common}, "latency_ms": 1.0}
+        {"tensors": {"w": {"bytes": int(size), "sha256": str(v)}, "e": common}, "kv_bytes": 0}
         for v, size in enumerate(sizes)
     ]
+    metas = [meta | {"latency_ms": 1.0} for meta in metas]
 
     def objectives(masks: exact.Masks) -> exact.Floats:
         found = exact.score_all(asked, codes, precision, {"ood": 1.0}, masks)
-        memory_gb, _ = exact.cost_all(metas, 0, "parallel", masks)
+        memory_gb, _ = exact.cost_all(metas, "parallel", masks)
         correct = np.round(found["trust"] * samples / 100)
         answered = np.round((100 - found["refusal_rate"]) * samples / 100)
         return np.stack([correct, -np.round(memory_gb * 1e9), answered], axis=1)

@@ -51,13 +51,17 @@ class ModelConfig:
 class CalibrationConfig:
     """Text that GPTQ and AWQ are fitted on; the last fifth is held out for perplexity."""
 
-    source: str = "python-docs"  # python-docs | file
-    path: str = ""  # file: text, or JSONL with a `text` field
+    source: str = "python-docs"  # python-docs | file | hub
+    path: str = ""  # file: text, or JSONL with a `text` or `messages` field; hub: a file there
+    repo: str = ""  # hub: owner/name of a data set
+    revision: str = ""  # hub: a commit
+    rendering: str = "raw"  # raw: as it is | chat: conversations in the model's chat template
     samples: int = 32
     length: int = 512  # tokens a sample
 
     def __post_init__(self) -> None:
-        one_of("calibration.source", self.source, ("python-docs", "file"))
+        one_of("calibration.source", self.source, ("python-docs", "file", "hub"))
+        one_of("calibration.rendering", self.rendering, ("raw", "chat"))
         at_least("calibration.samples", self.samples, 1)
         at_least("calibration.length", self.length, 16)
 
@@ -73,6 +77,7 @@ class PoolConfig:
     )  # {path, label, bits}: ready-made ones
     backend: str = "native"
     group_size: int = 64
+    sequential: bool = False  # H from layers already quantized, one variant a pass: slow
     build: str = "all"  # all: the whole pool in one pass | named: only the members asked for
     max_perplexity_ratio: float = 20.0  # x dense; beyond it a variant is degenerate
 

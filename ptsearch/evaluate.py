@@ -45,17 +45,36 @@ def key(variant_id: str, benchmark: Benchmark, settings: EngineConfig) -> str:
     return f"{variant_id}-{benchmark.name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}.parquet"
 
 
-def run(task: Task, benchmarks: Sequence[Benchmark], report: Report) -> bool:
+def run(task: Task, benchmarks: Sequence[Benchmark], report: Report) -> str:
     """Evaluate what `task.outputs` names; files appear when whole, what is asked before beside.
 
-    False: the model's output is not finite, the variant is degenerate.
+    Returns why the variant may not vote, "" = it may: its output is not finite, or what makes it
+    another variant never acts on these benchmarks.
     """
     with engines.opened(task.checkpoint, task.engine) as engine:
+        if reason := unexercised(engine, benchmarks):
+            return reason
         try:
             _predict(engine, task, [b for b in benchmarks if b.name in task.outputs], report)
-        except engines.NonFiniteLogitsError:
-            return False
-    return True
+        except engines.NonFiniteLogitsError as error:
+            return str(error)
+    return ""
+
+
+def unexercised(engine: engines.Engine, benchmarks: Sequence[Benchmark]) -> str:
+    """Which run-time setting never acts on any sample, "" = none."""
+    asked = [(b.scenarios[s.scenario], s) for b in benchmarks for s in b.samples]
+    new = [scenario.max_new_tokens for scenario, _ in asked if scenario.mode == "generate"]
+    if engine.later is not None and max(new, default=0) <= engine.first:
+        return f"decode_schedule: no reply is longer than its first {engine.first} tokens"
+    if engine.rounding is None:
+        return ""
+    least = engine.rounding.recent + engine.rounding.align
+    for scenario, sample in asked:
+        more = scenario.max_new_tokens if scenario.mode == "generate" else 1
+        if len(models.render(engine.tokenizer, sample.prompt)) + more > least:
+            return ""
+    return f"kv_bits: no prompt with its reply is longer than {least} tokens: nothing is rounded"
 
 
 def measure_latency(

@@ -86,7 +86,6 @@ def count_hits(
 
 def cost_all(
     variants: Sequence[Mapping[str, Any]],
-    kv_bytes: int,
     latency: str,
     masks: Masks,
     asked: Floats | None = None,
@@ -103,7 +102,9 @@ def cost_all(
     stored: dict[int, int] = {}
     for size, held in holders.values():
         stored[held] = stored.get(held, 0) + size
-    total = kv_bytes * np.bitwise_count(masks).astype(np.int64)
+    for variant, meta in enumerate(variants):  # a cache is nobody else's
+        stored[1 << variant] = stored.get(1 << variant, 0) + meta["kv_bytes"]
+    total = np.zeros(masks.size, np.int64)
     for held, size in stored.items():
         total += size * ((masks & np.uint32(held)) != 0)
     each = np.array([meta["latency_ms"] for meta in variants])

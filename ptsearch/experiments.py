@@ -155,7 +155,8 @@ def _line(
 
 def _stored(table: Table, members: Sequence[str]) -> float:
     """10^9 bytes of tensors; those that members share are stored once."""
-    return scores.cost([table.entries[m].meta for m in members], 0, "parallel").memory_gb
+    metas = [table.entries[member].meta | {"kv_bytes": 0} for member in members]
+    return scores.cost(metas, "parallel").memory_gb
 
 
 def _dense_lines(table: Table, others: Sequence[Table]) -> list[Line]:

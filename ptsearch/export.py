@@ -110,7 +110,6 @@ def _description(
     scores = {key: value for key, value in row["search"].items() if key not in (*COST, *LAZY)}
     cost = {key: row["search"][key] for key in (*COST, *LAZY)}
     dense, places = base["memory_gb"], {label: folder / "members" / label for label in forms}
-    kv_bytes = base["kv_bytes_per_token"] * settings["memory.context"]
     return {
         "format": FORMAT,
         "study": config.study,
@@ -152,8 +151,8 @@ def _description(
         | {
             "dense_memory_gb": dense,
             "of_dense": 100 * cost["memory_gb"] / dense,  # percent
-            "dense_bytes": int(1e9 * dense) - kv_bytes,
-            "kv_bytes": kv_bytes,  # of one member
+            "dense_bytes": int(1e9 * dense) - base["kv_bytes"],
+            "kv_bytes": base["kv_bytes"],  # of one member, in 16 bits
         },
         "benchmarks": base["benchmarks"],
         "settings": settings,

@@ -1,9 +1,7 @@
 """What an ensemble is worth: members' answers voted and scored, and what they cost."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +22,6 @@ class Judge:
     mask: NDArray[np.bool_]  # (samples,) which half
     config: Config
     majority: Scores  # of always giving each scenario's most frequent label
-    kv_bytes: int  # KV cache of one member
     search: "Judge | None" = None  # on whose half votes are fitted; None = on its own
 
     def __call__(self, table: Table, members: Sequence[str]) -> Scores:
@@ -33,7 +30,7 @@ class Judge:
         """
         metas = [table.entries[label].meta for label in members]
         asked = self.lazily(table, members).asked
-        cost = scores.cost(metas, self.kv_bytes, self.config.latency.mode, asked.tolist())
+        cost = scores.cost(metas, self.config.latency.mode, asked.tolist())
         voted = self.vote(table, members)
         found = scores.score(self.asked, voted, self.config.trust.weights) | cost._asdict()
         sizes = [sum(t["bytes"] for t in meta["tensors"].values()) for meta in metas]
@@ -90,12 +87,11 @@ def halves(table: Table) -> dict[str, Judge]:
     """The judges of `search` and `holdout`, and of `all` samples, as published scores are made."""
     settings = table.config.benchmarks
     asked = scores.questions(table.benchmarks, settings.split.salt, settings.rules)
-    kv_bytes = kv_bytes_per_token(table.base.path) * table.config.memory.context
 
     def judge(mask: NDArray[np.bool_], search: Judge | None = None) -> Judge:
         part = asked.where(mask)
         constant = scores.constant_scores(part, table.config.trust.weights)
-        return Judge(part, mask, table.config, constant["majority class"], kv_bytes, search)
+        return Judge(part, mask, table.config, constant["majority class"], search)
 
     search = judge(~asked.holdout)
     return {
@@ -103,13 +99,3 @@ def halves(table: Table) -> dict[str, Judge]:
         "search": search,
         "holdout": judge(asked.holdout, search),
     }
-
-
-def kv_bytes_per_token(checkpoint: Path) -> int:
-    """Keys and values of one token in 16 bits, from the checkpoint's config.json."""
-    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    config = config.get("text_config", config)
-    heads = config["num_attention_heads"]
-    width = config.get("head_dim") or config["hidden_size"] // heads
-    kv_heads = config.get("num_key_value_heads") or heads
-    return int(2 * 2 * config["num_hidden_layers"] * kv_heads * width)

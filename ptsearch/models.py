@@ -67,6 +67,8 @@ def prepare(settings: ModelConfig, cache_dir: Path, report: Report) -> BaseModel
 def load(folder: Path, dtype: str = "bfloat16", device: str = "cpu") -> tuple[Any, Any]:
     """(model in eval mode, tokenizer); quantized checkpoints are decompressed to dense weights.
 
+    What such a checkpoint rounds while it runs is left to `engine.runtime`.
+
     A variant's folder without a checkpoint of its own leads to the one its meta.json names.
     ValueError: written by another version of the format.
     """
@@ -84,7 +86,11 @@ def load(folder: Path, dtype: str = "bfloat16", device: str = "cpu") -> tuple[An
         options["config"] = transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust
         )
-        options["config"].quantization_config = {**quantization, "dequantize": True}
+        groups = quantization.get("config_groups", {}).items()
+        weights_only = {name: {**group, "input_activations": None} for name, group in groups}
+        options["config"].quantization_config = {
+            **quantization, "config_groups": weights_only, "dequantize": True
+        }  # fmt: skip
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, dtype),

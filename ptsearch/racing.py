@@ -127,7 +127,7 @@ def open_field(judge: Judge, variants: Sequence[Any], metas: Sequence[dict[str, 
     masks = masks[np.bitwise_count(masks) >= wanted.min_members]
     if masks.size > MAX_ENSEMBLES:
         raise ValueError(f"study.racing: {masks.size:,} ensembles are too many to bound each")
-    found = exact.cost_all(metas, judge.kv_bytes, judge.config.latency.mode, masks)
+    found = exact.cost_all(metas, judge.config.latency.mode, masks)
     cost = dict(zip(("memory_gb", "latency_ms"), found, strict=True))
     allowed = np.ones(masks.size, dtype=bool)
     for name, limit in limits(wanted.max).items():

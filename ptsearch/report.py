@@ -26,7 +26,7 @@ from ptsearch import study as studies
 from ptsearch.config import Config
 from ptsearch.explain import Explanation
 from ptsearch.gains import gains
-from ptsearch.judge import Judge, judges, kv_bytes_per_token
+from ptsearch.judge import Judge, judges
 from ptsearch.recheck import Recheck, recheck
 from ptsearch.results import BEST_SINGLE, DENSE_MODEL, Row
 from ptsearch.scores import Scores
@@ -244,7 +244,7 @@ def _for_export(table: Table, halves: tuple[Judge, Judge], result: Result) -> di
             "repo": models.WHEEL_REPO if config.model.source == "wheel" else config.model.repo,
             "path": str(table.base.path),
             "memory_gb": dense.search["memory_gb"],
-            "kv_bytes_per_token": kv_bytes_per_token(table.base.path),
+            "kv_bytes": table.entries[DENSE].meta["kv_bytes"],
             "benchmarks": config.benchmarks.name,
         },
         "verify": verify.record(table),

@@ -85,11 +85,18 @@ def constant_rows(search: Judge, holdout: Judge) -> list[Row]:
 
 
 def about_data(table: Table) -> list[str]:
-    """What is missing from the benchmarks, stands in for something, or was left out of prompts."""
+    """What is missing from the benchmarks, stands in for something, or was left out of prompts;
+    why variants may not vote.
+    """
     found = [
         f"{benchmark.name}: {note}" for benchmark in table.benchmarks for note in benchmark.notes
     ]
     dropped = {} if DENSE in table.degenerate() else table.dropped(DENSE)
+    found += [
+        f"{label} may not vote: {table.entries[label].meta['reason']}"
+        for label in table.degenerate()
+        if table.entries[label].meta.get("reason")
+    ]
     return found + [
         f"{name}: {count} demonstrations left out of prompts beyond the model's context"
         for name, count in dropped.items()

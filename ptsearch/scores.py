@@ -304,17 +304,28 @@ class Cost(NamedTuple):
     latency_ms: float
 
 
-def cost(
-    members: Sequence[Mapping[str, Any]],
-    kv_bytes: int,
-    latency: str,
-    asked: Sequence[float] | None = None,
-) -> Cost:
-    """Cost of members given as {`tensors`: {name: {bytes, sha256}}, `latency_ms`}.
+def kv_bytes(model: Mapping[str, Any], kv: Mapping[str, float], context: int) -> int:
+    """Keys and values of `context` tokens: of a model's config.json, at the bits that `kv` says.
 
-    Tensors with equal checksums are stored once. `kv_bytes` is one member's cache; every member
-    holds its own. `latency` is sequential (sum), parallel (slowest) or lazy (expected, `asked`
-    being the share of samples for which each member is asked).
+    kv: {`bits` a value, `window`: the newest tokens, which are kept in 16 bits}.
+    """
+    model = model.get("text_config", model)
+    heads = model["num_attention_heads"]
+    width = model.get("head_dim") or model["hidden_size"] // heads
+    kv_heads = model.get("num_key_value_heads") or heads
+    full = min(context, kv["window"])
+    bits = 16 * full + kv["bits"] * (context - full)
+    return round(2 * model["num_hidden_layers"] * kv_heads * width * bits / 8)
+
+
+def cost(
+    members: Sequence[Mapping[str, Any]], latency: str, asked: Sequence[float] | None = None
+) -> Cost:
+    """Cost of members given as {`tensors`: {name: {bytes, sha256}}, `kv_bytes`, `latency_ms`}.
+
+    Tensors with equal checksums are stored once; every member holds its own cache. `latency` is
+    sequential (sum), parallel (slowest) or lazy (expected, `asked` being the share of samples for
+    which each member is asked).
     """
     tensors = {
         tensor["sha256"]: tensor["bytes"]
@@ -324,6 +335,6 @@ def cost(
     shares = asked if latency == "lazy" and asked is not None else [1.0] * len(members)
     times = [s * member["latency_ms"] for s, member in zip(shares, members, strict=True)]
     return Cost(
-        memory_gb=(sum(tensors.values()) + kv_bytes * len(members)) / 1e9,
+        memory_gb=(sum(tensors.values()) + sum(member["kv_bytes"] for member in members)) / 1e9,
         latency_ms=max(times) if latency == "parallel" else sum(times),
     )

@@ -61,10 +61,10 @@ class Table:
         sound = [label for label in missing if not metas[label]["degenerate"]]
         tasks = {label: self._task(label) for label in sound}
         asked = [label for label, task in tasks.items() if task.outputs]
-        finite = self.workers.map(
+        reasons = self.workers.map(
             evaluate.run, [(tasks[label], self.benchmarks) for label in asked], self.report
         )
-        broken = {label for label, whole in zip(asked, finite, strict=True) if not whole}
+        broken = {label: why for label, why in zip(asked, reasons, strict=True) if why}
         read = {label: self._read(label) for label in sound if label not in broken}
         self._time(tasks[label] for label in read)
         if self.reader:
@@ -74,7 +74,9 @@ class Table:
         for label in missing:
             usable = label in read
             self.entries[label] = (
-                self._entry(label, *read[label]) if usable else self._degenerate_entry(label)
+                self._entry(label, *read[label])
+                if usable
+                else self._degenerate_entry(label, broken.get(label, ""))
             )
 
     def ask(self, labels: Iterable[str], rows: NDArray[np.intp]) -> dict[str, Codes]:
@@ -90,24 +92,21 @@ class Table:
             only[benchmark.name] = frozenset(benchmark.samples[i].id for i in inside)
             start += len(benchmark.samples)
         tasks = [replace(self._task(label), only=only) for label in sound]
-        finite = self.workers.map(
+        asked = [label for label, task in zip(sound, tasks, strict=True) if task.outputs]
+        reasons = self.workers.map(
             evaluate.run, [(task, self.benchmarks) for task in tasks if task.outputs], self.report
         )
-        whole = iter(finite)
-        sound = [
-            label
-            for label, task in zip(sound, tasks, strict=True)
-            if not task.outputs or next(whole)
-        ]
+        broken = {label: why for label, why in zip(asked, reasons, strict=True) if why}
+        sound = [label for label in sound if label not in broken]
         self._time(self._task(label) for label in sound)
         for label in set(labels) - set(sound):
-            self.entries[label] = self._degenerate_entry(label)
+            self.entries[label] = self._degenerate_entry(label, broken.get(label, ""))
         return {label: self._asked(label) for label in sound}
 
     def cost_meta(self, label: str) -> dict[str, Any]:
         """What was recorded when the variant was built, with `latency_ms`."""
         timed = json.loads(self._latency(label).read_text(encoding="utf-8"))
-        return self.meta(label) | {"latency_ms": _two_digits(timed["latency_ms"])}
+        return self._costed(label) | {"latency_ms": _two_digits(timed["latency_ms"])}
 
     def build(self, labels: Iterable[str]) -> None:
         """Build what is not in the cache: the whole pool or only `labels`, by `pool.build`."""
@@ -187,12 +186,11 @@ class Table:
             )
 
     def _latency(self, label: str) -> Path:
-        """Built variants run dequantized, in the dense model's form: one measurement is theirs.
-
-        vLLM runs them as they are stored.
+        """Built variants run dequantized, in the dense model's form: one measurement is theirs, if
+        nothing is rounded while they run. vLLM runs them as they are stored.
         """
-        itself = self.variant(label).method == "path" or self.config.engine.name == "vllm"
-        form = label if itself else DENSE
+        own = self.variant(label).method == "path" or self.variant(label).acts_at_run_time
+        form = label if own or self.config.engine.name == "vllm" else DENSE
         names = [path.name for path in self.outputs(form).values()]
         what = json.dumps([names, self.config.latency.prompts])
         digest = hashlib.sha256(what.encode()).hexdigest()[:12]
@@ -256,9 +254,17 @@ class Table:
             [scores.logprobs(predictions.read(outputs[b.name]), width) for b in self.benchmarks]
         )
 
-    def _degenerate_entry(self, label: str) -> Entry:
+    def _costed(self, label: str) -> dict[str, Any]:
+        """The meta.json of a variant, with the bytes of its KV cache."""
+        meta, base = self.meta(label), models.read_json(self.base.path / "config.json")
+        return meta | {"kv_bytes": scores.kv_bytes(base, meta["kv"], self.config.memory.context)}
+
+    def _degenerate_entry(self, label: str, reason: str) -> Entry:
         """Without predictions: it is shown and never votes."""
-        return self._silent(label, self.meta(label) | {"latency_ms": math.nan, "degenerate": True})
+        meta = self.meta(label)
+        why = f"perplexity {meta['perplexity']}, dense {meta['dense_perplexity']:.4g}"
+        own = {"degenerate": True, "reason": reason or why, "latency_ms": math.nan}
+        return self._silent(label, self._costed(label) | own)
 
     def _silent(self, label: str, meta: dict[str, Any]) -> Entry:
         samples = sum(len(benchmark.samples) for benchmark in self.benchmarks)
@@ -277,7 +283,10 @@ def open_table(
         config.pool.variants,
         {"group_size": config.pool.group_size, "backend": config.pool.backend},
         calibration.read(config.calibration).identity,
-    ) + [models.path_variant(base, **row) for row in config.pool.paths]
+    )
+    if config.pool.sequential:
+        pool = [variant.sequential() for variant in pool]
+    pool += [models.path_variant(base, **row) for row in config.pool.paths]
     variants, reader = unique_labels(pool), extract.open_reader(config, base)
     return Table(config, base, variants, benchmarks, workers, report, reader=reader)
 

@@ -96,7 +96,7 @@ def enumerate_scores(table: Table, judge: Judge) -> Everything:
     if mode == "lazy":
         latency = np.array([meta["latency_ms"] for meta in metas])
         asked, _ = lazy.asked_all(codes, precision, latency, masks)
-    cost = exact.cost_all(metas, judge.kv_bytes, mode, masks, asked)
+    cost = exact.cost_all(metas, mode, masks, asked)
     return everything._replace(found=found | dict(zip(scores.Cost._fields, cost, strict=True)))
 
 

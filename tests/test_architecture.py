@@ -30,10 +30,12 @@ MAY_IMPORT = {
     "scores": {"benchmarks", "metrics", "published", "rules", "voting"},
     "models": {"benchmarks", "codes", "config", "store", "variant"},
     "fetch": {"config", "models", "store"},
-    "calibration": {"config"},
+    "calibration": {"benchmarks", "config"},
     "quantize": {"codes", "quantize", "variant", "models", "store", "calibration", "config"},
-    "build": {"calibration", "codes", "config", "models", "quantize", "store", "variant"},
-    "engine": {"engine", "models", "config"},
+    "build": {"calibration", "codes", "engine", "models", "quantize", "readback", "store"}
+    | {"variant"},
+    "readback": {"calibration", "codes", "engine", "models", "quantize", "store", "variant"},
+    "engine": {"engine", "models", "config", "quantize", "variant"},
     "extract": {"checks", "benchmarks", "config", "engine", "models", "rules"},
     "evaluate": {"benchmarks", "config", "engine", "models", "predictions"},
     "table": CHEAP | {"benchmarks", "build", "calibration", "compute", "evaluate", "extract"}
@@ -92,7 +94,8 @@ ONLY_IN = {
     "aiohttp": {"serve"},
     "prometheus_client": {"serve"},
     "rich": {"terminal", "report", "experiment_report", "slo_report"},
-    "torch": {"codes", "models", "fetch", "calibration", "quantize", "build", "engine", "compute"},
+    "torch": {"codes", "models", "fetch", "calibration", "quantize", "build", "readback", "engine"}
+    | {"compute"},
     "transformers": {"models", "fetch", "quantize", "build", "engine"},
 }
 

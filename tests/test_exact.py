@@ -103,17 +103,18 @@ def test_costs_equal_those_of_the_members(rng, latency: str) -> None:
                 f"w{i}": {"bytes": 10 ** (i + 1) + held, "sha256": f"{i}-{held}"}
                 for i, held in enumerate(rng.integers(0, 3, 4).tolist())
             },
+            "kv_bytes": int(rng.integers(9, 999)),
             "latency_ms": float(rng.uniform(10, 90)),
         }
         for _ in range(6)
     ]
     masks = exact.enumerate_ensembles(6, 6)
     asked = rng.random((masks.size, 6)) * (masks[:, None] >> np.arange(6) & 1)
-    memory, times = exact.cost_all(metas, 12_345, latency, masks, asked)
+    memory, times = exact.cost_all(metas, latency, masks, asked)
     for i, mask in enumerate(masks):
         members = list(exact.members(mask))
         shares = asked[i, members].tolist()
-        slow = scores.cost([metas[v] for v in members], 12_345, latency, shares)
+        slow = scores.cost([metas[v] for v in members], latency, shares)
         assert memory[i] == slow.memory_gb
         assert times[i] == pytest.approx(slow.latency_ms, abs=1e-9)
 

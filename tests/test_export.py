@@ -62,7 +62,7 @@ def study(tiny_model: Path) -> dict[str, Any]:
         },
         "base": {
             "source": "hub", "repo": "someone/tiny", "path": str(tiny_model), "memory_gb": 0.1,
-            "kv_bytes_per_token": 100, "benchmarks": "pocket",
+            "kv_bytes": 51_200, "benchmarks": "pocket",
         },
     }  # fmt: skip
 

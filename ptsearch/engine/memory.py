@@ -19,6 +19,7 @@ class Limits(NamedTuple):
 
     tokens: int
     rows: int  # of logits
+    align: int = 1  # shared runs of tokens have a multiple of this many
 
 
 def limits(model: Any, max_tokens: int) -> Limits:

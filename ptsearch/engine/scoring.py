@@ -17,7 +17,8 @@ MAX_RUN = 512  # longer runs are cut, so that half-empty causal squares stay sma
 
 def plan(sequences: list[tuple[int, ...]], limits: Limits) -> prefix.Plan:
     """Shared prefixes of distinct sequences, as the packed path computes them."""
-    return prefix.share(sequences, min(MAX_RUN, limits.tokens), MIN_SAVING)
+    longest = max(1, min(MAX_RUN, limits.tokens) // limits.align) * limits.align
+    return prefix.share(sequences, longest, MIN_SAVING, limits.align)
 
 
 @torch.inference_mode()

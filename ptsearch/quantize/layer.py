@@ -1,5 +1,7 @@
 """What a quantizer gets: one decoder layer and what calibration tells about its linear inputs."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -7,12 +9,16 @@ from torch import Tensor, nn
 from ptsearch.codes import Coded
 from ptsearch.quantize.grid import Quantized
 
+LEAST_TOKENS = 64  # of calibration; linears whose input saw fewer are rounded to nearest
+
 
 class Moments(NamedTuple):
     """Moments of one linear input, in the mean over tokens."""
 
     H: Tensor  # (in, in) second moments, float32
     mean_abs: Tensor  # (in,)
+    low: Tensor  # (in,) the least value
+    high: Tensor  # (in,)
     tokens: int
 
 
@@ -36,6 +42,11 @@ class Problem(NamedTuple):
     H: Tensor  # (in, in); zeros where no calibration sample came by
     fisher: dict[str, Tensor]  # by linear (out, in); empty where no method asked for it
 
+    def seen(self, slot: int, seed: int) -> Moments | None:
+        """The moments of an input, if it saw tokens enough to be fitted to: an expert may not."""
+        moments = self.moments[slot].get(seed)
+        return moments if moments and moments.tokens >= LEAST_TOKENS else None
+
 
 class Part(NamedTuple):
     """A variant's share of one decoder layer."""
@@ -43,3 +54,4 @@ class Part(NamedTuple):
     quantized: dict[str, Quantized | Coded]  # by linear, full name
     replaced: dict[str, Tensor]  # other tensors that differ from the stored ones, by full name
     cpu_seconds: float  # what several variants shared is split evenly
+    runtime: Mapping[str, Tensor] = MappingProxyType({})  # what rounds inputs while it runs
