@@ -70,6 +70,7 @@ def compile_result(
     """
     search, holdout = halves
     table.voters()  # at least one
+    classes = results.about_classes({"search": search, "held-out": holdout})
     if not found:
         raise ValueError(_nothing_meets(table, study, search))
     dense, *singles = results.baseline_rows(table, search)
@@ -95,7 +96,7 @@ def compile_result(
         holdout_reads=study.user_attrs["holdout_reads"],
         truth=truth,
         shares=shares(truth, proposed) if truth else [],
-        remarks=[*remarks, *results.about_data(table)],
+        remarks=[*remarks, *classes, *results.about_data(table)],
         explained=explain.explain(table, halves, front, _baselines(best)),
     )
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from ptsearch.ballot import Fitted
 from ptsearch.config import PERSPECTIVES
 from ptsearch.gains import Gains
@@ -90,6 +92,16 @@ def about_data(table: Table) -> list[str]:
         f"{name}: {count} demonstrations left out of prompts beyond the model's context"
         for name, count in dropped.items()
         if count
+    ]
+
+
+def about_classes(halves: Mapping[str, Judge]) -> list[str]:
+    """Benchmarks in which one constant answer is always right: they tell no skill."""
+    return [
+        f"{name}: one class only on the {half} half, where always giving it has accuracy 100"
+        for half, judge in halves.items()
+        for name, rows in judge.asked.scored().items()
+        if np.unique(judge.asked.gold[rows]).size == 1
     ]
 
 

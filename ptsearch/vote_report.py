@@ -54,7 +54,9 @@ def against_majority(
         for place, (half, judge) in enumerate(zip(("search", "holdout"), halves, strict=True))
         for rule, votes in (("rule", ruled), ("majority", plain))
     }
-    keys = [key for key in found["holdout.rule"][0] if _is_shown(key)]
+    parity = [p for p in halves[1].asked.parts if p.scenario.metric == "parity"]
+    known = [f"{p.benchmark}/{p.scenario.name}{end}" for p in parity for end in PARITY]
+    keys = [k for k in (*KEYS, "refusal_rate", *known) if k in found["holdout.rule"][0]]
     pairs = [(i, len(ensembles) + i) for i in range(len(ensembles))]
     gains: list[dict[str, Gain]] = [{} for _ in ensembles]
     remarks = []
@@ -75,15 +77,11 @@ def against_majority(
     return Against(rows, gains, remarks)
 
 
-def _is_shown(key: str) -> bool:
-    return key in (*KEYS, "refusal_rate") or ("/" in key and key.endswith(PARITY))
-
-
 def risk_coverage(table: Table, judge: Judge, members: Members) -> Curve:
     """Of the majority's margin as its confidence, on the scored samples."""
     said, precision = judge.answers(table, members)
     asked = judge.asked
-    scored = np.concatenate([part.rows for part in asked.parts if part.scenario.scored])
+    scored = np.concatenate(list(asked.scored().values()))
     voted = majority(said, precision)
     right = metrics.is_correct(voted, asked.gold, asked.n_labels, asked.abstain_ok)
     return curve(margins(said)[scored], ~right[scored])
