@@ -41,7 +41,7 @@ def log_odds(ballots: Ballots, config: VoteConfig) -> Fitted:
     is a test of.
     """
     asked = ballots.asked
-    scored = np.concatenate([part.rows for part in asked.parts if part.scenario.scored])
+    scored = np.concatenate(list(asked.scored().values()))
     right = metrics.is_correct(ballots.said, asked.gold, asked.n_labels, asked.abstain_ok)
     answered = ballots.said[:, scored] >= 0
     hits = (right[:, scored] & answered).sum(axis=1)

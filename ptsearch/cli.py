@@ -19,6 +19,7 @@ CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[1] / "conf"
 USAGE = """ptsearch: which job? Append one of
 
   +study=pareto                                        search the ensembles of the pool
+  +study=slo study.max.memory_gb=4                     the best ensemble within limits
   +study=benchmark | +study=paper                      the published experiments
   +build=pool                                          build the pool only
   +evaluate=variant evaluate.variant=LABEL             evaluate one variant (none = dense)

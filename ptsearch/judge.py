@@ -84,7 +84,10 @@ def judges(table: Table) -> tuple[Judge, Judge]:
 
 
 def halves(table: Table) -> dict[str, Judge]:
-    """The judges of `search` and `holdout`, and of `all` samples, as published scores are made."""
+    """The judges of `search` and `holdout`, and of `all` samples, as published scores are made.
+
+    ValueError: a half has no samples of some benchmark.
+    """
     settings = table.config.benchmarks
     asked = scores.questions(table.benchmarks, settings.split.salt, settings.rules)
 
@@ -93,6 +96,12 @@ def halves(table: Table) -> dict[str, Judge]:
         constant = scores.constant_scores(part, table.config.trust.weights)
         return Judge(part, mask, table.config, constant["majority class"], search)
 
+    for half, mask in (("search", ~asked.holdout), ("held-out", asked.holdout)):
+        for name, rows in asked.scored().items():
+            if not mask[rows].any():
+                raise ValueError(
+                    f"the {half} half has no samples of {name}: raise benchmarks.limit"
+                )
     search = judge(~asked.holdout)
     return {
         "all": judge(np.ones_like(asked.holdout), search),

@@ -86,6 +86,7 @@ def compile_result(
     """
     (search, holdout), wanted = halves, studies.the_study(table.config)
     table.voters()  # at least one
+    classes = results.about_classes({"search": search, "held-out": holdout})
     if not found:
         raise ValueError(_nothing_meets(table, study, search))
     dense, *singles = results.baseline_rows(table, search)
@@ -116,7 +117,7 @@ def compile_result(
         holdout_reads=reads,
         truth=truth,
         shares=shares(truth, proposed) if truth else [],
-        remarks=[*remarks, *results.about_data(table)],
+        remarks=[*remarks, *classes, *results.about_data(table)],
         explained=explain.explain(table, halves, front, _baselines(best)),
         recheck=recheck(table, search, front) if wanted.check_fp32 else None,
     )

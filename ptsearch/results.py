@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ptsearch.ballot import Fitted
 from ptsearch.config import PERSPECTIVES
 from ptsearch.gains import Gains
@@ -107,6 +109,16 @@ def about_data(table: Table) -> list[str]:
 def data_hashes(table: Table) -> dict[str, dict[str, str]]:
     """Benchmark -> file it was read from -> SHA-256."""
     return {benchmark.name: dict(benchmark.data) for benchmark in table.benchmarks}
+
+
+def about_classes(halves: Mapping[str, Judge]) -> list[str]:
+    """Benchmarks in which one constant answer is always right: they tell no skill."""
+    return [
+        f"{name}: one class only on the {half} half, where always giving it has accuracy 100"
+        for half, judge in halves.items()
+        for name, rows in judge.asked.scored().items()
+        if np.unique(judge.asked.gold[rows]).size == 1
+    ]
 
 
 def best_single(rows: Sequence[Row]) -> Row | None:

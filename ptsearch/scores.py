@@ -42,6 +42,14 @@ class Questions(NamedTuple):
     rules: str = "clean"  # how codes become scores: clean | ct | dt
     stratum: NDArray[np.intp] | None = None  # (samples,) MMLU's subjects, numbered
 
+    def scored(self) -> dict[str, NDArray[np.intp]]:
+        """Rows of the scored scenarios, by benchmark."""
+        parts = [part for part in self.parts if part.scenario.scored]
+        return {
+            name: np.concatenate([part.rows for part in parts if part.benchmark == name])
+            for name in dict.fromkeys(part.benchmark for part in parts)
+        }
+
     def where(self, mask: NDArray[np.bool_]) -> "Questions":
         """The rows under `mask`, renumbered."""
         position = np.cumsum(mask) - 1

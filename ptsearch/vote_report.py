@@ -1,7 +1,7 @@
 """Another vote rule beside the paper's majority, for the same ensembles; what abstaining buys."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from ptsearch.gains import KEYS, Gain, differences
 from ptsearch.judge import Judge
 from ptsearch.study import Members
 from ptsearch.table import Table
-from ptsearch.voting import majority, margins
+from ptsearch.voting import Codes, majority, margins
 
 Floats = NDArray[np.float64]
 PARITY = (".dpd", ".eod", ".accuracy")  # of a scenario
@@ -20,7 +20,7 @@ PARITY = (".dpd", ".eod", ".accuracy")  # of a scenario
 class Against(NamedTuple):
     """Of each ensemble and score: under the rule, under the majority, on either half."""
 
-    rows: list[dict[str, str | float]]
+    rows: list[dict[str, Any]]
     gains: list[dict[str, Gain]]  # by ensemble, on the holdout half, over the majority
     remarks: list[str]  # why gains are missing
 
@@ -40,50 +40,53 @@ def against_majority(
     """The study's rule against the majority; intervals hold over all ensembles and scores at once,
     DPD and EOD among them. The holdout half is read.
     """
-    ruled, plain = (
-        [np.stack([vote(judge, members) for members in ensembles]) for judge in halves]
-        for vote in (
-            lambda judge, members: judge.vote(table, members),
-            lambda judge, members: majority(*judge.answers(table, members)),
-        )
-    )
+    votes = {
+        half: _both_votes(table, judge, ensembles)
+        for half, judge in zip(("search", "holdout"), halves, strict=True)
+    }
     found = {
         f"{half}.{rule}": [
-            scores.score(judge.asked, codes, judge.config.trust.weights) for codes in votes[place]
+            scores.score(judge.asked, each, judge.config.trust.weights) for each in codes
         ]
-        for place, (half, judge) in enumerate(zip(("search", "holdout"), halves, strict=True))
-        for rule, votes in (("rule", ruled), ("majority", plain))
+        for (half, both), judge in zip(votes.items(), halves, strict=True)
+        for rule, codes in zip(("rule", "majority"), both, strict=True)
     }
-    keys = [key for key in found["holdout.rule"][0] if _is_shown(key)]
+    parity = [p for p in halves[1].asked.parts if p.scenario.metric == "parity"]
+    known = [f"{p.benchmark}/{p.scenario.name}{end}" for p in parity for end in PARITY]
+    keys = [k for k in (*KEYS, "refusal_rate", *known) if k in found["holdout.rule"][0]]
     pairs = [(i, len(ensembles) + i) for i in range(len(ensembles))]
     gains: list[dict[str, Gain]] = [{} for _ in ensembles]
     remarks = []
     try:
-        voted = np.concatenate([ruled[1], plain[1]])
-        gains = differences(table, halves[1], voted, pairs, keys)
+        gains = differences(table, halves[1], np.concatenate(votes["holdout"]), pairs, keys)
     except ValueError as error:
         remarks.append(f"no intervals of the vote rule against the majority: {error}")
-    rows: list[dict[str, str | float]] = []
-    for i, members in enumerate(ensembles):
-        for key in keys:
-            row: dict[str, str | float] = {"members": " + ".join(members), "score": key}
-            row |= {name: each[i][key] for name, each in found.items()}
-            row["gain"] = found["holdout.rule"][i][key] - found["holdout.majority"][i][key]
-            if key in gains[i]:
-                row |= {"gain.low": gains[i][key].low, "gain.high": gains[i][key].high}
-            rows.append(row)
+    rows = [
+        {"members": " + ".join(members), "score": key}
+        | {name: each[i][key] for name, each in found.items()}
+        | _gain_columns(gains[i].get(key))
+        for i, members in enumerate(ensembles)
+        for key in keys
+    ]
     return Against(rows, gains, remarks)
 
 
-def _is_shown(key: str) -> bool:
-    return key in (*KEYS, "refusal_rate") or ("/" in key and key.endswith(PARITY))
+def _both_votes(table: Table, judge: Judge, ensembles: Sequence[Members]) -> tuple[Codes, Codes]:
+    """Votes (ensembles, samples) under the study's rule, and under the majority."""
+    ruled = [judge.vote(table, members) for members in ensembles]
+    plain = [majority(*judge.answers(table, members)) for members in ensembles]
+    return np.stack(ruled), np.stack(plain)
+
+
+def _gain_columns(gain: Gain | None) -> dict[str, float]:
+    return {} if gain is None else {f"gain.{key}": each for key, each in gain._asdict().items()}
 
 
 def risk_coverage(table: Table, judge: Judge, members: Members) -> Curve:
     """Of the majority's margin as its confidence, on the scored samples."""
     said, precision = judge.answers(table, members)
     asked = judge.asked
-    scored = np.concatenate([part.rows for part in asked.parts if part.scenario.scored])
+    scored = np.concatenate(list(asked.scored().values()))
     voted = majority(said, precision)
     right = metrics.is_correct(voted, asked.gold, asked.n_labels, asked.abstain_ok)
     return curve(margins(said)[scored], ~right[scored])

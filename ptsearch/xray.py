@@ -47,12 +47,7 @@ class Ray(NamedTuple):
 def xray(asked: Questions, codes: Codes) -> dict[str, Ray]:
     """`codes` (variants, samples) answer `asked`; by benchmark, and `all` of them together."""
     right = metrics.is_correct(codes, asked.gold, asked.n_labels, asked.abstain_ok)
-    scored = [part for part in asked.parts if part.scenario.scored]
-    names = dict.fromkeys(part.benchmark for part in scored)
-    rows = {
-        name: np.concatenate([part.rows for part in scored if part.benchmark == name])
-        for name in names
-    }
+    rows = asked.scored()
     rows[ALL] = np.concatenate(list(rows.values()))
     return {name: _ray(codes[:, own], right[:, own]) for name, own in rows.items()}
 

@@ -149,6 +149,29 @@ def test_an_exported_ensemble_is_registered_by_reference(finished, monkeypatch, 
     assert copied == []
 
 
+def test_a_study_under_another_vote(finished, tiny_model, monkeypatch, tmp_path, capfd) -> None:
+    soft = study(tiny_model, "study.name=soft", "vote=soft", "study.max_members=2")
+    assert ptsearch(monkeypatch, finished, *soft) == 0
+    assert "soft vote: " in capfd.readouterr().out
+    job = ("+export=ensemble", "export.study=soft", f"export.out={tmp_path / 'out'}")
+    assert ptsearch(monkeypatch, finished, *job) == 0
+    described = yaml.safe_load((tmp_path / "out" / "ensemble.yaml").read_text())
+    assert described["vote"]["rule"] == "soft"
+
+
+def test_limits_first(finished, tiny_model, monkeypatch, tmp_path, capfd) -> None:
+    asked = ("+study=slo", *study(tiny_model)[1:-2], "study.name=slo", "study.max_members=2")
+    assert ptsearch(monkeypatch, finished, *asked, "study.max.memory_gb=1") == 0
+    assert "15 of 15 ensembles meet the limits" in capfd.readouterr().out
+    job = ("+export=ensemble", "export.study=slo", f"export.out={tmp_path / 'out'}")
+    assert ptsearch(monkeypatch, finished, *job) == 0
+    assert ptsearch(monkeypatch, finished, *asked, "study.max.memory_gb=0.000001") == 2
+    told = capfd.readouterr()
+    assert "What would let an ensemble through" in told.out
+    assert "ptsearch: none of 15 ensembles meets the limits together" in told.err
+    assert list((finished / "mlruns" / "artifacts" / "slo").rglob("relaxations.csv"))
+
+
 def test_a_damaged_member_is_not_exported(finished, monkeypatch, tmp_path, capfd) -> None:
     weights = sorted((finished / "mlruns/cache/variants").rglob("model.safetensors"))
     whole = [path.read_bytes() for path in weights]
