@@ -137,14 +137,17 @@ def same_as_reference(peers: Path) -> bool:
     return same_front and as_told(path_masks[-1:]) == as_named([told["greedy"]])
 
 
-def null_coverage(parity: bool) -> float:
+def null_coverage(parity: bool, few: int = 0) -> float:
     """How often the intervals of all voters against the first hold 0, all voters being equal.
 
     Answers are copied from a common draw with probability sqrt(0.7): their correlation is 0.7.
-    With `parity` the contrasts are DPD and EOD of one scenario, else accuracies.
+    With `parity` the contrasts are DPD and EOD of one scenario, else accuracies; `few` leaves so
+    many items of one label in one group.
     """
     rng = np.random.default_rng(11)
     gold, group = np.arange(ITEMS) % 2, np.arange(ITEMS) // 2 % 2
+    if few:
+        gold[np.flatnonzero((gold == 1) & (group == 1))[few:]] = 0
     kind = "fairness" if parity else "ood"
     part = Part(
         kind, Scenario("null", "null", "parity" if parity else "accuracy"), np.arange(ITEMS)
@@ -204,6 +207,7 @@ def main() -> None:
     result |= {f"bootstrap_{key}": round(value, 2) for key, value in time_bootstrap().items()}
     result["null_coverage"] = null_coverage(parity=False)
     result["null_coverage_dpd_eod"] = null_coverage(parity=True)
+    result["null_coverage_dpd_eod_6_items"] = null_coverage(parity=True, few=6)
     sys.stdout.write(json.dumps(result) + "\n")
 
 

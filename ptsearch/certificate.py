@@ -8,7 +8,6 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from math import ceil
 from typing import Any
 
 from ptsearch.benchmarks import digest
@@ -67,7 +66,7 @@ def _needed(gain: Gain) -> str:
     reach = (gain.high - gain.low) / 2
     if gain.estimate <= 0 or gain.low > 0 or reach > 10 * gain.estimate:
         return ""
-    times = ceil(10 * (reach / gain.estimate) ** 2 + 1e-9) / 10
+    times = (reach / gain.estimate) ** 2
     return f"; about {times:.1f} times the held-out items would show a gain of this size"
 
 
@@ -117,7 +116,12 @@ def _common(table: Table, halves: Mapping[str, Judge]) -> dict[str, Any]:
         "prompt": config.benchmarks.prompt,
         "engine": asdict(config.engine),
         "trust_weights": dict(config.trust.weights),
-        "search": {"trials": search.trials, "sampler": search.sampler, "seed": search.seed},
+        "search": {
+            "trials": search.trials,
+            "sampler": search.sampler,
+            "seed": search.seed,
+            "left_out": table.left_out(),
+        },
         "versions": {name: version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
     }

@@ -20,7 +20,7 @@ OBJECTIVES: dict[str, Direction] = {
 }
 STUDIES = ("pareto", "benchmark", "paper")
 VOTES = ("majority", "weighted", "soft", "selective", "fair")
-SAMPLERS = ("tpe", "nsga2", "gp", "random", "exhaustive")
+SAMPLERS = ("sets", "tpe", "nsga2", "gp", "random", "exhaustive")
 RULES = ("clean", "ct", "dt")
 PROMPTS = ("chat", "raw", "ct_llama2")
 LOCAL = "local"
@@ -265,11 +265,13 @@ class StudyConfig:
     kind: str = "pareto"  # pareto | benchmark | paper
     name: str = "pareto"
     trials: int = 200
-    sampler: str = "tpe"
+    sampler: str = "sets"
     seed: int = 0
     objectives: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(OBJECTIVES, True))
     min_members: int = 1
     max_members: int = 5
+    max_builds: int = 0  # so many variants, each chosen by what it promises; 0 = the whole pool
+    racing: bool = False  # ask in chunks; what no front can contain any more is asked no further
     min: Limits = field(default_factory=Limits)
     max: Limits = field(default_factory=Limits)
     baselines: list[str] = field(default_factory=list)  # names from conf/model
@@ -282,6 +284,9 @@ class StudyConfig:
         at_least("study.trials", self.trials, 1)
         at_least("study.min_members", self.min_members, 1)
         at_least("study.max_members", self.max_members, self.min_members)
+        at_least("study.max_builds", self.max_builds, 0)
+        if self.max_builds and self.racing:
+            raise ValueError("study.max_builds and study.racing are two ways to ask less: take one")
         for name in self.objectives:
             one_of("study.objectives", name, tuple(OBJECTIVES))
         if not any(self.objectives.get(name, True) for name in OBJECTIVES):

@@ -68,14 +68,20 @@ def score_all(
         return _score_each(asked, codes, precision, weights, masks)
     plan = rates.plan(asked, weights)
     patterns = _patterns(plan, codes, precision)
-    n_rates, shift = plan.size.size, np.uint32(len(codes))
     scores: dict[str, Floats] = {key: np.empty(masks.size) for key in plan.keys}
     for start in range(0, masks.size, CHUNK):
         chunk = slice(start, start + CHUNK)
-        hits = _count_hits(_by_precision(masks[chunk], precision), patterns, n_rates, shift)
+        hits = _hits(plan, patterns, precision, masks[chunk])
         for key, values in rates.score_counts(plan, hits.T).items():
             scores[key][chunk] = values
     return scores
+
+
+def count_hits(
+    plan: rates.Plan, codes: Codes, precision: Floats, masks: Masks
+) -> NDArray[np.int32]:
+    """Hits (rates, ensembles) of every mask's vote on what the plan counts."""
+    return _hits(plan, _patterns(plan, codes, precision), precision, masks)
 
 
 def cost_all(
@@ -190,6 +196,13 @@ def _patterns(plan: rates.Plan, codes: Codes, precision: Floats) -> _Patterns:
     pairs = ((rows[:, 2:] > 0).sum(axis=1) + 1) // 2
     labels = np.ascontiguousarray(rows[:, 1:].astype(np.uint32))
     return _Patterns(labels, pairs, weight.astype(np.int32), rows[:, 0])
+
+
+def _hits(
+    plan: rates.Plan, patterns: _Patterns, precision: Floats, masks: Masks
+) -> NDArray[np.int32]:
+    shift = np.uint32(len(precision))
+    return _count_hits(_by_precision(masks, precision), patterns, plan.size.size, shift)
 
 
 def _precision_bits(precision: Floats) -> NDArray[np.intp]:

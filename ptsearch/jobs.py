@@ -14,6 +14,8 @@ from ptsearch import (
     export,
     exported,
     predictions,
+    proposal,
+    racing,
     report,
     scores,
     terminal,
@@ -48,7 +50,6 @@ def run_search(config: Config) -> None:
         )
         study.set_user_attr("run_id", tracker.run_id)
         judge, held_out = judges(table)
-        truth = None
 
         def on_trial(trial: studies.Found, found: Scores, feasible: bool) -> str:
             table.report("trials", min(trial.number + 1, search.trials), search.trials)
@@ -56,11 +57,12 @@ def run_search(config: Config) -> None:
             return tracking.log_trial(tracker, **record)
 
         try:
+            if search.max_builds:
+                proposal.build_some(table, judge, search.max_builds)
+            if search.racing:
+                racing.race(table, judge)
             studies.search(study, table, judge, on_trial)
-            try:
-                truth = report.complete(study, table, judge, on_trial)
-            except ValueError as error:
-                screen.print(f"the true front is not enumerated: {error}", style="dim")
+            truth = report.complete(study, table, judge, on_trial)
             result = report.compile_result(table, others, study, (judge, held_out), truth)
             report.log_result(tracker, table, study, result)
         except BaseException:

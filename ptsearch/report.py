@@ -32,7 +32,7 @@ from ptsearch.scores import Scores
 from ptsearch.study import Found, Members
 from ptsearch.table import DENSE, Table
 from ptsearch.tracking import Tracker
-from ptsearch.truth import Truth, shares, true_front, untried
+from ptsearch.truth import Truth, approximate_front, shares, true_front, untried
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Result:
     singles: list[Row]  # the other single variants
     constants: list[Row]  # what needs no model
     degenerate: list[str]
+    left_out: dict[str, str]  # variant -> why nothing more was asked of it
     holdout_reads: int  # how often the holdout half was read, this time included
     truth: Truth | None  # the true front, where it can be enumerated
     shares: list[float]  # of its hypervolume in percent, by trial of the sampler
@@ -57,12 +58,14 @@ class Result:
 
 
 def complete(study: optuna.Study, table: Table, judge: Judge, on_trial: studies.Seen) -> Truth:
-    """Enumerate the true front and add to the study what of it no trial has named.
-
-    ValueError: it cannot be enumerated, and why.
+    """Enumerate the true front, or approximate it where that is too much, and add to the study what
+    of it no trial has named.
     """
     table.ensure(table.variants)
-    truth = true_front(table, judge)
+    try:
+        truth = true_front(table, judge)
+    except ValueError as error:
+        truth = approximate_front(table, judge, str(error))
     tried = [found.members for found in studies.completed(study)]
     studies.add_trials(study, table, judge, on_trial, untried(truth, tried))
     return truth
@@ -103,7 +106,8 @@ def compile_result(
         compared=[*compared, *baselines],
         singles=[row for row in singles if row is not best],
         constants=results.constant_rows(search, holdout),
-        degenerate=table.degenerate(),
+        degenerate=[label for label in table.degenerate() if label not in table.left_out()],
+        left_out=table.left_out(),
         holdout_reads=reads,
         truth=truth,
         shares=shares(truth, proposed) if truth else [],
@@ -275,15 +279,25 @@ def _footnotes(result: Result) -> list[str]:
             "asked one by one until the vote is decided (same answers), the front's ensembles of "
             f"three or more need {100 * calls:.0f} % of the calls, {read:.0f} % of the bytes (mean)"
         )
+    for reason in dict.fromkeys(result.left_out.values()):
+        labels = [label for label, why in result.left_out.items() if why == reason]
+        notes.append(f"{reason}: {', '.join(labels)}")
     if result.degenerate:
         notes.append(f"degenerate, may not vote: {', '.join(result.degenerate)}")
     if result.truth is not None and result.shares:
         notes.append(
-            f"true front of {result.truth.ensembles:,} ensembles: {len(result.truth.front)}; "
+            f"{_kind(result.truth)} of {result.truth.ensembles:,} ensembles: "
+            f"{len(result.truth.front)}; "
             f"the sampler's {len(result.shares)} trials "
             f"reached {result.shares[-1]:.1f} % of its hypervolume"
         )
     return notes + explain.lines(result.explained) + result.remarks
+
+
+def _kind(truth: Truth) -> str:
+    if not truth.approximate:
+        return "true front"
+    return f"approximate front (greedy and local search, because {truth.approximate})"
 
 
 def _note(result: Result) -> str:
@@ -299,6 +313,8 @@ def _note(result: Result) -> str:
 def _nothing_meets(table: Table, study: optuna.Study, judge: Judge) -> str:
     """Which limits no ensemble meets, and how close one came."""
     wanted = studies.the_study(table.config)
+    if set(table.variants) <= set(table.degenerate()):
+        return "every variant of the pool is degenerate: take more bits or another calibration"
     tried = [judge(table, trial.members) for trial in studies.completed(study)]
     given = [
         (f"study.min.{name}", name, value, max)

@@ -22,6 +22,7 @@ from sqlalchemy import event
 
 from ptsearch.config import OBJECTIVES, Config, Limits, StudyConfig
 from ptsearch.judge import Judge
+from ptsearch.sampler import SetSampler
 from ptsearch.scores import Scores
 from ptsearch.table import Table
 
@@ -275,6 +276,7 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+    "sets": SetSampler,
     "tpe": lambda seed: TPESampler(seed=seed, multivariate=True),
     "nsga2": lambda seed: NSGAIISampler(seed=seed),
     "gp": lambda seed: GPSampler(seed=seed, deterministic_objective=True),

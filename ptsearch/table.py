@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,38 @@ class Table:
                 self._entry(label, *read[label]) if usable else self._degenerate_entry(label)
             )
 
+    def ask(self, labels: Iterable[str], rows: NDArray[np.intp]) -> dict[str, Codes]:
+        """Codes (samples,) by the rules of variants that were asked at least the samples `rows`,
+        where alone they mean anything. A degenerate variant gets its entry and no codes.
+        """
+        labels = list(labels)
+        self.build(labels)
+        sound = [label for label in labels if not self.meta(label)["degenerate"]]
+        only, start = {}, 0
+        for benchmark in self.benchmarks:
+            inside = rows[(rows >= start) & (rows < start + len(benchmark.samples))] - start
+            only[benchmark.name] = frozenset(benchmark.samples[i].id for i in inside)
+            start += len(benchmark.samples)
+        tasks = [replace(self._task(label), only=only) for label in sound]
+        finite = self.workers.map(
+            evaluate.run, [(task, self.benchmarks) for task in tasks if task.outputs], self.report
+        )
+        whole = iter(finite)
+        sound = [
+            label
+            for label, task in zip(sound, tasks, strict=True)
+            if not task.outputs or next(whole)
+        ]
+        self._time(self._task(label) for label in sound)
+        for label in set(labels) - set(sound):
+            self.entries[label] = self._degenerate_entry(label)
+        return {label: self._asked(label) for label in sound}
+
+    def cost_meta(self, label: str) -> dict[str, Any]:
+        """What was recorded when the variant was built, with `latency_ms`."""
+        timed = json.loads(self._latency(label).read_text(encoding="utf-8"))
+        return self.meta(label) | {"latency_ms": _two_digits(timed["latency_ms"])}
+
     def build(self, labels: Iterable[str]) -> None:
         """Build what is not in the cache: the whole pool or only `labels`, by `pool.build`."""
         unbuilt = [label for label in labels if not store.is_whole(self.folder(label))]
@@ -109,6 +141,21 @@ class Table:
                 f"{self.config.pool.max_perplexity_ratio:g} x dense): give pool.variants more bits"
             )
         return found
+
+    def leave_out(self, label: str, reason: str) -> None:
+        """Nothing more is asked of a variant: it does not vote, whatever it has answered."""
+        meta = {"degenerate": True, "left_out": reason, "latency_ms": math.nan}
+        self.entries[label] = self._silent(label, meta)
+
+    def left_out(self) -> dict[str, str]:
+        """Label -> why, of the variants that nothing more is asked of."""
+        metas = {label: entry.meta for label, entry in self.entries.items()}
+        return {label: meta["left_out"] for label, meta in metas.items() if "left_out" in meta}
+
+    def seconds(self, label: str) -> float:
+        """What an evaluated variant cost: its own part of the build, and its answers."""
+        asked = [predictions.read(path)["seconds"] for path in self.outputs(label).values()]
+        return float(self.meta(label)["cpu_seconds"] + sum(sum(s.to_pylist()) for s in asked))
 
     def variant(self, label: str) -> Variant:
         if label == DENSE:
@@ -164,6 +211,22 @@ class Table:
         """Demonstrations left out of each benchmark's prompts beyond the model's context."""
         return {name: predictions.dropped(path) for name, path in self.outputs(label).items()}
 
+    def _asked(self, label: str) -> Codes:
+        """The codes of what was asked so far; of the rest unusable."""
+        rules, codes = RULES[self.config.benchmarks.rules], []
+        for benchmark in self.benchmarks:
+            path = self.outputs(label)[benchmark.name]
+            part = predictions.partial(path)
+            found = np.full(len(benchmark.samples), UNUSABLE, dtype=np.int16)
+            if path.exists() or part.exists():
+                said = predictions.read(path if path.exists() else part)
+                have = set(said["sample"].to_pylist())
+                rows = [i for i, s in enumerate(benchmark.samples) if s.id in have]
+                asked = replace(benchmark, samples=tuple(benchmark.samples[i] for i in rows))
+                found[rows] = scores.answers(asked, said, rules)
+            codes.append(found)
+        return np.concatenate(codes)
+
     def _read(self, label: str) -> tuple[Codes, list[extract.Unread]]:
         """The codes of a variant's predictions under the rules, and what is left for a judge."""
         rules, outputs = RULES[self.config.benchmarks.rules], self.outputs(label)
@@ -180,9 +243,9 @@ class Table:
         judged = None
         if self.reader:
             codes, judged = extract.decide(self.reader, codes, left)
-        timed = json.loads(self._latency(label).read_text(encoding="utf-8"))
-        meta = self.meta(label) | {"latency_ms": _two_digits(timed["latency_ms"])}
-        return Entry(self.variant(label), codes, meta, judged, self._logprobs(label))
+        return Entry(
+            self.variant(label), codes, self.cost_meta(label), judged, self._logprobs(label)
+        )
 
     def _logprobs(self, label: str) -> NDArray[np.float64] | None:
         if self.config.vote.rule != "soft":
@@ -195,8 +258,10 @@ class Table:
 
     def _degenerate_entry(self, label: str) -> Entry:
         """Without predictions: it is shown and never votes."""
+        return self._silent(label, self.meta(label) | {"latency_ms": math.nan, "degenerate": True})
+
+    def _silent(self, label: str, meta: dict[str, Any]) -> Entry:
         samples = sum(len(benchmark.samples) for benchmark in self.benchmarks)
-        meta = self.meta(label) | {"latency_ms": math.nan, "degenerate": True}
         return Entry(self.variant(label), np.full(samples, UNUSABLE, dtype=np.int16), meta)
 
 

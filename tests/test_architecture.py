@@ -36,9 +36,12 @@ MAY_IMPORT = {
     "table": CHEAP | {"benchmarks", "build", "calibration", "compute", "evaluate", "extract"}
     | {"models", "fetch", "store"},
     "judge": CHEAP | {"ballot", "lazy", "table"},
-    "study": CHEAP | {"judge", "table"},
+    "sampler": set(),
+    "study": CHEAP | {"judge", "sampler", "table"},
+    "proposal": {"config", "exact", "judge", "study", "table", "variant", "voting"},
     "results": CHEAP | {"ballot", "gains", "judge", "study", "table"},
     "gains": {"config", "judge", "rates", "scores", "statistics", "study", "table", "voting"},
+    "racing": {"config", "exact", "judge", "rates", "study", "table", "voting"},
     "certificate": CHEAP | {"benchmarks", "gains", "judge", "results", "study", "table"},
     "truth": {"config", "exact", "judge", "lazy", "scores", "study", "table"},
     "figure": {"results", "scores"},
@@ -72,7 +75,7 @@ MAY_IMPORT = {
 }  # fmt: skip
 ONLY_IN = {
     "mlflow": {"tracking"},
-    "optuna": {"study", "report"},
+    "optuna": {"sampler", "study", "report"},
     "hydra": {"cli"},
     "omegaconf": {"cli"},
     "httpx": {"benchmarks", "engine", "extract"},

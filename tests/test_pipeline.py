@@ -173,3 +173,21 @@ def test_a_judge_reads_what_the_rules_cannot(finished, tiny_model, monkeypatch, 
     assert 0 < max(judged.values()) <= 100
     assert ptsearch(monkeypatch, finished, *job) == 0
     assert files_under(cache / "verdicts") == verdicts
+
+
+@pytest.mark.slow
+def test_racing_and_limited_builds_ask_less(tiny_model, monkeypatch, tmp_path, capfd) -> None:
+    raced = study(tiny_model, "study.name=raced", "study.racing=true", "study.max_members=2")
+    assert ptsearch(monkeypatch, tmp_path, *raced) == 0
+    cache = tmp_path / "mlruns" / "cache"
+    said = capfd.readouterr().out
+    whole = len(list((cache / "predictions").glob("*.parquet")))
+    waiting = {path.name.split("-")[0] for path in (cache / "predictions/partial").iterdir()}
+    assert whole == 5 * (6 - len(waiting))
+    assert ("racing: on no front" in said) == bool(waiting)
+
+    some = study(tiny_model, "study.name=some", "pool.build=named", "study.max_builds=2")
+    other = (*some, f"cache_dir={tmp_path}/cache")
+    assert ptsearch(monkeypatch, tmp_path, *other) == 0
+    assert len(list((tmp_path / "cache" / "variants").iterdir())) == 3  # and the dense model
+    assert "not among the study.max_builds=2 built" in capfd.readouterr().out
