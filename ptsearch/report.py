@@ -16,11 +16,11 @@ from ptsearch import (
     certificate,
     explain,
     figure,
+    logged,
     models,
     results,
     terminal,
     tracking,
-    verify,
 )
 from ptsearch import study as studies
 from ptsearch.config import Config
@@ -233,7 +233,7 @@ def _for_export(table: Table, halves: tuple[Judge, Judge], result: Result) -> di
             "kv_bytes_per_token": kv_bytes_per_token(table.base.path),
             "benchmarks": config.benchmarks.name,
         },
-        "verify": verify.record(table),
+        "verify": logged.record(table),
         "ask": {  # whom to ask when
             row.run_id: [row.members[i] for i in halves[0].lazily(table, row.members).order]
             for row in result.front

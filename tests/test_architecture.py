@@ -61,11 +61,11 @@ MAY_IMPORT = {
     "exported": {"query", "store"},
     "ensemble": {"config", "engine", "exported", "models", "query", "rules", "voting"},
     "cascade": {"judge", "predictions", "rules", "scores", "table"},
-    "verify": {"benchmarks", "predictions", "query", "rules", "table", "voting"},
+    "logged": {"benchmarks", "predictions", "query", "rules", "table", "voting"},
     "forms": {"config", "variant"},
     "deploy": {"config"},
     "export": {"certificate", "config", "deploy", "exported", "forms", "models", "results", "store"}
-    | {"variant", "verify"},
+    | {"logged", "variant"},
     "report": ANY,
     "experiment_report": ANY,
     "jobs": ANY,
