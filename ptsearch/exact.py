@@ -16,7 +16,7 @@ import numpy as np
 from numba.extending import intrinsic
 from numpy.typing import ArrayLike, NDArray
 
-from ptsearch import rates
+from ptsearch import lazy, rates
 from ptsearch.scores import Questions, score
 from ptsearch.voting import Codes, majority
 
@@ -88,11 +88,11 @@ def cost_all(
     variants: Sequence[Mapping[str, Any]],
     latency: str,
     masks: Masks,
-    asked: Floats | None = None,
+    answers: tuple[Codes, Floats] | None = None,
 ) -> tuple[Floats, Floats]:
     """`memory_gb` and `latency_ms` (ensembles,) of every mask, as `scores.cost` of the members.
 
-    `asked` (ensembles, variants), of `lazy.asked_all`, is for `latency="lazy"` alone.
+    `answers`, codes and precision as for `score_all`, are what the lazy latency depends on.
     """
     holders: dict[str, tuple[int, int]] = {}  # checksum -> bytes, mask of the variants that hold it
     for variant, meta in enumerate(variants):
@@ -108,8 +108,10 @@ def cost_all(
     for held, size in stored.items():
         total += size * ((masks & np.uint32(held)) != 0)
     each = np.array([meta["latency_ms"] for meta in variants])
-    if latency == "lazy" and asked is not None:
-        return total / 1e9, asked @ each
+    if latency == "lazy":
+        if answers is None:
+            raise ValueError("latency.mode=lazy needs all answers: turn study.racing off")
+        return total / 1e9, lazy.asked_all(*answers, each, masks)[0] @ each
     times = np.zeros(masks.size)
     for variant, own in enumerate(each):
         one = own * ((masks >> np.uint32(variant)) & np.uint32(1))

@@ -5,13 +5,14 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ptsearch import certificate, deploy, models, store, verify
+from ptsearch import certificate, deploy, logged, models, store
 from ptsearch.config import ExportConfig
 from ptsearch.exported import FORMAT, VERIFY
 from ptsearch.forms import Form, form_of
@@ -46,13 +47,15 @@ def write(study: Mapping[str, Any], config: ExportConfig, cache: Path) -> Path:
         for label, form in forms.items():
             if form.stored:
                 _copy(sources[label], part / "members" / label)
+                if members[label].method != "path":
+                    _write_meta(members[label], part / "members" / label)
             else:
                 models.write_dense(sources[label], part / "members" / label)
         described = _description(study, config, row, forms, part)
         _write(part / "ensemble.yaml", yaml.safe_dump(described, sort_keys=False))
         _write(part / "certificate.json", certificate.to_json(row["certificate"]))
         if recorded := study.get("verify"):
-            rows = verify.lines(verify.path_of(cache, recorded), order)
+            rows = logged.lines(logged.path_of(cache, recorded), order)
             _write(part / VERIFY, "".join(json.dumps(line) + "\n" for line in rows))
         for name, text in deploy.texts(described):
             _write(part / name, text)
@@ -160,6 +163,12 @@ def _description(
     }
 
 
+def _write_meta(variant: Variant, folder: Path) -> None:
+    """What the engine must know beside the weights: what the variant rounds while it runs."""
+    meta = {"variant": asdict(variant), "checkpoint": ".", "trust_remote_code": False}
+    _write(folder / models.META, json.dumps(meta, indent=1))
+
+
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(text, encoding="utf-8")
@@ -169,7 +178,7 @@ def _copy(source: Path, target: Path) -> None:
     """The checkpoint's files as hard links where the file system allows, else as copies."""
     target.mkdir(parents=True)
     for file in sorted(source.iterdir()):
-        if file.is_file() and file.name not in (store.MANIFEST, "meta.json"):
+        if file.is_file() and file.name not in (store.MANIFEST, models.META):
             try:
                 os.link(file, target / file.name)
             except OSError as error:

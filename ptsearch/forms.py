@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from ptsearch.config import LOCAL
 from ptsearch.variant import Variant
 
+CODES = "codes.json"  # of weights that compressed-tensors cannot express
 HUMMING = "3 bits on CUDA need vLLM's Humming kernels, an extra package"
 
 
@@ -20,19 +21,19 @@ class Form(NamedTuple):
 
 def form_of(variant: Variant, checkpoint: Path, target: str) -> Form:
     """ValueError: the target runs the member in no form."""
+    if variant.decode_schedule:
+        raise ValueError(f"member {variant.label} runs two checkpoints in turn: not exported")
     if target == LOCAL:
         return Form(True, "")
-    rounded = {
-        "activations": variant.act_bits != 16,
-        "the KV cache": variant.kv_bits != 16,
-        "its decoding schedule": bool(variant.decode_schedule),
-    }
+    rounded = {"activations": variant.act_bits != 16, "the KV cache": variant.kv_bits != 16}
     if any(rounded.values()):
         what = " and ".join(name for name, used in rounded.items() if used)
         raise ValueError(
             f"member {variant.label} needs {what} rounded at run time, which a vLLM server on "
             f"{target} does not do as the search did: choose export.target={LOCAL}"
         )
+    if (checkpoint / CODES).is_file():
+        return Form(False, "its layout is this project's own")
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     why = unsupported(config.get("quantization_config") or {}, target)
     return Form(not why, why)

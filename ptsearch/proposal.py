@@ -179,7 +179,8 @@ def _values(judge: Judge, known: Known, new: Variant | None) -> Floats:
     precision = np.array([variant.precision for variant in known.variants[1:]])
     weights = judge.config.trust.weights
     found = exact.score_all(judge.asked, known.codes[1:], precision, weights, masks)
-    cost = exact.cost_all(known.metas[1:], judge.config.latency.mode, masks)
+    mode, answers = judge.config.latency.mode, (known.codes[1:], precision)
+    cost = exact.cost_all(known.metas[1:], mode, masks, answers)
     found |= dict(zip(("memory_gb", "latency_ms"), cost, strict=True))
     signs = [-1.0 if OBJECTIVES[name] == "maximize" else 1.0 for name in names]
     values = np.stack([found[name] for name in names], axis=1) * signs

@@ -16,11 +16,11 @@ from ptsearch import (
     certificate,
     explain,
     figure,
+    logged,
     models,
     results,
     terminal,
     tracking,
-    verify,
 )
 from ptsearch import study as studies
 from ptsearch.config import Config
@@ -248,7 +248,7 @@ def _for_export(table: Table, halves: tuple[Judge, Judge], result: Result) -> di
             "kv_bytes": table.entries[DENSE].meta["kv_bytes"],
             "benchmarks": config.benchmarks.name,
         },
-        "verify": verify.record(table),
+        "verify": logged.record(table),
         "ask": {  # whom to ask when
             row.run_id: [row.members[i] for i in halves[0].lazily(table, row.members).order]
             for row in result.front
@@ -286,9 +286,6 @@ def _footnotes(result: Result) -> list[str]:
         )
     if any(row.unskilled for row in result.rows):
         notes.append("* in some benchmark no better than one constant answer")
-    for reason in dict.fromkeys(result.left_out.values()):
-        labels = [label for label, why in result.left_out.items() if why == reason]
-        notes.append(f"{reason}: {', '.join(labels)}")
     several = [row for row in result.front if len(row.members) > 2]
     if several:
         calls = np.mean([row.search["calls"] / len(row.members) for row in several])
@@ -297,6 +294,9 @@ def _footnotes(result: Result) -> list[str]:
             "asked one by one until the vote is decided (same answers), the front's ensembles of "
             f"three or more need {100 * calls:.0f} % of the calls, {read:.0f} % of the bytes (mean)"
         )
+    for reason in dict.fromkeys(result.left_out.values()):
+        labels = [label for label, why in result.left_out.items() if why == reason]
+        notes.append(f"{reason}: {', '.join(labels)}")
     if result.degenerate:
         notes.append(f"degenerate, may not vote: {', '.join(result.degenerate)}")
     if result.truth is not None and result.shares:

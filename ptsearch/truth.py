@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsearch import exact, lazy, scores
+from ptsearch import exact, scores
 from ptsearch.config import OBJECTIVES
 from ptsearch.judge import Judge
 from ptsearch.scores import Scores, or_worst
@@ -92,11 +92,8 @@ def enumerate_scores(table: Table, judge: Judge) -> Everything:
     codes, precision = judge.answers(table, labels)
     found = exact.score_all(judge.asked, codes, precision, table.config.trust.weights, masks)
     metas = [entry.meta for entry in entries]
-    mode, asked = table.config.latency.mode, None
-    if mode == "lazy":
-        latency = np.array([meta["latency_ms"] for meta in metas])
-        asked, _ = lazy.asked_all(codes, precision, latency, masks)
-    cost = exact.cost_all(metas, mode, masks, asked)
+    mode = table.config.latency.mode
+    cost = exact.cost_all(metas, mode, masks, (codes, precision))
     return everything._replace(found=found | dict(zip(scores.Cost._fields, cost, strict=True)))
 
 

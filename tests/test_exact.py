@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from optuna._hypervolume import compute_hypervolume
 from tables import random_asked, random_codes
 
-from ptsearch import exact, rates, scores, voting
+from ptsearch import exact, lazy, rates, scores, voting
 
 WEIGHTS = {"adversarial": 1.0, "fairness": 2.0, "ethics": 1.0, "ood": 0.5}
 PRECISION = np.array([4.0, 8.0, 3.0, 4.0, 3.0, 16.0])
@@ -109,11 +109,12 @@ def test_costs_equal_those_of_the_members(rng, latency: str) -> None:
         for _ in range(6)
     ]
     masks = exact.enumerate_ensembles(6, 6)
-    asked = rng.random((masks.size, 6)) * (masks[:, None] >> np.arange(6) & 1)
-    memory, times = exact.cost_all(metas, latency, masks, asked)
+    codes, precision = rng.integers(-1, 3, (6, 30)).astype(np.int16), rng.random(6)
+    each = np.array([meta["latency_ms"] for meta in metas])
+    memory, times = exact.cost_all(metas, latency, masks, (codes, precision))
     for i, mask in enumerate(masks):
         members = list(exact.members(mask))
-        shares = asked[i, members].tolist()
+        shares = lazy.plan(codes[members], precision[members], each[members]).asked.tolist()
         slow = scores.cost([metas[v] for v in members], latency, shares)
         assert memory[i] == slow.memory_gb
         assert times[i] == pytest.approx(slow.latency_ms, abs=1e-9)

@@ -20,7 +20,7 @@ from ptsearch.config import EngineConfig, ExportConfig
 from ptsearch.ensemble import PrecisionEnsemble
 from ptsearch.models import BaseModel
 from ptsearch.results import COST, LAZY
-from ptsearch.variant import Variant
+from ptsearch.variant import Variant, from_fields
 
 DENSE = Variant("tiny", "0")
 POOL = [replace(DENSE, method="rtn", bits=bits, group_size=32) for bits in (3, 4, 8)]
@@ -223,6 +223,26 @@ def test_a_member_that_rounds_at_run_time_goes_to_no_vllm(study, cache, tmp_path
     with pytest.raises(ValueError, match=r"needs the KV cache rounded.*export\.target=local"):
         forms.form_of(rounding, build.folder_of(cache, POOL[0]), "cuda")
     assert forms.form_of(rounding, build.folder_of(cache, POOL[0]), "local").stored
+    two = replace(POOL[0], decode_schedule="4:a,b")
+    with pytest.raises(ValueError, match="two checkpoints in turn"):
+        forms.form_of(two, build.folder_of(cache, POOL[0]), "local")
+
+
+def test_a_layout_of_our_own_is_written_dense(tmp_path) -> None:
+    (tmp_path / "codes.json").write_text("{}")
+    assert forms.form_of(POOL[0], tmp_path, "cuda").why == "its layout is this project's own"
+    assert forms.form_of(POOL[0], tmp_path, "local").stored
+
+
+def test_a_member_says_what_it_rounds_while_it_runs(study, cache, tmp_path) -> None:
+    """The engine looks for that in meta.json."""
+    exported_ = write(study, cache, tmp_path / "out")
+    for variant in POOL:
+        meta = models.read_json(exported_.members[variant.label] / models.META)
+        assert from_fields(meta["variant"]) == variant
+        assert models.checkpoint_of(exported_.members[variant.label])[0].samefile(
+            exported_.members[variant.label]
+        )
 
 
 def test_weights_are_linked_where_they_can_be_and_copied_elsewhere(

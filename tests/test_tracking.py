@@ -29,7 +29,7 @@ def uri(migrated: Path, tmp_path: Path) -> str:
 @pytest.fixture(autouse=True)
 def no_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fake table has no files of predictions, which what is recorded for exports needs."""
-    monkeypatch.setattr(report.verify, "record", lambda table: "")
+    monkeypatch.setattr(report.logged, "record", lambda table: "")
     monkeypatch.setattr(report, "cascades", lambda *_: {})
 
 
