@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from ptsearch.engine import packed, prefix
-from ptsearch.engine.packed import KV
 from ptsearch.engine.prefix import Plan, Segment
+from ptsearch.quantize.cache import KV
 
 STEP = 4  # prefixes of every so many tokens are counted
 OFTEN = 4  # sequences that must have begun with a prefix before it is kept

@@ -34,6 +34,11 @@ class Layer(NamedTuple):
     example: tuple[tuple[Any, ...], dict[str, Any]]  # arguments of the layer for one sample
     fisher: dict[int, dict[str, Tensor]] = {}  # noqa: RUF012  seed -> linear -> diagonal (out, in)
 
+    def seen(self, slot: int, seed: int) -> Moments | None:
+        """The moments of an input, if it saw tokens enough to be fitted to: an expert may not."""
+        moments = self.moments[slot].get(seed)
+        return moments if moments and moments.tokens >= LEAST_TOKENS else None
+
 
 class Problem(NamedTuple):
     """Linears that share one input, for the variants of one calibration seed."""
@@ -41,11 +46,6 @@ class Problem(NamedTuple):
     weights: dict[str, Tensor]  # (out, in) float32, by full name
     H: Tensor  # (in, in); zeros where no calibration sample came by
     fisher: dict[str, Tensor]  # by linear (out, in); empty where no method asked for it
-
-    def seen(self, slot: int, seed: int) -> Moments | None:
-        """The moments of an input, if it saw tokens enough to be fitted to: an expert may not."""
-        moments = self.moments[slot].get(seed)
-        return moments if moments and moments.tokens >= LEAST_TOKENS else None
 
 
 class Part(NamedTuple):

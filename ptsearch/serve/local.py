@@ -58,7 +58,8 @@ async def members(
         load = partial(PrecisionEnsemble.from_pretrained, folder.folder, searched)
         ensemble = await loop.run_in_executor(thread, load)
         for label, each in ensemble.engines.items():
-            ensemble.engines[label] = each._replace(kept=engines.Kept(settings.keep_tokens))
+            if each.rounding is None:  # else what is kept would depend on what stands behind it
+                ensemble.engines[label] = each._replace(kept=engines.Kept(settings.keep_tokens))
         batches = asyncio.create_task(_batches(queue, thread, ensemble, settings.lazy))
         try:
             yield Members(ask, list)
