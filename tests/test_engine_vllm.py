@@ -7,13 +7,16 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 import vllm_server
+from safetensors.torch import load_file
 
-from ptsearch import build, evaluate
+from ptsearch import build, evaluate, models
 from ptsearch import engine as engines
 from ptsearch.benchmarks import sources
 from ptsearch.calibration import Calibration
 from ptsearch.config import BenchmarksConfig, EngineConfig
+from ptsearch.engine import vllm
 from ptsearch.models import BaseModel
 from ptsearch.variant import Variant, expand_pool
 
@@ -136,6 +139,16 @@ def test_a_server_of_our_own_ends_with_the_engine(tiny_model, python):
 def test_a_form_that_vllm_does_not_load_is_written_out(bits, form, pool, python):
     with engines.opened(pool[bits], EngineConfig(name="vllm", python=python)) as engine:
         assert re.search(form, engine.form)
+
+
+def test_what_is_written_out_is_an_ordinary_checkpoint(pool, tiny_model, tmp_path):
+    vllm.write_dense(pool[8], "bfloat16", tmp_path)
+    written, base = (load_file(f / "model.safetensors") for f in (tmp_path, tiny_model))
+    assert written.keys() == base.keys()
+    model, _ = models.load(pool[8])
+    for name, weight in written.items():
+        assert torch.equal(weight, model.state_dict()[name])
+    assert "quantization_config" not in models.read_json(tmp_path / "config.json")
 
 
 def test_all_members_can_be_asked_for_as_dense_weights(pool, python):
