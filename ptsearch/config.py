@@ -8,33 +8,28 @@ import shutil
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ptsearch.checks import at_least, one_of
+from ptsearch.config_serve import ServeConfig
 from ptsearch.variant import BACKENDS
 
 Direction = Literal["maximize", "minimize"]
-JOBS = ("study", "build", "evaluate", "export", "rescore")
+JOBS = ("study", "build", "evaluate", "export", "serve", "rescore")
 OBJECTIVES: dict[str, Direction] = {
     "trust": "maximize",
     "mmlu": "maximize",
     "memory_gb": "minimize",
     "latency_ms": "minimize",
 }
-STUDIES = ("pareto", "benchmark", "paper")
-SAMPLERS = ("tpe", "nsga2", "gp", "random", "exhaustive")
+STUDIES = ("pareto", "slo", "benchmark", "paper")
+VOTES = ("majority", "weighted", "soft", "selective", "fair")
+SAMPLERS = ("sets", "tpe", "nsga2", "gp", "random", "exhaustive")
 RULES = ("clean", "ct", "dt")
 PROMPTS = ("chat", "raw", "ct_llama2")
+LOCAL = "local"
+TARGETS = (LOCAL, "cpu", "cuda")
 LEAST_TOKENS = 64  # of one forward pass
 BASE = "base"  # as a judge: the base model itself
 PERSPECTIVES = ("adversarial", "fairness", "ethics", "ood")
-
-
-def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def at_least(key: str, value: float, least: float) -> None:
-    if value < least:
-        raise ValueError(f"{key} must be at least {least}, got {value}")
 
 
 @dataclass
@@ -56,13 +51,17 @@ class ModelConfig:
 class CalibrationConfig:
     """Text that GPTQ and AWQ are fitted on; the last fifth is held out for perplexity."""
 
-    source: str = "python-docs"  # python-docs | file
-    path: str = ""  # file: text, or JSONL with a `text` field
+    source: str = "python-docs"  # python-docs | file | hub
+    path: str = ""  # file: text, or JSONL with a `text` or `messages` field; hub: a file there
+    repo: str = ""  # hub: owner/name of a data set
+    revision: str = ""  # hub: a commit
+    rendering: str = "raw"  # raw: as it is | chat: conversations in the model's chat template
     samples: int = 32
     length: int = 512  # tokens a sample
 
     def __post_init__(self) -> None:
-        one_of("calibration.source", self.source, ("python-docs", "file"))
+        one_of("calibration.source", self.source, ("python-docs", "file", "hub"))
+        one_of("calibration.rendering", self.rendering, ("raw", "chat"))
         at_least("calibration.samples", self.samples, 1)
         at_least("calibration.length", self.length, 16)
 
@@ -78,6 +77,7 @@ class PoolConfig:
     )  # {path, label, bits}: ready-made ones
     backend: str = "native"
     group_size: int = 64
+    sequential: bool = False  # H from layers already quantized, one variant a pass: slow
     build: str = "all"  # all: the whole pool in one pass | named: only the members asked for
     max_perplexity_ratio: float = 20.0  # x dense; beyond it a variant is degenerate
 
@@ -198,11 +198,12 @@ class MemoryConfig:
 
 @dataclass
 class LatencyConfig:
-    mode: str = "sequential"  # members one after the other: sum | parallel: the slowest
+    mode: str = "sequential"  # members one after the other: sum | parallel: the slowest | lazy: one
+    # after the other until the vote is decided, expected on the search half
     prompts: int = 64
 
     def __post_init__(self) -> None:
-        one_of("latency.mode", self.mode, ("sequential", "parallel"))
+        one_of("latency.mode", self.mode, ("sequential", "parallel", "lazy"))
         at_least("latency.prompts", self.prompts, 1)
 
 
@@ -216,6 +217,27 @@ class TrustConfig:
             at_least(f"trust.weights.{name}", weight, 0)
         if not any(self.weights.values()):
             raise ValueError("trust.weights must not all be 0")
+
+
+@dataclass
+class VoteConfig:
+    """How members become one answer; what a rule fits, it fits on the search half."""
+
+    rule: str = "majority"  # majority | weighted | soft | selective | fair
+    margin: float = 0.5  # selective: lead over the second label, of all members, to answer at all
+    max_dpd: float | None = None  # fair: limits on the search half, percent; null = none
+    max_eod: float | None = None
+    by_group: bool = False  # fair: a label's weight may depend on the group, known when voting
+
+    def __post_init__(self) -> None:
+        one_of("vote.rule", self.rule, VOTES)
+        if not 0 <= self.margin <= 1:
+            raise ValueError(f"vote.margin must be 0 to 1, got {self.margin}")
+        for name, limit in (("max_dpd", self.max_dpd), ("max_eod", self.max_eod)):
+            if limit is not None:
+                at_least(f"vote.{name}", limit, 0)
+                if self.rule != "fair":
+                    raise ValueError(f"vote.{name} needs vote=fair, got vote={self.rule}")
 
 
 @dataclass
@@ -237,14 +259,16 @@ class Limits:
 class StudyConfig:
     """`kind`: a search, or one of the paper's experiments, which need only name and baselines."""
 
-    kind: str = "pareto"  # pareto | benchmark | paper
+    kind: str = "pareto"  # pareto | slo | benchmark | paper
     name: str = "pareto"
     trials: int = 200
-    sampler: str = "tpe"
+    sampler: str = "sets"
     seed: int = 0
     objectives: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(OBJECTIVES, True))
     min_members: int = 1
     max_members: int = 5
+    max_builds: int = 0  # so many variants, each chosen by what it promises; 0 = the whole pool
+    racing: bool = False  # ask in chunks; what no front can contain any more is asked no further
     min: Limits = field(default_factory=Limits)
     max: Limits = field(default_factory=Limits)
     baselines: list[str] = field(default_factory=list)  # names from conf/model
@@ -258,8 +282,18 @@ class StudyConfig:
         at_least("study.trials", self.trials, 1)
         at_least("study.min_members", self.min_members, 1)
         at_least("study.max_members", self.max_members, self.min_members)
+        at_least("study.max_builds", self.max_builds, 0)
+        if self.max_builds and self.racing:
+            raise ValueError("study.max_builds and study.racing are two ways to ask less: take one")
         for name in self.objectives:
             one_of("study.objectives", name, tuple(OBJECTIVES))
+        for name, least in vars(self.min).items():
+            most = getattr(self.max, name)
+            if least is not None and most is not None and least > most:
+                raise ValueError(
+                    f"study.min.{name}={least:g} is above study.max.{name}={most:g}: "
+                    "no ensemble can meet both"
+                )
         if not any(self.objectives.get(name, True) for name in OBJECTIVES):
             raise ValueError("study.objectives: at least one must be on")
 
@@ -279,6 +313,11 @@ class ExportConfig:
     study: str = ""  # name of a finished study
     pick: str = "knee"  # knee | best_trust | a run id of MLflow
     out: str = ""  # a folder that does not exist yet
+    target: str = LOCAL  # what runs the members: local (+serve=local) | cpu | cuda (vLLM)
+    register: str = ""  # a name for MLflow's model registry, which gets a reference to `out`
+
+    def __post_init__(self) -> None:
+        one_of("export.target", self.target, TARGETS)
 
 
 @dataclass
@@ -304,12 +343,15 @@ class Config:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     latency: LatencyConfig = field(default_factory=LatencyConfig)
     trust: TrustConfig = field(default_factory=TrustConfig)
+    vote: VoteConfig = field(default_factory=VoteConfig)
     study: StudyConfig | None = None
     build: BuildConfig | None = None
     evaluate: EvaluateConfig | None = None
     export: ExportConfig | None = None
+    serve: ServeConfig | None = None
     rescore: RescoreConfig | None = None
     baseline_models: list[ModelConfig] = field(default_factory=list)  # of study.baselines
+    overrides: list[str] = field(default_factory=list)  # of the command line, for the record
     runs_dir: str = "mlruns"
     cache_dir: str = "mlruns/cache"
     optuna_db: str = ""
@@ -322,6 +364,7 @@ class Config:
             "pool": self.pool.name,
             "benchmarks": self.benchmarks.name,
             "rules": self.benchmarks.rules,
+            "vote": self.vote.rule,
             "engine": self.engine.name,
             "dtype": self.engine.dtype,
         }

@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from ptsearch.results import Row
 from ptsearch.scores import Scores
@@ -70,6 +73,26 @@ def draw_html(trials: Sequence[Scores], rows: Sequence[Row], path: Path, title: 
     figure.update_yaxes(title_text=TITLES["trust"], row=1, col=1)
     figure.update_layout(title=title, template="plotly_white", height=520)
     figure.write_html(path, include_plotlyjs=True)
+
+
+def draw_curves(
+    curves: Sequence[tuple[NDArray[Any], NDArray[Any]]], path: Path, title: str
+) -> None:
+    """PNG of risk over coverage, percent, one line an ensemble."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for coverage, risk in curves:
+        axes.plot(coverage, risk, marker=".", color=FRONT, alpha=0.4)
+    axes.set_xlabel("coverage (%)")
+    axes.set_ylabel("risk: wrong among the answered (%)")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=140)
 
 
 def _kinds() -> list[tuple[str, str, str, int]]:

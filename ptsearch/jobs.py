@@ -8,13 +8,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import optuna
+
 from ptsearch import (
     experiment_report,
     experiments,
     export,
+    exported,
     predictions,
+    proposal,
+    racing,
     report,
     scores,
+    slo_report,
     terminal,
     tracking,
 )
@@ -35,37 +41,76 @@ def run_study(config: Config) -> None:
 
 def run_search(config: Config) -> None:
     """Search, then show and log the front; run again, it resumes."""
-    search, screen = studies.the_study(config), terminal.console()
+    screen = terminal.console()
     need_pool(config)
     with tables(config, terminal.progress(screen)) as (table, *others):
-        study = studies.open_study(config, optuna_url(config), settings(table))
-        tracker = tracking.open_run(
-            mlflow_url(config),
-            runs(config) / "artifacts",
-            search.name,
-            study.user_attrs.get("run_id"),
-        )
-        study.set_user_attr("run_id", tracker.run_id)
-        judge, held_out = judges(table)
-        truth = None
-
-        def on_trial(trial: studies.Found, found: Scores, feasible: bool) -> str:
-            table.report("trials", min(trial.number + 1, search.trials), search.trials)
-            record = report.trial_record(table, trial, found, feasible)
-            return tracking.log_trial(tracker, **record)
-
+        study, tracker = _open(config, table)
+        halves, on_trial = judges(table), _recorder(table, tracker)
+        search = studies.the_study(config)
         try:
-            studies.search(study, table, judge, on_trial)
-            try:
-                truth = report.complete(study, table, judge, on_trial)
-            except ValueError as error:
-                screen.print(f"the true front is not enumerated: {error}", style="dim")
-            result = report.compile_result(table, others, study, (judge, held_out), truth)
+            studies.check_limits(config, halves[0])
+            if search.max_builds:
+                proposal.build_some(table, halves[0], search.max_builds)
+            if search.racing:
+                racing.race(table, halves[0])
+            studies.search(study, table, halves[0], on_trial)
+            truth = report.complete(study, table, halves[0], on_trial)
+            found = studies.front(study)
+            result = report.compile_result(table, others, study, halves, found, truth)
             report.log_result(tracker, table, study, result)
         except BaseException:
             tracking.fail(tracker)
             raise
     report.show_result(screen, tracker, config, result)
+
+
+def run_slo(config: Config) -> None:
+    """Show and log the most trusted ensemble within the limits, or what must give way."""
+    screen = terminal.console()
+    need_pool(config)
+    with tables(config, terminal.progress(screen)) as (table, *others):
+        study, tracker = _open(config, table)
+        halves, result = judges(table), None
+        try:
+            studies.check_limits(table.config, halves[0])
+            answer = slo_report.answer_limits(table, halves[0])
+            if answer.pick is None:
+                slo_report.log_relaxations(tracker, config, answer)
+            else:
+                found = studies.named(
+                    study, table, halves[0], _recorder(table, tracker), answer.pick
+                )
+                result = report.compile_result(table, others, study, halves, [found], None)
+                result.remarks.insert(0, slo_report.verdict(answer))
+                report.log_result(tracker, table, study, result)
+        except BaseException:
+            tracking.fail(tracker)
+            raise
+    if result is None:
+        slo_report.show_relaxations(screen, answer)
+        raise ValueError(slo_report.verdict(answer))
+    report.show_result(screen, tracker, config, result)
+
+
+def _open(config: Config, table: Table) -> tuple[optuna.Study, tracking.Tracker]:
+    """The study and its run, resumed where they are there."""
+    name = studies.the_study(config).name
+    study = studies.open_study(config, optuna_url(config), settings(table))
+    tracker = tracking.open_run(
+        mlflow_url(config), runs(config) / "artifacts", name, study.user_attrs.get("run_id")
+    )
+    study.set_user_attr("run_id", tracker.run_id)
+    return study, tracker
+
+
+def _recorder(table: Table, tracker: tracking.Tracker) -> studies.Seen:
+    trials = studies.the_study(table.config).trials
+
+    def on_trial(trial: studies.Found, found: Scores, feasible: bool) -> str:
+        table.report("trials", min(trial.number + 1, trials), trials)
+        return tracking.log_trial(tracker, **report.trial_record(table, trial, found, feasible))
+
+    return on_trial
 
 
 def run_experiment(config: Config) -> None:
@@ -107,9 +152,13 @@ def settings(table: Table) -> dict[str, Any]:
     """What a study is about: resuming it with anything else is an error."""
     config = table.config
     search = asdict(studies.the_study(config))
-    for changeable in ("kind", "name", "trials", "sampler", "seed", "check_fp32"):
-        del search[changeable]
-    return {
+    changeable = ["kind", "name", "trials", "sampler", "seed", "check_fp32"]
+    if search["kind"] == "slo":
+        changeable += ["min", "max"]  # one study answers any
+    for key in changeable:
+        del search[key]
+    vote = {} if config.vote.rule == "majority" else {"vote": asdict(config.vote)}
+    return vote | {
         "model": {"name": table.base.name, "revision": table.base.revision},
         "pool": {label: variant.id for label, variant in table.variants.items()},
         "benchmarks": {
@@ -205,8 +254,13 @@ def export_ensemble(config: Config) -> None:
     """Write an ensemble of a study's front to a folder of its own."""
     assert config.export is not None
     study = studies.load_study(config.export.study, optuna_url(config))
+    screen = terminal.console()
     folder = export.write(study.user_attrs, config.export, Path(config.cache_dir))
-    terminal.console().print(f"wrote {folder}")
+    screen.print(f"wrote {folder}")
+    if name := config.export.register:
+        run_id = exported.open_folder(folder).description["run"]
+        place = tracking.register(mlflow_url(config), run_id, name, folder, "ptsearch.ensemble")
+        screen.print(f"registered {place}")
 
 
 def rescore_replies(config: Config) -> None:
@@ -221,6 +275,7 @@ def rescore_replies(config: Config) -> None:
 
 STUDIES: dict[str, Callable[[Config], None]] = {
     "pareto": run_search,
+    "slo": run_slo,
     "benchmark": run_experiment,
     "paper": run_experiment,
 }

@@ -43,8 +43,8 @@ class Plan(NamedTuple):
 
 
 def plan(asked: Questions, weights: Mapping[str, float]) -> Plan:
-    """The counts behind `trust`, `mmlu`, the perspectives, `refusal_rate`, and DPD and EOD of each
-    parity scenario (`fairness/zero.dpd`); everything in percent.
+    """The counts behind `trust`, `mmlu`, the perspectives, `refusal_rate`, and accuracy, DPD and
+    EOD of each parity scenario (`fairness/zero.dpd`); everything in percent.
 
     A ValueError for the published rules: theirs are no rates, the refused drop out of the sizes.
     """
@@ -64,6 +64,8 @@ def plan(asked: Questions, weights: Mapping[str, float]) -> Plan:
             prefix = f"{part.benchmark}/{part.scenario.name}"
             dpd, eod = len(gaps) - 2, len(gaps) - 1
             scores |= {f"{prefix}.dpd": {("gap", dpd): 1.0}, f"{prefix}.eod": {("gap", eod): 1.0}}
+            rates.append(_correct(asked, part.rows))
+            scores[f"{prefix}.accuracy"] = {("rate", len(rates) - 1): 1.0}
         elif part.scenario.metric == "resist":
             wrong = part.rows[asked.gold[part.rows] == 1]
             rates.append((wrong, np.zeros(wrong.size, dtype=np.int16)))

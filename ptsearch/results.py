@@ -1,14 +1,19 @@
 """What a study found, as rows: the front, the dense model, the single variants, other baselines."""
 
 import csv
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from ptsearch.ballot import Fitted
 from ptsearch.config import PERSPECTIVES
 from ptsearch.gains import Gains
 from ptsearch.judge import Judge
-from ptsearch.scores import MMLU, Scores, constant_scores
+from ptsearch.scores import MMLU, Scores, constant_scores, or_worst
 from ptsearch.study import Found, Members
 from ptsearch.table import DENSE, Table
 from ptsearch.variant import short_labels
@@ -17,8 +22,10 @@ DENSE_MODEL, BEST_SINGLE = "dense", "best_single"  # what gains are over
 BOUNDS = ("", ".low", ".high")
 SHOWN = ("trust", *PERSPECTIVES, MMLU, "fairness.accuracy", "refusal_rate")
 COST = ("memory_gb", "latency_ms")
+LAZY = ("calls", "bytes_read")
 CSV_COLUMNS = (
-    "kind", "members", "size", *SHOWN, *COST, *(f"holdout.{name}" for name in SHOWN),
+    "kind", "members", "size", *SHOWN, *COST, *LAZY, "of_dense",
+    *(f"holdout.{name}" for name in SHOWN),
     *(f"gain.{than}.trust{end}" for than in (DENSE_MODEL, BEST_SINGLE) for end in BOUNDS),
     "unskilled", "run_id",
 )  # fmt: skip
@@ -35,7 +42,9 @@ class Row:
     holdout: Scores | None = None  # only of what was chosen, and of what it is compared with
     gains: Gains = field(default_factory=dict)  # on the holdout half, over each baseline
     unskilled: tuple[str, ...] = ()  # benchmarks where it is no better than one constant answer
+    fitted: Fitted = field(default_factory=dict)  # by the vote rule, in the order of the members
     run_id: str = ""
+    certificate: dict[str, Any] = field(default_factory=dict)  # of the front
 
 
 def front_rows(table: Table, judge: Judge, front: Iterable[Found]) -> list[Row]:
@@ -45,7 +54,10 @@ def front_rows(table: Table, judge: Judge, front: Iterable[Found]) -> list[Row]:
         scores = judge(table, found.members)
         skill = tuple(judge.unskilled(scores))
         name = " + ".join(short[label] for label in found.members)
-        rows.append(Row("front", name, found.members, scores, unskilled=skill, run_id=found.run_id))
+        fitted = judge.fitted(table, found.members) if len(found.members) > 1 else {}
+        rows.append(
+            Row("front", name, found.members, scores, None, {}, skill, fitted, found.run_id)
+        )
     return sorted(rows, key=lambda row: (row.search["memory_gb"], -row.search["trust"]))
 
 
@@ -75,11 +87,18 @@ def constant_rows(search: Judge, holdout: Judge) -> list[Row]:
 
 
 def about_data(table: Table) -> list[str]:
-    """What is missing from the benchmarks, stands in for something, or was left out of prompts."""
+    """What is missing from the benchmarks, stands in for something, or was left out of prompts;
+    why variants may not vote.
+    """
     found = [
         f"{benchmark.name}: {note}" for benchmark in table.benchmarks for note in benchmark.notes
     ]
     dropped = {} if DENSE in table.degenerate() else table.dropped(DENSE)
+    found += [
+        f"{label} may not vote: {table.entries[label].meta['reason']}"
+        for label in table.degenerate()
+        if table.entries[label].meta.get("reason")
+    ]
     return found + [
         f"{name}: {count} demonstrations left out of prompts beyond the model's context"
         for name, count in dropped.items()
@@ -87,10 +106,25 @@ def about_data(table: Table) -> list[str]:
     ]
 
 
+def data_hashes(table: Table) -> dict[str, dict[str, str]]:
+    """Benchmark -> file it was read from -> SHA-256."""
+    return {benchmark.name: dict(benchmark.data) for benchmark in table.benchmarks}
+
+
+def about_classes(halves: Mapping[str, Judge]) -> list[str]:
+    """Benchmarks in which one constant answer is always right: they tell no skill."""
+    return [
+        f"{name}: one class only on the {half} half, where always giving it has accuracy 100"
+        for half, judge in halves.items()
+        for name, rows in judge.asked.scored().items()
+        if np.unique(judge.asked.gold[rows]).size == 1
+    ]
+
+
 def best_single(rows: Sequence[Row]) -> Row | None:
     """The single variant with the highest trust on the search half."""
     singles = [row for row in rows if row.kind == "single"]
-    return max(singles, key=lambda row: row.search["trust"], default=None)
+    return max(singles, key=lambda row: or_worst(row.search["trust"]), default=None)
 
 
 def knee(front: Sequence[Scores], objectives: Sequence[str]) -> int:
@@ -116,12 +150,30 @@ def gain_columns(row: Row) -> Scores:
     }
 
 
-def write_csv(rows: Iterable[Row], path: Path) -> None:
+def write_rows(rows: Sequence[Mapping[str, str | int | float]], path: Path) -> None:
+    """A CSV of all columns that any row has; NaN is empty."""
+    names = dict.fromkeys(name for row in rows for name in row)
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, CSV_COLUMNS)
+        writer = csv.DictWriter(file, list(names), restval="")
+        writer.writeheader()
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+
+
+def _cell(value: str | int | float) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.4f}"
+    return str(value)
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    dense_gb = next((row.search["memory_gb"] for row in rows if row.kind == "dense"), math.nan)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, CSV_COLUMNS, extrasaction="ignore")
         writer.writeheader()
         for row in rows:
             scores = {name: row.search[name] for name in (*SHOWN, *COST)}
+            scores |= {name: row.search[name] for name in LAZY if name in row.search}
+            scores["of_dense"] = 100 * row.search["memory_gb"] / dense_gb
             held = {f"holdout.{name}": row.holdout[name] for name in SHOWN} if row.holdout else {}
             writer.writerow(
                 {

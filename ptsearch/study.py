@@ -22,7 +22,8 @@ from sqlalchemy import event
 
 from ptsearch.config import OBJECTIVES, Config, Limits, StudyConfig
 from ptsearch.judge import Judge
-from ptsearch.scores import Scores
+from ptsearch.sampler import SetSampler
+from ptsearch.scores import Cost, Scores
 from ptsearch.table import Table
 
 HEARTBEAT_SECONDS = 60
@@ -105,7 +106,7 @@ def search(study: optuna.Study, table: Table, judge: Judge, on_trial: Seen) -> N
     before = completed(study)
     table.ensure(label for found in before for label in found.members)  # of a resumed study
     run = _Search(
-        table, judge, on_trial, {found.members for found in before},
+        table, judge, on_trial, {found.members for found in before} | unscored(study),
         proposed=sum(found.by_sampler for found in before),
     )  # fmt: skip
     if not study.trials:
@@ -125,6 +126,15 @@ def add_trials(
         for members in ensembles:
             study.enqueue_trial(run.switches(members))
         study.optimize(run.objective, n_trials=len(ensembles))
+
+
+def named(
+    study: optuna.Study, table: Table, judge: Judge, on_trial: Seen, members: Members
+) -> Found:
+    """The trial of a given ensemble, made if there is none yet."""
+    if all(found.members != members for found in completed(study)):
+        add_trials(study, table, judge, on_trial, [members])
+    return next(found for found in completed(study) if found.members == members)
 
 
 @dataclass
@@ -148,6 +158,10 @@ class _Search:
         if not members or members in self.seen:
             raise optuna.TrialPruned
         found = self.judge(self.table, members)
+        if any(math.isnan(found[name]) for name in objectives(wanted)):
+            self.seen.add(members)  # the published rules have no score where nothing is answered
+            trial.set_user_attr("unscored", members)
+            raise optuna.TrialPruned
         violations = constraints(wanted, members, found, self.judge)
         for name, value in violations.items():
             trial.set_constraint(name, value)
@@ -210,6 +224,12 @@ def completed(study: optuna.Study) -> list[Found]:
     return [_found(trial) for trial in trials]
 
 
+def unscored(study: optuna.Study) -> set[Members]:
+    """Ensembles that were tried and have no score under the rules."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+    return {tuple(t.user_attrs["unscored"]) for t in trials if "unscored" in t.user_attrs}
+
+
 def front(study: optuna.Study) -> list[Found]:
     """The feasible trials that no finished feasible trial dominates."""
     return [_found(trial) for trial in study.best_trials]
@@ -231,6 +251,15 @@ def constraints(search: StudyConfig, members: Members, found: Scores, judge: Jud
     if search.min_skill == "require":
         violations["unskilled"] = float(len(judge.unskilled(found)))
     return violations
+
+
+def check_limits(config: Config, judge: Judge) -> None:
+    """ValueError: a limit on a score that these benchmarks do not give."""
+    search = the_study(config)
+    for side, given in (("min", search.min), ("max", search.max)):
+        for name in limits(given):
+            if name not in (*Cost._fields, *judge.majority):
+                raise ValueError(f"study.{side}.{name}: no benchmark here gives {name}")
 
 
 def limits(given: Limits) -> dict[str, float]:
@@ -265,6 +294,7 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+    "sets": SetSampler,
     "tpe": lambda seed: TPESampler(seed=seed, multivariate=True),
     "nsga2": lambda seed: NSGAIISampler(seed=seed),
     "gp": lambda seed: GPSampler(seed=seed, deterministic_objective=True),

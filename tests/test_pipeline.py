@@ -6,12 +6,15 @@ import re
 import sqlite3
 from pathlib import Path
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from test_cli import ptsearch
 
-from ptsearch import store
+from ptsearch import exported, store
+from ptsearch.benchmarks import NAMES
+from ptsearch.ensemble import PrecisionEnsemble
 
 POOL = "[{method: [rtn, gptq], bits: [3, 4], sym: false}, {method: gptq, bits: 8}]"
 SMALL = (
@@ -118,6 +121,55 @@ def test_the_export_stands_alone(pick: str, finished, monkeypatch, tmp_path) -> 
             assert store.sha256_file(folder / name) == digest
     assert "trust" in described["scores"]["search"]
     assert "trust" in described["scores"]["holdout"]
+    assert described["verdict"].startswith(
+        ("not tested", "no evidence of a gain")
+    )  # tiny and random
+    logged = exported.read_verify(exported.open_folder(out))
+    assert {row.sample.split("/")[0] for row in logged} == set(NAMES)
+    answers = PrecisionEnsemble.from_pretrained(out).ask([row.query for row in logged])
+    assert [answer.label for answer in answers] == [row.vote for row in logged]
+    assert [answer.members for answer in answers] == [row.members for row in logged]
+
+
+def test_an_exported_ensemble_is_registered_by_reference(finished, monkeypatch, tmp_path) -> None:
+    import mlflow
+
+    out = tmp_path / "out"
+    job = ("+export=ensemble", "export.study=tiny", f"export.out={out}", "export.register=tiny")
+    assert ptsearch(monkeypatch, finished, *job) == 0
+    mlflow.set_tracking_uri(f"sqlite:///{finished}/mlruns/mlflow.db")
+    model = mlflow.pyfunc.load_model("models:/tiny/1")
+    asked = [{"prompt": "Is it?", "labels": ["no", "yes"]}, {"prompt": "A", "labels": ["b", "c"]}]
+    expected = [
+        PrecisionEnsemble.from_pretrained(out).answer([row["prompt"]], row["labels"])[0].label
+        for row in asked
+    ]
+    assert model.predict(pd.DataFrame(asked)) == expected
+    copied = list((finished / "mlruns" / "artifacts").rglob("*.safetensors"))
+    assert copied == []
+
+
+def test_a_study_under_another_vote(finished, tiny_model, monkeypatch, tmp_path, capfd) -> None:
+    soft = study(tiny_model, "study.name=soft", "vote=soft", "study.max_members=2")
+    assert ptsearch(monkeypatch, finished, *soft) == 0
+    assert "soft vote: " in capfd.readouterr().out
+    job = ("+export=ensemble", "export.study=soft", f"export.out={tmp_path / 'out'}")
+    assert ptsearch(monkeypatch, finished, *job) == 0
+    described = yaml.safe_load((tmp_path / "out" / "ensemble.yaml").read_text())
+    assert described["vote"]["rule"] == "soft"
+
+
+def test_limits_first(finished, tiny_model, monkeypatch, tmp_path, capfd) -> None:
+    asked = ("+study=slo", *study(tiny_model)[1:-2], "study.name=slo", "study.max_members=2")
+    assert ptsearch(monkeypatch, finished, *asked, "study.max.memory_gb=1") == 0
+    assert "15 of 15 ensembles meet the limits" in capfd.readouterr().out
+    job = ("+export=ensemble", "export.study=slo", f"export.out={tmp_path / 'out'}")
+    assert ptsearch(monkeypatch, finished, *job) == 0
+    assert ptsearch(monkeypatch, finished, *asked, "study.max.memory_gb=0.000001") == 2
+    told = capfd.readouterr()
+    assert "What would let an ensemble through" in told.out
+    assert "ptsearch: none of 15 ensembles meets the limits together" in told.err
+    assert list((finished / "mlruns" / "artifacts" / "slo").rglob("relaxations.csv"))
 
 
 def test_a_damaged_member_is_not_exported(finished, monkeypatch, tmp_path, capfd) -> None:
@@ -166,3 +218,21 @@ def test_a_judge_reads_what_the_rules_cannot(finished, tiny_model, monkeypatch, 
     assert 0 < max(judged.values()) <= 100
     assert ptsearch(monkeypatch, finished, *job) == 0
     assert files_under(cache / "verdicts") == verdicts
+
+
+@pytest.mark.slow
+def test_racing_and_limited_builds_ask_less(tiny_model, monkeypatch, tmp_path, capfd) -> None:
+    raced = study(tiny_model, "study.name=raced", "study.racing=true", "study.max_members=2")
+    assert ptsearch(monkeypatch, tmp_path, *raced) == 0
+    cache = tmp_path / "mlruns" / "cache"
+    said = capfd.readouterr().out
+    whole = len(list((cache / "predictions").glob("*.parquet")))
+    waiting = {path.name.split("-")[0] for path in (cache / "predictions/partial").iterdir()}
+    assert whole == 5 * (6 - len(waiting))
+    assert ("racing: on no front" in said) == bool(waiting)
+
+    some = study(tiny_model, "study.name=some", "pool.build=named", "study.max_builds=2")
+    other = (*some, f"cache_dir={tmp_path}/cache")
+    assert ptsearch(monkeypatch, tmp_path, *other) == 0
+    assert len(list((tmp_path / "cache" / "variants").iterdir())) == 3  # and the dense model
+    assert "not among the study.max_builds=2 built" in capfd.readouterr().out

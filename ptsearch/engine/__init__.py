@@ -17,11 +17,14 @@ import torch
 
 from ptsearch import models
 from ptsearch.config import EngineConfig
-from ptsearch.engine import decoding, fast, memory, plain, scoring, vllm
+from ptsearch.engine import decoding, fast, memory, plain, runtime, scoring, vllm
+from ptsearch.engine.kept import Kept
 from ptsearch.engine.plain import NonFiniteLogitsError, Report, Target
+from ptsearch.quantize.cache import Rounding
 
 __all__ = [
     "Engine",
+    "Kept",
     "NonFiniteLogitsError",
     "generate",
     "latency",
@@ -48,10 +51,18 @@ class Engine(NamedTuple):
     eos: frozenset[int]  # a reply ends before any of these
     packed: bool  # False: the plain path, or a server
     form: str = "dense"  # of the weights that answer
+    kept: Kept | None = None  # prefixes that stay between calls of `score`
+    rounding: Rounding | None = None  # of keys and values
+    first: int = 0  # tokens of a reply after which `later` takes over
+    later: Any = None  # another model of the same architecture, behind the same cache
 
     @property
     def is_served(self) -> bool:
         return isinstance(self.model, vllm.Server)
+
+    def writer(self, done: int) -> Any:
+        """The model that writes the next token of a reply that has `done`."""
+        return self.later if self.later is not None and done >= self.first else self.model
 
 
 @contextmanager
@@ -75,6 +86,12 @@ def load(folder: Path, settings: EngineConfig) -> Engine:
 
     if settings.name == "vllm":
         return _served(folder, settings)
+    asked = runtime.of(folder)
+    if asked.folders:
+        first, later = (load(part, settings) for part in asked.folders)
+        if first.packed != later.packed:
+            raise ValueError(f"{folder}: one of its two models runs in plain batches only")
+        return first._replace(first=asked.first, later=later.model)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = settings.device
@@ -89,17 +106,21 @@ def load(folder: Path, settings: EngineConfig) -> Engine:
     eos = eos_ids(model)
     # Nothing of the checkpoint's sampling or penalty settings may reach a greedy reply.
     model.generation_config = transformers.GenerationConfig()
+    linears = runtime.linear_names(model)
     reason = fast.enable(model)
     if reason:
         log.warning("%s runs in plain batches: %s", type(model).__name__, reason)
+    rounding = runtime.apply(model, linears, asked, packed=not reason)
+    align = rounding.align if rounding else 1
     return Engine(
         model=model,
         tokenizer=tokenizer,
         settings=settings,
-        limits=memory.limits(model, settings.max_tokens),
+        limits=memory.limits(model, settings.max_tokens)._replace(align=align),
         context=getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0,
         eos=eos,
         packed=not reason,
+        rounding=rounding,
     )
 
 
@@ -132,8 +153,11 @@ def score(
     def report_prompts(done: int, total: int) -> None:
         report(done * len(prompts) // total, len(prompts))
 
-    path = vllm if engine.is_served else scoring if engine.packed else plain
-    found = path.logprobs(engine.model, asked, engine.limits, report_prompts)
+    if engine.packed:
+        found = scoring.logprobs(engine.model, asked, engine.limits, report_prompts, engine.kept)
+    else:
+        path = vllm if engine.is_served else plain
+        found = path.logprobs(engine.model, asked, engine.limits, report_prompts)
     return [[sum(found[key][target] for key, target in row) for row in rows] for rows in wanted]
 
 

@@ -1,0 +1,156 @@
+"""Fairness by the vote itself, beside fairlearn's post-processing of the vote's shares.
+
+    python experiments/fair_votes.py LIMIT [overrides ...]      # percent, as 5 pool=wide
+
+Ensembles of three to five members are chosen on the search half: of those whose majority has a DPD
+above the limit, the most accurate on the fairness benchmark. Each votes by majority, by label
+weights (one for all, one a group) fitted to keep DPD within the limit, and through
+`ThresholdOptimizer`, fitted to the same limit on the share of votes for label 1. The last two need
+the protected attribute when they vote. Intervals are simultaneous, over all ensembles and scores.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from fairlearn.postprocessing import ThresholdOptimizer
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+from sklearn.base import BaseEstimator, ClassifierMixin
+
+from ptsearch import jobs, scores, terminal, truth
+from ptsearch.cli import CONF
+from ptsearch.compute import quiet_libraries
+from ptsearch.config import Config, VoteConfig
+from ptsearch.gains import differences
+from ptsearch.judge import Judge, judges
+from ptsearch.study import Members
+from ptsearch.table import Table
+from ptsearch.voting import Codes
+
+ENSEMBLES, SIZES = 10, (3, 5)
+
+
+class Share(ClassifierMixin, BaseEstimator):
+    """The given share of votes for label 1, as if it were a classifier's probability."""
+
+    def fit(self, X: np.ndarray, y: np.ndarray) -> "Share":
+        self.classes_ = np.array([0, 1])
+        return self
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        return np.column_stack([1 - X[:, 0], X[:, 0]])
+
+
+def main(limit: float, overrides: Sequence[str]) -> None:
+    config = composed(overrides)
+    with jobs.tables(config, terminal.progress(terminal.console(stderr=True))) as (table, *_):
+        table.ensure(table.variants)
+        halves = judges(table)
+        chosen = choose(table, halves[0], limit)
+        rules = {
+            "majority": VoteConfig(),
+            "fair": VoteConfig("fair", max_dpd=limit),
+            "fair by group": VoteConfig("fair", max_dpd=limit, by_group=True),
+        }
+        votes = {
+            name: [[with_vote(judge, vote).vote(table, members) for judge in halves]
+                   for members in chosen]
+            for name, vote in rules.items()
+        }  # fmt: skip
+        votes["ThresholdOptimizer"] = [
+            optimized(table, halves, members, limit) for members in chosen
+        ]
+        show(table, halves, votes, limit)
+
+
+def composed(overrides: Sequence[str]) -> Config:
+    ConfigStore.instance().store(name="schema", node=Config)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = OmegaConf.to_object(compose("config", ["+study=pareto", *overrides]))
+    assert isinstance(config, Config)
+    return config
+
+
+def choose(table: Table, search: Judge, limit: float) -> list[Members]:
+    every = truth.enumerate_scores(table, search)
+    names = [f"fairness/{p.scenario.name}" for p in parity_parts(search)]
+    dpd = np.max([every.found[f"{name}.dpd"] for name in names], axis=0)
+    accuracy = np.mean([every.found[f"{name}.accuracy"] for name in names], axis=0)
+    size = np.bitwise_count(every.masks)
+    able = np.flatnonzero((dpd > limit) & (size >= SIZES[0]) & (size <= SIZES[1]))
+    return [every.members(i) for i in able[np.argsort(-accuracy[able], kind="stable")][:ENSEMBLES]]
+
+
+def parity_parts(judge: Judge) -> list[scores.Part]:
+    return [part for part in judge.asked.parts if part.scenario.metric == "parity"]
+
+
+def with_vote(judge: Judge, vote: VoteConfig) -> Judge:
+    return replace(judge, config=replace(judge.config, vote=vote))
+
+
+def optimized(
+    table: Table, halves: tuple[Judge, Judge], members: Members, limit: float
+) -> list[Codes]:
+    """The majority of either half, its parity scenarios answered by a ThresholdOptimizer that was
+    fitted on search. It draws at random between two thresholds.
+    """
+    voted = [with_vote(judge, VoteConfig()).vote(table, members).copy() for judge in halves]
+    for parts in zip(*map(parity_parts, halves), strict=True):
+        made = None
+        for judge, part, codes in zip(halves, parts, voted, strict=True):
+            said, _ = judge.answers(table, members)
+            ones, zeros = ((said[:, part.rows] == label).sum(axis=0) for label in (1, 0))
+            share = ((ones + 0.5) / (ones + zeros + 1))[:, None]
+            group = judge.asked.group[part.rows]
+            if made is None:
+                made = ThresholdOptimizer(
+                    estimator=Share(), constraints="demographic_parity",
+                    predict_method="predict_proba", tol=limit / 100,
+                )  # fmt: skip
+                gold = (judge.asked.gold[part.rows] == 1).astype(int)
+                made.fit(share, gold, sensitive_features=group)
+            codes[part.rows] = made.predict(share, sensitive_features=group, random_state=0)
+    return voted
+
+
+def show(
+    table: Table, halves: tuple[Judge, Judge], votes: dict[str, list[list[Codes]]], limit: float
+) -> None:
+    """A row for each vote and score: means over the ensembles."""
+    holdout, count = halves[1], len(votes["majority"])
+    stacked = np.stack([both[1] for each in votes.values() for both in each])
+    pairs = [(i, i % count) for i in range(count, len(stacked))]
+    names = [f"fairness/{part.scenario.name}" for part in parity_parts(holdout)]
+    keys = [f"{name}.{end}" for name in names for end in ("accuracy", "dpd", "eod")] + ["trust"]
+    found = [{} for _ in range(count)] + differences(table, holdout, stacked, pairs, keys)
+    say(f"{count} ensembles, DPD at most {limit:g} on search; differences from the majority on the")
+    say("held-out half, and for how many of them the simultaneous 95 % interval excludes 0\n")
+    say("| vote | score | search | held out | difference | lower | higher |")
+    say("|---|---|---|---|---|---|---|")
+    for place, (vote, each) in enumerate(votes.items()):
+        measured = [
+            [scores.score(judge.asked, codes, judge.config.trust.weights)
+             for judge, codes in zip(halves, both, strict=True)]
+            for both in each
+        ]  # fmt: skip
+        gains = found[place * count : (place + 1) * count]
+        for key in keys:
+            means = [np.mean([pair[half][key] for pair in measured]) for half in (0, 1)]
+            own = [gain[key] for gain in gains if gain]
+            mean = f"{np.mean([gain.estimate for gain in own]):+.1f}" if own else ""
+            lower, higher = (sum(gain.high < 0 for gain in own), sum(gain.low > 0 for gain in own))
+            row = (vote, key, f"{means[0]:.1f}", f"{means[1]:.1f}", mean, lower, higher)
+            say("| " + " | ".join(map(str, row)) + " |")
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+
+
+if __name__ == "__main__":
+    quiet_libraries()
+    main(float(sys.argv[1]), sys.argv[2:])
