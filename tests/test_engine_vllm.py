@@ -16,7 +16,7 @@ from ptsearch import engine as engines
 from ptsearch.benchmarks import sources
 from ptsearch.calibration import Calibration
 from ptsearch.config import BenchmarksConfig, EngineConfig
-from ptsearch.engine import vllm
+from ptsearch.engine import runtime, vllm
 from ptsearch.models import BaseModel
 from ptsearch.variant import Variant, expand_pool
 
@@ -155,6 +155,19 @@ def test_all_members_can_be_asked_for_as_dense_weights(pool, python):
     settings = EngineConfig(name="vllm", python=python, form="dense")
     with engines.opened(pool[4], settings) as engine:
         assert engine.form == "dense: asked for by engine.form=dense"
+
+
+@pytest.mark.parametrize(
+    ("asked", "bits", "message"),
+    [
+        (runtime.Runtime(kv="kivi", kv_bits=4), 4, "does not round keys and values"),
+        (runtime.Runtime(act_bits=8), 8, "rounds the inputs of its layers"),
+    ],
+)
+def test_what_a_server_would_not_round_is_refused(asked, bits, message, pool, python, monkeypatch):
+    monkeypatch.setattr(runtime, "of", lambda folder: asked)
+    with pytest.raises(ValueError, match=message):
+        engines.load(pool[bits], EngineConfig(name="vllm", python=python))
 
 
 def test_a_model_that_vllm_does_not_run_at_all_is_an_error(tiny_model, tmp_path):
