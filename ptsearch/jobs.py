@@ -41,8 +41,9 @@ def run_search(config: Config) -> None:
     screen = terminal.console()
     need_pool(config)
     with tables(config, terminal.progress(screen)) as (table, *others):
+        halves, truth = judges(table), None
         study, tracker = _open(config, table)
-        halves, truth, on_trial = judges(table), None, _recorder(table, tracker)
+        on_trial = _recorder(table, tracker)
         try:
             studies.check_limits(table.config, halves[0])
             studies.search(study, table, halves[0], on_trial)
@@ -50,8 +51,7 @@ def run_search(config: Config) -> None:
                 truth = report.complete(study, table, halves[0], on_trial)
             except ValueError as error:
                 screen.print(f"the true front is not enumerated: {error}", style="dim")
-            found = studies.front(study)
-            result = report.compile_result(table, others, study, halves, found, truth)
+            result = report.compile_result(table, others, study, halves, truth)
             report.log_result(tracker, table, study, result)
         except BaseException:
             tracking.fail(tracker)
@@ -64,8 +64,8 @@ def run_slo(config: Config) -> None:
     screen = terminal.console()
     need_pool(config)
     with tables(config, terminal.progress(screen)) as (table, *others):
-        study, tracker = _open(config, table)
         halves, result = judges(table), None
+        study, tracker = _open(config, table)
         try:
             studies.check_limits(table.config, halves[0])
             answer = slo_report.answer_limits(table, halves[0])
@@ -75,7 +75,7 @@ def run_slo(config: Config) -> None:
                 found = studies.named(
                     study, table, halves[0], _recorder(table, tracker), answer.pick
                 )
-                result = report.compile_result(table, others, study, halves, [found], None)
+                result = report.compile_result(table, others, study, halves, None, [found])
                 result.remarks.insert(0, slo_report.verdict(answer))
                 report.log_result(tracker, table, study, result)
         except BaseException:
