@@ -1,13 +1,16 @@
-"""Items per second of our engine beside lm-evaluation-harness and vLLM, on the same MMLU prompts.
+"""Items per second of our engine beside lm-evaluation-harness, vLLM and plain transformers.
 
     PEERS=folder of lm_eval_mmlu.py  BENCHMARKS=folder with mmlu/  \\
-        python experiments/bench_engine.py --model DIR --lm-eval PYTHON [--vllm PYTHON]
+        python experiments/bench_engine.py --lm-eval PYTHON --vllm PYTHON [--model DIR]
 
-Every tool scores " A" to " D" behind the same prompts in a process of its own, one after the other,
-round after round; loading is not counted. The harness in fp32 is the truth that answers are
-compared with, item by item. Figures whose rounds spread by more than 5 % are not judged: the last
+Every tool scores " A" to " D" behind the same MMLU prompts in a process of its own, one after the
+other, round after round; loading is not counted. The harness in fp32 is the truth that answers are
+compared with, item by item; in bf16 its best batch of the first round counts. The last part answers
+a seeded subset of the embedded benchmark as `make pareto` does, and by transformers alone, one
+prompt at a time. Each measurement is appended to OUT/rows.jsonl, and none is made twice, so an
+interrupted run goes on. Figures of which a repeat spreads by more than 5 % are not judged: the last
 line, JSON, names them in `unsteady`. On a busy machine `--clock cpu --threads 1` compares processor
-time. The peers' python is that of an environment they are installed in.
+time.
 """
 
 import argparse
@@ -16,56 +19,110 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-SUBJECTS = "clinical_knowledge,college_medicine,high_school_microeconomics,moral_scenarios"
+SUBJECTS = "clinical_knowledge,moral_scenarios"
 SHOTS = {"zero_shot": 0, "five_shot": 5}
-BATCHES = (1, 8, 16)  # of the harness in bf16: its best one counts
+PARTS = (*SHOTS, "pareto")
+BATCHES = (1, 8, 16)  # of the harness in bf16
 PEAK = ((2048, 2048, 2048), (2048, 576, 3072), (2048, 1536, 576))  # rows, in, out
 CLEAR = 2e-4  # margin of the two best letters below which fp32 leaves the answer open
 STEADY = 0.05
 ROUNDS = 5  # fewer are not judged
 PEERS = Path(os.environ.get("PEERS", ""))
 
+Row = dict[str, Any]
+
 
 def main() -> None:
     args = parse()
     if args.ours:
-        say(ours(args))
+        say({"ours": ours, "pareto": pareto}[args.ours](args))
         return
     if not (PEERS / "lm_eval_mmlu.py").is_file():
         sys.exit("set PEERS to the folder of lm_eval_mmlu.py and vllm_mmlu.py")
-    result: dict[str, Any] = {"judged": True, "unsteady": []}
-    for name, shots in SHOTS.items():
-        with tempfile.TemporaryDirectory() as folder:
-            tools = commands(args, shots, Path(folder))
-            rounds = [row for number in range(args.rounds) for row in once(tools, number)]
-            result |= compare(name, rounds, args.clock)
-            truth = read(Path(folder) / "harness_fp32.jsonl")
-            for dtype in ("fp32", "bf16"):
-                found = read(Path(folder) / f"ours_{dtype}.jsonl")
-                result[f"{name}_agreement_{dtype}"] = agreement(found, truth)
-            peak = [r["share_of_gemm_peak"] for r in rounds if r["tool"] == "ours_bf16"]
-            result[f"{name}_share_of_gemm_peak"] = round(statistics.median(peak), 3)
-            unsteady = [f"{name}_{tool}" for tool in tools if spread(rounds, tool, args) > STEADY]
-            result["unsteady"] += unsteady
-    result["judged"] = not result["unsteady"] and args.rounds >= ROUNDS
-    result["share_of_gemm_peak"] = result.pop("zero_shot_share_of_gemm_peak")
-    result["argmax_agreement_fp32"] = min(
-        result[f"{name}_agreement_fp32"]["share"] for name in SHOTS
-    )
-    say(result)
+    args.out.mkdir(parents=True, exist_ok=True)
+    asked = f"{args.subjects} {args.limit} {args.pocket} {args.threads}"
+    rate_of = "items_per_cpu_s" if args.clock == "cpu" else "items_per_s"
+    path = args.out / "rows.jsonl"
+    rows = [row for row in read(path) if row["asked"] == asked] if path.exists() else []
+    for number in range(args.rounds):
+        for part in PARTS:
+            for tool, command in commands(args, part, fastest_batch(part, rows)).items():
+                if not any(of(rows, part, tool, number)):
+                    row = {"part": part, "tool": tool, "round": number, "asked": asked}
+                    row |= measured(tool, command)
+                    row["rate"] = row[rate_of]
+                    rows.append(row)
+                    with path.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(row) + "\n")
+                    say(row)
+    say(summary(args, rows))
 
 
-def ours(args: argparse.Namespace) -> dict[str, Any]:
+def summary(args: argparse.Namespace, rows: list[Row]) -> Row:
+    """Ratios of medians over the rounds, and how far the answers agree."""
+    rate, unsteady = {}, []
+    for part, tool in dict.fromkeys((row["part"], row["tool"]) for row in rows):
+        rates = [row["rate"] for row in of(rows, part, tool)]
+        rate[part, tool] = statistics.median(rates)
+        if len(rates) > 1 and max(rates) - min(rates) > STEADY * rate[part, tool]:
+            unsteady.append(f"{part}_{tool}")
+    found, agreed = {"pareto_vs_plain": rate["pareto", "ours"] / rate["pareto", "plain"]}, {}
+    for part in SHOTS:
+        mine, best = rate[part, "ours_bf16"], f"harness_bf16_{fastest_batch(part, rows)}"
+        found[f"{part}_bf16_vs_peer_fp32"] = mine / rate[part, "harness_fp32"]
+        found[f"{part}_fp32_vs_peer_fp32"] = rate[part, "ours_fp32"] / rate[part, "harness_fp32"]
+        found[f"{part}_bf16_vs_peer_bf16"] = mine / rate[part, best]
+        if args.vllm:
+            found[f"{part}_bf16_vs_vllm"] = mine / rate[part, "vllm_bf16"]
+        truth = read(args.out / f"{part}_harness_fp32.jsonl")
+        for tool in ("ours_fp32", "ours_bf16", *(["vllm_bf16"] if args.vllm else [])):
+            agreed[f"{part}_{tool}"] = agreement(read(args.out / f"{part}_{tool}.jsonl"), truth)
+    shares = [row["share_of_gemm_peak"] for row in of(rows, "zero_shot", "ours_bf16")]
+    return {
+        "agreement": agreed,
+        "unsteady": unsteady,
+        "judged": not unsteady and args.rounds >= ROUNDS,
+        **{key: round(value, 2) for key, value in found.items()},
+        "share_of_gemm_peak": round(statistics.median(shares), 3),
+        "argmax_agreement_fp32": min(agreed[f"{part}_ours_fp32"]["share"] for part in SHOTS),
+    }
+
+
+def commands(args: argparse.Namespace, part: str, batch: int | None) -> dict[str, list[str]]:
+    """Tool -> its command line, all on the same prompts; of the harness in bf16 the batch named."""
+    same = ["--model", args.model, "--threads", str(args.threads)]
+    me = [sys.executable, __file__, *same, "--clock", args.clock]
+    if part not in SHOTS:
+        me += ["--ours", "pareto", "--pocket", str(args.pocket)]
+        return {"ours": me, "plain": [*me, "--plain"]}
+    asked = ["--root", str(args.root), "--subjects", args.subjects, "--limit", str(args.limit)]
+    asked += ["--shots", str(SHOTS[part])]
+    harness = [args.lm_eval, str(PEERS / "lm_eval_mmlu.py"), *same, *asked]
+    tools = {
+        "ours_bf16": [*me, *asked, "--ours", "ours", "--dtype", "bfloat16"],
+        "ours_fp32": [*me, *asked, "--ours", "ours", "--dtype", "float32"],
+        "harness_fp32": [*harness, "--dtype", "float32", "--batch-size", "1"],
+    }
+    for size in [batch] if batch else BATCHES:
+        tools[f"harness_bf16_{size}"] = [*harness, "--dtype", "bfloat16", "--batch-size", str(size)]
+    if args.vllm:
+        script = str(PEERS / "vllm_mmlu.py")
+        tools["vllm_bf16"] = [args.vllm, script, *same, *asked, "--prefix-caching", "on"]
+    return {
+        tool: [*command, "--out", str(args.out / f"{part}_{tool}.jsonl")]
+        for tool, command in tools.items()
+    }
+
+
+def ours(args: argparse.Namespace) -> Row:
     """One measurement of our engine: the row that the peers' scripts print."""
     sys.path.insert(0, str(PEERS))
     import mmlu
-    import torch
     from meter import Meter
 
     from ptsearch import engine as engines
@@ -79,28 +136,50 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
     prompts = [engine.tokenizer(item.prompt).input_ids for item in items]
     letters = [[engine.tokenizer(f" {letter}").input_ids[-1]] for letter in mmlu.LETTERS]
     labels = [letters] * len(prompts)
-    engines.score(engine, prompts[:2], labels[:2], lambda done, total: None)  # first-call costs
+    engines.score(engine, prompts[:2], labels[:2], silent)  # first-call costs
     peak = gemm_peak(engine.model.dtype, args.clock)
     with Meter() as meter:
-        logprobs = engines.score(engine, prompts, labels, lambda done, total: None)
-    row: dict[str, Any] = mmlu.report(args, items, logprobs, [meter])
+        logprobs = engines.score(engine, prompts, labels, silent)
+    row: Row = mmlu.report(args, items, logprobs, [meter])
     plan = scoring.plan(list(dict.fromkeys(map(tuple, prompts))), engine.limits)
     layers = [m for m in engine.model.modules() if hasattr(m, "out_features")]
     head = engine.model.get_output_embeddings()
     weights = sum(m.in_features * m.out_features for m in layers if m is not head)
     tokens = sum(len(segment.tokens) for segment in plan.segments)
-    seconds = meter.cpu_s if args.clock == "cpu" else meter.wall_s
     asked = sum(map(len, prompts))
-    row |= {
+    seconds = meter.cpu_s if args.clock == "cpu" else meter.wall_s
+    return row | {
         "tokens_an_item": round(asked / len(prompts), 1),
         "computed_tokens_an_item": round(tokens / len(prompts), 1),
         "gemm_peak_gflops": round(peak / 1e9),
         # Products with the layers' weights that were carried out: attention, head and
         # whatever sharing saved are not counted.
         "share_of_gemm_peak": round(2 * weights * tokens / seconds / peak, 3),
-        "threads": torch.get_num_threads(),
     }
-    return row
+
+
+def pareto(args: argparse.Namespace) -> Row:
+    """One evaluation of the embedded benchmark's subset, as a study does it or plainly."""
+    from ptsearch import engine as engines
+    from ptsearch import evaluate, models
+    from ptsearch.benchmarks import sources
+    from ptsearch.config import BenchmarksConfig, EngineConfig
+    from ptsearch.engine.memory import Limits
+
+    engine = engines.load(
+        Path(args.model), EngineConfig(dtype=args.dtype, device="cpu", threads=args.threads)
+    )
+    if args.plain:  # transformers as it is, every prompt by itself
+        model, _ = models.load(Path(args.model), args.dtype, "cpu")
+        engine = engine._replace(model=model, packed=False, limits=Limits(1, 1))
+    benchmarks = sources.load(BenchmarksConfig(limit=args.pocket), Path("unused"))
+    wall, cpu = time.perf_counter(), time.process_time()
+    for benchmark in benchmarks:
+        evaluate.evaluate(engine, benchmark, silent)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    items = sum(len(benchmark.samples) for benchmark in benchmarks)
+    rates = {"items_per_s": round(items / wall, 3), "items_per_cpu_s": round(items / cpu, 3)}
+    return {"items": items, **rates, "wall_s": round(wall, 2), "cpu_s": round(cpu, 2)}
 
 
 def gemm_peak(dtype: Any, clock: str) -> float:
@@ -122,64 +201,33 @@ def gemm_peak(dtype: Any, clock: str) -> float:
     return best
 
 
-def commands(args: argparse.Namespace, shots: int, out: Path) -> dict[str, list[str]]:
-    """Tool -> its command line without --out, all on the same prompts."""
-    same = ["--root", str(args.root), "--subjects", args.subjects, "--limit", str(args.limit)]
-    same += ["--model", str(args.model), "--shots", str(shots), "--threads", str(args.threads)]
-    me = [sys.executable, __file__, "--ours", "--clock", args.clock, *same]
-    harness = [args.lm_eval, str(PEERS / "lm_eval_mmlu.py"), *same]
-    tools = {
-        "ours_bf16": [*me, "--dtype", "bfloat16"],
-        "ours_fp32": [*me, "--dtype", "float32"],
-        "harness_fp32": [*harness, "--dtype", "float32", "--batch-size", "1"],
-        **{
-            f"harness_bf16_{size}": [*harness, "--dtype", "bfloat16", "--batch-size", str(size)]
-            for size in BATCHES
-        },
-    }
-    if args.vllm:
-        script = str(PEERS / "vllm_mmlu.py")
-        tools["vllm_bf16"] = [args.vllm, script, *same, "--prefix-caching", "on"]
-    return {
-        tool: [*command, "--out", str(out / f"{tool}.jsonl")] for tool, command in tools.items()
-    }
+def measured(tool: str, command: list[str]) -> Row:
+    """What a tool prints last."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{tool} failed:\n{done.stderr[-2000:]}")
+    row: Row = json.loads(done.stdout.splitlines()[-1])
+    return row
 
 
-def once(tools: dict[str, list[str]], number: int) -> Iterator[dict[str, Any]]:
-    """One round: every tool after the other."""
-    for tool, command in tools.items():
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"{tool} failed:\n{done.stderr[-2000:]}")
-        row = {"round": number, "tool": tool, **json.loads(done.stdout.splitlines()[-1])}
-        say(row)
-        yield row
+def of(rows: Iterable[Row], part: str, tool: str, number: int | None = None) -> list[Row]:
+    return [
+        row
+        for row in rows
+        if (row["part"], row["tool"]) == (part, tool) and number in (None, row["round"])
+    ]
 
 
-def compare(name: str, rounds: list[dict[str, Any]], clock: str) -> dict[str, float]:
-    """How many times as fast ours is: the ratio of medians over the rounds."""
-    rate = {
-        tool: statistics.median(r[rate_key(clock)] for r in rounds if r["tool"] == tool)
-        for tool in {r["tool"] for r in rounds}
-    }
-    best = max(rate[f"harness_bf16_{size}"] for size in BATCHES)
-    found = {
-        f"{name}_bf16_vs_peer_fp32": rate["ours_bf16"] / rate["harness_fp32"],
-        f"{name}_fp32_vs_peer_fp32": rate["ours_fp32"] / rate["harness_fp32"],
-        f"{name}_bf16_vs_peer_bf16": rate["ours_bf16"] / best,
-    }
-    if "vllm_bf16" in rate:
-        found[f"{name}_bf16_vs_vllm"] = rate["ours_bf16"] / rate["vllm_bf16"]
-    return {key: round(value, 2) for key, value in found.items()}
+def fastest_batch(part: str, rows: list[Row]) -> int | None:
+    """The harness's best batch in bf16; None before all have been tried."""
+    rates = {}
+    for size in BATCHES:
+        for row in of(rows, part, f"harness_bf16_{size}", 0):
+            rates[size] = row["rate"]
+    return max(rates, key=lambda size: rates[size]) if len(rates) == len(BATCHES) else None
 
 
-def spread(rounds: list[dict[str, Any]], tool: str, args: argparse.Namespace) -> float:
-    """(largest - smallest) / median of a tool's rounds."""
-    rates = [r[rate_key(args.clock)] for r in rounds if r["tool"] == tool]
-    return float((max(rates) - min(rates)) / statistics.median(rates))
-
-
-def agreement(found: list[dict[str, Any]], truth: list[dict[str, Any]]) -> dict[str, float]:
+def agreement(found: list[Row], truth: list[Row]) -> dict[str, float]:
     """Share of equal letters where the truth is clear, and how far the log-probabilities lie."""
     clear = equal = 0
     furthest = 0.0
@@ -198,31 +246,39 @@ def agreement(found: list[dict[str, Any]], truth: list[dict[str, Any]]) -> dict[
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", required=True, help="checkpoint folder")
+    parser.add_argument("--model", default="", help="checkpoint folder; default: the embedded one")
     parser.add_argument("--lm-eval", default="", help="python with lm-evaluation-harness")
     parser.add_argument("--vllm", default="", help="python with vLLM; none: left out")
     parser.add_argument("--root", type=Path, default=os.environ.get("BENCHMARKS"))
     parser.add_argument("--subjects", default=SUBJECTS)
-    parser.add_argument("--limit", type=int, default=40, help="items a subject")
+    parser.add_argument("--limit", type=int, default=16, help="items a subject")
+    parser.add_argument("--pocket", type=int, default=8, help="samples a scenario")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
-    parser.add_argument("--ours", action="store_true", help="one measurement of our engine")
+    parser.add_argument("--out", type=Path, default=Path("mlruns/bench_engine"))
+    parser.add_argument("--ours", choices=["ours", "pareto"], help="one measurement of our engine")
+    parser.add_argument("--plain", action="store_true")
     parser.add_argument("--shots", type=int, default=0)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--out", type=Path)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not args.model:
+        from ptsearch import models
+        from ptsearch.config import ModelConfig
+
+        args.model = str(models.prepare(ModelConfig(), Path("mlruns/cache"), silent).path)
+    return args
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def rate_key(clock: str) -> str:
-    return "items_per_cpu_s" if clock == "cpu" else "items_per_s"
+def silent(*_: object) -> None:
+    pass
 
 
-def say(row: dict[str, Any]) -> None:
+def say(row: Row) -> None:
     sys.stdout.write(json.dumps(row) + "\n")
     sys.stdout.flush()
 

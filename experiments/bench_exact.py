@@ -111,13 +111,14 @@ def same_as_reference(peers: Path) -> bool:
     )
     common = {"bytes": shared, "sha256": "common"}
     metas = [
-        {"tensors": {"w": {"bytes": int(size), "sha256": str(v)}, "e": common}, "latency_ms": 1.0}
+        {"tensors": {"w": {"bytes": int(size), "sha256": str(v)}, "e": common}, "kv_bytes": 0}
         for v, size in enumerate(sizes)
     ]
+    metas = [meta | {"latency_ms": 1.0} for meta in metas]
 
     def objectives(masks: exact.Masks) -> exact.Floats:
         found = exact.score_all(asked, codes, precision, {"ood": 1.0}, masks)
-        memory_gb, _ = exact.cost_all(metas, 0, "parallel", masks)
+        memory_gb, _ = exact.cost_all(metas, "parallel", masks)
         correct = np.round(found["trust"] * samples / 100)
         answered = np.round((100 - found["refusal_rate"]) * samples / 100)
         return np.stack([correct, -np.round(memory_gb * 1e9), answered], axis=1)
@@ -137,14 +138,17 @@ def same_as_reference(peers: Path) -> bool:
     return same_front and as_told(path_masks[-1:]) == as_named([told["greedy"]])
 
 
-def null_coverage(parity: bool) -> float:
+def null_coverage(parity: bool, few: int = 0) -> float:
     """How often the intervals of all voters against the first hold 0, all voters being equal.
 
     Answers are copied from a common draw with probability sqrt(0.7): their correlation is 0.7.
-    With `parity` the contrasts are DPD and EOD of one scenario, else accuracies.
+    With `parity` the contrasts are DPD and EOD of one scenario, else accuracies; `few` leaves so
+    many items of one label in one group.
     """
     rng = np.random.default_rng(11)
     gold, group = np.arange(ITEMS) % 2, np.arange(ITEMS) // 2 % 2
+    if few:
+        gold[np.flatnonzero((gold == 1) & (group == 1))[few:]] = 0
     kind = "fairness" if parity else "ood"
     part = Part(
         kind, Scenario("null", "null", "parity" if parity else "accuracy"), np.arange(ITEMS)
@@ -204,6 +208,7 @@ def main() -> None:
     result |= {f"bootstrap_{key}": round(value, 2) for key, value in time_bootstrap().items()}
     result["null_coverage"] = null_coverage(parity=False)
     result["null_coverage_dpd_eod"] = null_coverage(parity=True)
+    result["null_coverage_dpd_eod_6_items"] = null_coverage(parity=True, few=6)
     sys.stdout.write(json.dumps(result) + "\n")
 
 

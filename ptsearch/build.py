@@ -5,47 +5,34 @@ whole or not at all. The dense model and ready-made checkpoints get a folder wit
 """
 
 import json
-import math
 import shutil
+import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ptsearch import calibration as calibrations
-from ptsearch import models, quantize, store
+from ptsearch import codes, models, quantize, readback, store
 from ptsearch.calibration import Calibration
+from ptsearch.codes import Coded
+from ptsearch.engine import rounded
 from ptsearch.models import BaseModel
-from ptsearch.quantize import awq, checkpoint, grid, layerwise, library
+from ptsearch.quantize import awq, cache, checkpoint, fisher, grid, hqq, layerwise, library
 from ptsearch.quantize.grid import Quantized
 from ptsearch.quantize.layer import Layer, Part
-from ptsearch.variant import CALIBRATED, Variant
+from ptsearch.readback import Work
+from ptsearch.variant import CALIBRATED, DENSE_WEIGHTS, SEQUENTIAL, Variant
 
 Report = Callable[[str, int, int], None]  # what is under way, done, of how many
 
-PERPLEXITY_SAMPLES = 8
-PERPLEXITY_LENGTH = 256
+CACHE_SAMPLES = 4  # of the calibration samples, for keys and values
+CACHE_TOKENS = 1024  # of them that are kept
 NOT_COPIED = {"config.json", store.MANIFEST, models.META}
-
-
-@dataclass
-class Work:
-    """One variant while it is built."""
-
-    variant: Variant
-    folder: Path  # becomes the variant's folder when `finish` is called
-    finish: Callable[[], None]
-    writer: checkpoint.Writer | None = None
-    cpu_seconds: float = 0.0  # of this variant alone, beside what the pass costs all
-    damp_raised: dict[str, float] = field(default_factory=dict)  # linear -> damping it needed
-    drawn: list[int] = field(default_factory=list)  # calibration samples, by index
 
 
 def folder_of(store_root: Path, variant: Variant) -> Path:
@@ -62,12 +49,13 @@ def build_pool(
 ) -> None:
     """Build what is not there yet, the dense model's folder included.
 
-    ValueError: a group_size that does not divide, too little calibration text, a full disk.
+    ValueError: a group_size that does not divide, too little calibration text, a full disk (after
+    all variants that it has room for were built).
     """
     dense = Variant(base.name, base.revision)
     missing = [
         variant
-        for variant in {variant.id: variant for variant in (dense, *variants)}.values()
+        for variant in {v.id: v for v in (dense, *_with_phases(variants))}.values()
         if not store.is_whole(folder_of(store_root, variant))
     ]
     with ExitStack() as stack:
@@ -77,32 +65,69 @@ def build_pool(
             folder = own.enter_context(store.new_folder(folder_of(store_root, variant)))
             works.append(Work(variant, folder, own.close))
         started = time.perf_counter()
-        made = [work for work in works if work.variant.method not in ("none", "path")]
+        made = [work for work in works if _has_weights(work.variant)]
         by_library = [work for work in made if work.variant.backend != "native"]
         if by_library:
             _with_libraries(base, by_library, calibration, report)
-        if solved := [work for work in made if work.variant.backend == "native"]:
-            _one_pass(base, solved, calibration, report)
+        solved = [work for work in made if work.variant.backend == "native"]
+        together = [work for work in solved if not _is_sequential(work.variant)]
+        alone = [[work] for work in solved if _is_sequential(work.variant)]
+        for works_of_pass in [together, *alone] if together else alone:
+            _one_pass(base, works_of_pass, calibration, report)
+        fitted = [work for work in works if work.variant.method in cache.FITTED]
+        if fitted := [work for work in fitted if not work.variant.decode_schedule]:
+            _fit_caches(base, fitted, calibration, report)
         seconds = time.perf_counter() - started
         for done, work in enumerate(works):
             report("checking the built variants", done, len(works))
             ratio = max_perplexity_ratio
-            _check(base, work, calibration, folder_of(store_root, dense), ratio, seconds)
-            work.finish()
+            if work.no_room:
+                continue
+            with _room_for(work):
+                if work.variant.decode_schedule:
+                    parts = [folder_of(store_root, v) for v in work.variant.phases()[1:]]
+                    readback.join_phases(work, parts)
+                else:
+                    readback.check(
+                        base, work, calibration, folder_of(store_root, dense), ratio, seconds
+                    )
+                work.finish()
+        if left := [work.variant.label for work in works if work.no_room]:
+            raise ValueError(
+                f"no space left in {store_root}: {', '.join(left)} could not be written, the "
+                f"other {len(works) - len(left)} were; make room and run it again"
+            )
     report("checking the built variants", len(missing), len(missing))
 
 
-def perplexity(model: Any, chunks: Tensor) -> float:
-    """exp of the mean negative log-likelihood of chunks (n, length), first tokens left out."""
-    total = 0.0
-    with torch.inference_mode():
-        for ids in chunks.split(4):
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-            total += torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"
-            ).item()
-    mean = total / chunks[:, 1:].numel()
-    return math.exp(mean) if mean < 700 else math.inf
+@contextmanager
+def _room_for(work: Work) -> Iterator[None]:
+    """A full disk ends only the work on this variant; what it has written is removed."""
+    try:
+        yield
+    except (OSError, store.FullDiskError) as error:
+        if isinstance(error, OSError) and error.errno not in store.FULL:
+            raise
+        work.no_room = True
+        if work.writer:
+            work.writer.give_up()
+
+
+def _with_phases(variants: Sequence[Variant]) -> Iterator[Variant]:
+    """The variants, and before one whose replies have two phases those that write them."""
+    for variant in variants:
+        if variant.decode_schedule:
+            yield from variant.phases()[1:]
+        yield variant
+
+
+def _is_sequential(variant: Variant) -> bool:
+    """Whether each layer is solved behind layers that are quantized already: one variant a pass."""
+    return SEQUENTIAL in variant.method_args
+
+
+def _has_weights(variant: Variant) -> bool:
+    return variant.method not in DENSE_WEIGHTS and not variant.decode_schedule
 
 
 def _one_pass(
@@ -112,6 +137,9 @@ def _one_pass(
     model = layerwise.skeleton(base)
     linears = layerwise.linears_of(model)
     _check_groups(works, linears)
+    for work in works:
+        if work.variant.method == "hqq":
+            hqq.check_available(work.variant)
     tokens, seeds = _draw(base, works, calibration)
     tensors = layerwise.Tensors(base.path)
     root, layers = layerwise.layers_of(model)
@@ -119,23 +147,28 @@ def _one_pass(
     with ExitStack() as stack:
         room = checkpoint.header_room(tensors.file_of, linears)
         for work in works:
-            writer = checkpoint.Writer(work.folder / checkpoint.WEIGHTS, room)
+            file = codes.WEIGHTS if work.variant.method in quantize.CODED else checkpoint.WEIGHTS
+            writer = checkpoint.Writer(work.folder / file, room)
             work.writer = stack.enter_context(writer)
         pool = stack.enter_context(_threads())
+        gradients = _gradients(base, works, tokens, seeds, stack, report)
 
-        def visit(layer: Layer) -> None:
+        def visit(layer: Layer) -> dict[str, Tensor]:
             report("building the pool: layer", layer.number, len(layers))
-            _solve_layer(layer, works, places.of(layer), pool)
+            layer = layer._replace(fisher=fisher.read(gradients, layer.number))
+            return _solve_layer(layer, works, places.of(layer), pool)
 
         for name in tensors.file_of:
             if not name.startswith(f"{root}."):
                 tensor = tensors.read([name])[name]
                 for work in works:
-                    _writer(work).add(name, tensor)
+                    _add(work, name, tensor)
         layerwise.walk(base, model, tokens, seeds, visit)
     report("building the pool: layer", len(layers), len(layers))
     for work in works:
-        _write_config(base, work, _dense_linears(model, linears))
+        if not work.no_room:
+            with _room_for(work):
+                _write_config(base, work, _dense_linears(model, linears))
 
 
 def _with_libraries(
@@ -169,9 +202,55 @@ def _write_whole(base: BaseModel, work: Work, quantized: Mapping[str, Quantized]
             linear = name.removesuffix(".weight")
             stored = tensors.read([name])
             if linear in quantized:
-                stored = checkpoint.tensors(linear, quantized[linear], work.variant.sym)
+                stored = checkpoint.tensors(linear, quantized[linear], work.variant)
             for key, tensor in stored.items():
                 work.writer.add(key, tensor)
+
+
+def _gradients(
+    base: BaseModel,
+    works: Sequence[Work],
+    tokens: Tensor,
+    seeds: Mapping[int, Sequence[int]],
+    stack: ExitStack,
+    report: Report,
+) -> dict[int, Path]:
+    """Seed -> folder of the Fisher diagonals, for the methods that want them; a pass of its own."""
+    wanting = [work for work in works if work.variant.method == "squeezellm"]
+    folders = {}
+    for seed in sorted({work.variant.seed for work in wanting}):
+        started = time.process_time()
+        scratch = tempfile.TemporaryDirectory(dir=wanting[0].folder.parent, prefix=".fisher-")
+        folders[seed] = Path(stack.enter_context(scratch))
+        fisher.measure(base, tokens[list(seeds[seed])], folders[seed], report)
+        for work in wanting:
+            if work.variant.seed == seed:
+                work.gradient_seconds = time.process_time() - started
+    return folders
+
+
+def _fit_caches(
+    base: BaseModel, works: Sequence[Work], calibration: Calibration, report: Report
+) -> None:
+    """What rounds keys and values, from a few samples run through the whole dense model and back.
+
+    The one pass beside the pool's own: it needs the gradients of the model's loss (KVQuant).
+    """
+    tokens, seeds = _draw(base, works, calibration)
+    kinds = dict.fromkeys((work.variant.seed, work.variant.method) for work in works)
+    for done, (seed, method) in enumerate(kinds):
+        report("recording keys and values", done, len(kinds))
+        model, _ = models.load(base.path)
+        model.requires_grad_(False)
+        chunks = tokens[seeds[seed][:CACHE_SAMPLES]]
+        recorded = rounded.record(model, chunks, method == "kvquant", CACHE_TOKENS)
+        for work in works:
+            if (work.variant.seed, work.variant.method) == (seed, method):
+                started = time.process_time()
+                for layer, seen in recorded.items():
+                    found = cache.fit(method, work.variant.kv_bits, seen, seed)
+                    work.runtime |= {f"{layer}.{name}": value for name, value in found.items()}
+                work.cpu_seconds += time.process_time() - started
 
 
 def _dense_linears(model: nn.Module, linears: Collection[str]) -> list[str]:
@@ -205,7 +284,8 @@ def _draw(
 ) -> tuple[Tensor, dict[int, list[int]]]:
     """(token chunks that any seed draws, seed -> their rows); notes each variant's indices."""
     tokenizer = models.load_tokenizer(base.path, base.trust_remote_code)
-    chunks = calibrations.chunks(tokenizer, calibration.fitted, calibration.length)
+    how = (calibration.length, calibration.rendering)
+    chunks = calibrations.chunks(tokenizer, calibration.fitted, *how)
     needing = [work for work in works if work.variant.method in CALIBRATED]
     drawn = {}
     for work in needing:
@@ -221,25 +301,44 @@ def _draw(
 
 def _solve_layer(
     layer: Layer, works: Sequence[Work], places: list[awq.Site], pool: ThreadPoolExecutor
-) -> None:
-    """Solve one decoder layer for every variant and write it."""
+) -> dict[str, Tensor]:
+    """Solve one decoder layer for every variant and write it.
+
+    Returns what takes the layer's place in the pass, where that is one sequential variant's.
+    """
+    changed: dict[str, Tensor] = {}
     by_id = {work.variant.id: work for work in works}
     unchanged = {work.variant.id: set(layer.stored) for work in works}
     jobs = quantize.jobs(layer, [work.variant for work in works], places)
     for solved in pool.map(_packed, jobs):
         for variant, part, packed in solved:
             work = by_id[variant.id]
-            work.cpu_seconds += part.cpu_seconds
-            for name, linear in part.quantized.items():
-                unchanged[variant.id].discard(f"{name}.weight")
-                if linear.damp > variant.damp_percent:
-                    work.damp_raised[name] = linear.damp
+            _note(work, part)
+            if _is_sequential(variant):
+                changed |= part.replaced
+                changed |= {f"{name}.weight": q.dense() for name, q in part.quantized.items()}
+            unchanged[variant.id] -= {f"{name}.weight" for name in part.quantized}
+            unchanged[variant.id] -= packed.keys()
             for name, tensor in packed.items():
-                unchanged[variant.id].discard(name)
-                _writer(work).add(name, tensor)
+                _add(work, name, tensor)
     for work in works:
+        if work.drawn:
+            unseen = [s for s in range(len(layer.inputs)) if not layer.seen(s, work.variant.seed)]
+            work.to_nearest += [name for slot in unseen for name in layer.inputs[slot]]
         for name in sorted(unchanged[work.variant.id]):
-            _writer(work).add(name, layer.stored[name])
+            _add(work, name, layer.stored[name])
+    return changed
+
+
+def _note(work: Work, part: Part) -> None:
+    """What is remembered of a variant's share of a layer beside its tensors."""
+    work.cpu_seconds += part.cpu_seconds
+    work.runtime |= part.runtime
+    for name, linear in part.quantized.items():
+        if linear.damp > work.variant.damp_percent:
+            work.damp_raised[name] = linear.damp
+        if isinstance(linear, Coded):
+            work.coded[name] = linear.entry()
 
 
 def _packed(job: quantize.Job) -> list[tuple[Variant, Part, dict[str, Tensor]]]:
@@ -248,19 +347,16 @@ def _packed(job: quantize.Job) -> list[tuple[Variant, Part, dict[str, Tensor]]]:
     for variant, part in job():
         stored = dict(part.replaced)
         for name, linear in part.quantized.items():
-            stored |= checkpoint.tensors(name, linear, variant.sym)
+            stored |= checkpoint.tensors(name, linear, variant)
         solved.append((variant, part, stored))
     return solved
 
 
-def _packages(variant: Variant) -> list[str]:
-    backend = [] if variant.backend == "native" else [variant.backend]
-    return ["torch", "transformers", "compressed-tensors", *backend]
-
-
-def _writer(work: Work) -> checkpoint.Writer:
+def _add(work: Work, name: str, tensor: Tensor) -> None:
     assert work.writer is not None
-    return work.writer
+    if not work.no_room:
+        with _room_for(work):
+            work.writer.add(name, tensor)
 
 
 def _write_config(base: BaseModel, work: Work, dense_linears: list[str]) -> None:
@@ -270,47 +366,10 @@ def _write_config(base: BaseModel, work: Work, dense_linears: list[str]) -> None
         if path.is_file() and not weights and path.name not in NOT_COPIED:
             shutil.copyfile(path, work.folder / path.name)
     config = models.read_json(base.path / "config.json")
+    if work.coded:
+        codes.write_index(work.folder, work.coded)
+        shutil.copyfile(base.path / "config.json", work.folder / "config.json")
+        return
     config["quantization_config"] = checkpoint.quantization_config(work.variant, dense_linears)
     text = json.dumps(config, indent=2, sort_keys=True)
     (work.folder / "config.json").write_text(text, encoding="utf-8")
-
-
-def _check(
-    base: BaseModel,
-    work: Work,
-    calibration: Calibration,
-    dense_folder: Path,
-    max_ratio: float,
-    seconds: float,
-) -> None:
-    """Read the checkpoint back, measure its perplexity and write meta.json."""
-    variant = work.variant
-    where = {"none": base.path, "path": Path(dict(variant.method_args).get("path", ""))}
-    folder = where.get(variant.method, work.folder)
-    table = work.writer.table if work.writer else checkpoint.table_of(folder)
-    model, tokenizer = models.load(folder)
-    held_out = calibrations.chunks(tokenizer, calibration.held_out, PERPLEXITY_LENGTH)
-    sums = [tensor.sum(dtype=torch.float32).item() for tensor in model.parameters()]
-    finite = all(map(math.isfinite, sums))
-    value = perplexity(model, held_out[:PERPLEXITY_SAMPLES])
-    dense = value
-    if variant.method != "none":
-        dense = models.read_json(dense_folder / models.META)["perplexity"]
-    meta = {
-        "variant": asdict(variant),
-        "label": variant.label,
-        "checkpoint": "." if folder == work.folder else str(folder.resolve()),
-        "trust_remote_code": base.trust_remote_code,
-        "tensors": table,
-        "tensor_bytes": sum(tensor["bytes"] for tensor in table.values()),
-        "perplexity": value if math.isfinite(value) else None,
-        "dense_perplexity": dense,
-        "degenerate": not finite or not value <= max_ratio * dense,
-        "damp_raised": work.damp_raised,
-        "seconds": seconds,
-        "cpu_seconds": work.cpu_seconds,
-        "calibration_indices": work.drawn,
-        "versions": {name: version(name) for name in _packages(variant)},
-    }
-    text = json.dumps(meta, indent=1)
-    (work.folder / models.META).write_text(text, encoding="utf-8")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ptsearch.benchmarks import hub
 from ptsearch.config import CalibrationConfig
 
 SHARE = 0.8  # of the text, from its beginning; the rest is held out
@@ -22,7 +23,7 @@ class Calibration:
     text: str = field(repr=False)
     samples: int = 32
     length: int = 512
-    rendering: str = "raw"  # the text as it is, without a chat template
+    rendering: str = "raw"  # as it is | chat: each line a JSON list of messages
 
     @property
     def identity(self) -> str:
@@ -33,25 +34,59 @@ class Calibration:
 
     @property
     def fitted(self) -> str:
-        return self.text[: int(len(self.text) * SHARE)]
+        return self.text[: self._cut]
 
     @property
     def held_out(self) -> str:
-        return self.text[int(len(self.text) * SHARE) :]
+        return self.text[self._cut :]
+
+    @property
+    def _cut(self) -> int:
+        """Where the held-out part begins; no conversation is in both."""
+        cut = int(len(self.text) * SHARE)
+        return cut if self.rendering == "raw" else self.text.rfind("\n", 0, cut) + 1
 
 
 def read(settings: CalibrationConfig) -> Calibration:
     """The calibration that the settings name. ValueError: no such file, or a bad line in it."""
-    from_file = settings.source == "file"
-    text = _read_file(Path(settings.path)) if from_file else _python_docs()
-    return Calibration(text, settings.samples, settings.length)
+    if settings.source == "python-docs":
+        records: list[Any] = _python_docs()
+    else:
+        path = Path(settings.path)
+        if settings.source == "hub":
+            if not (settings.repo and settings.revision and settings.path):
+                raise ValueError(
+                    "calibration=hub needs calibration.repo=OWNER/NAME, calibration.revision="
+                    "COMMIT and calibration.path=FILE, a text, JSONL or Parquet file there"
+                )
+            instead = "calibration=file calibration.path=FILE"
+            path = hub.get(hub.HUB, settings.repo, settings.path, settings.revision, instead)
+        records = _read_file(path)
+    if settings.rendering == "chat":
+        text = "\n".join(json.dumps(_messages(record)) for record in records)
+    else:
+        text = "\n\n".join(_plain(record) for record in records)
+    return Calibration(text, settings.samples, settings.length, settings.rendering)
 
 
-def chunks(tokenizer: Any, text: str, length: int) -> Tensor:
-    """Consecutive chunks (n, length) of token ids; the short rest is dropped."""
-    ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"])
+def chunks(tokenizer: Any, text: str, length: int, rendering: str = "raw") -> Tensor:
+    """Consecutive chunks (n, length) of token ids; the short rest is dropped.
+
+    ValueError: conversations, and the tokenizer has no chat template.
+    """
+    if rendering == "raw":
+        ids = tokenizer(text, verbose=False)["input_ids"]
+    elif not tokenizer.chat_template:
+        raise ValueError(
+            "calibration.rendering=chat and the model's tokenizer has no chat template: "
+            "choose calibration.rendering=raw"
+        )
+    else:
+        told = [json.loads(line) for line in text.splitlines()]
+        rendered = [tokenizer.apply_chat_template(turns, return_dict=False) for turns in told]
+        ids = [token for each in rendered for token in each]
     whole = len(ids) // length
-    return ids[: whole * length].view(whole, length)
+    return torch.tensor(ids[: whole * length], dtype=torch.long).view(whole, length)
 
 
 def draw(available: int, samples: int, seed: int) -> list[int]:
@@ -64,36 +99,62 @@ def draw(available: int, samples: int, seed: int) -> list[int]:
     return random.Random(seed).sample(range(available), samples)
 
 
-def _python_docs() -> str:
+def _python_docs() -> list[str]:
     """The topics of Python's own help, alphabetically: text that every installation has."""
     import pydoc_data.topics
 
-    return "\n\n".join(text for _, text in sorted(pydoc_data.topics.topics.items()))
+    return [text for _, text in sorted(pydoc_data.topics.topics.items())]
 
 
-def _read_file(path: Path) -> str:
+def _plain(record: Any) -> str:
+    return record if isinstance(record, str) else "\n\n".join(turn["content"] for turn in record)
+
+
+def _messages(record: Any) -> Any:
+    """A text alone is what a user says."""
+    return [{"role": "user", "content": record}] if isinstance(record, str) else record
+
+
+def _read_file(path: Path) -> list[Any]:
+    """Texts and conversations. ValueError: none, or something else is in the file."""
     if not path.is_file():
         raise ValueError(f"calibration.path={str(path)!r} is not a file")
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        rows = pq.read_table(path).to_pylist()
+        return [_record(row, f"{path}, row {number}") for number, row in enumerate(rows, 1)]
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text at byte {error.start}") from None
+    records = [text]
     if path.suffix == ".jsonl":
-        text = "\n\n".join(
-            _text_of(line, f"{path}, line {number}")
+        records = [
+            _record(_parsed(line), f"{path}, line {number}")
             for number, line in enumerate(text.splitlines(), start=1)
             if line.strip()
-        )
-    if not text.strip():
+        ]
+    if not any(_plain(record).strip() for record in records):
         raise ValueError(f"{path}: no text in it")
-    return text
+    return records
 
 
-def _text_of(line: str, where: str) -> str:
+def _parsed(line: str) -> Any:
     try:
-        text = json.loads(line)["text"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        text = None
-    if not isinstance(text, str):
-        raise ValueError(f'{where}: expected a JSON object with a string under "text"')
-    return text
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
+
+
+def _record(row: Any, where: str) -> Any:
+    """The row's `text`, or its `messages`."""
+    if isinstance(row, dict) and isinstance(row.get("text"), str):
+        return row["text"]
+    turns = (row.get("messages") if isinstance(row, dict) else None) or [{}]
+    if not all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns):
+        raise ValueError(
+            f'{where}: expected an object with a string under "text", or a list of objects with '
+            '"role" and "content" under "messages"'
+        )
+    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]

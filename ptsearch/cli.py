@@ -24,6 +24,7 @@ USAGE = """ptsearch: which job? Append one of
   +build=pool                                          build the pool only
   +evaluate=variant evaluate.variant=LABEL             evaluate one variant (none = dense)
   +export=ensemble export.study=NAME export.out=DIR    write the chosen ensemble
+  +serve=local|gateway serve.dir=DIR                   answer behind an OpenAI-compatible endpoint
   +rescore=replies rescore.replies=FILE                score replies recorded elsewhere
 
 and any overrides (model=, pool=, benchmarks=, study.trials=50); --help lists the choices."""
@@ -62,9 +63,15 @@ def _run(raw: DictConfig) -> None:
             raise ValueError(f"one job at a time, got {' and '.join('+' + job for job in asked)}")
         sys.stdout.write(USAGE + "\n")
         return
+    config.overrides = list(HydraConfig.get().overrides.task)
     config.baseline_models = (
         [_model(name) for name in config.study.baselines] if config.study else []
     )
+    if config.serve:
+        from ptsearch import serve  # the gateway runs without torch
+
+        serve.run(config)
+        return
     from ptsearch import jobs  # pulls in what the jobs need, seconds of imports
 
     jobs.JOBS[asked[0]](config)

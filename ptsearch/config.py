@@ -4,13 +4,16 @@ Plain dataclasses of int, float, str, bool, list and dict, as OmegaConf wants it
 `None` until their group is appended (`+study=pareto`).
 """
 
+import shutil
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ptsearch.checks import at_least, one_of
+from ptsearch.config_serve import ServeConfig
 from ptsearch.variant import BACKENDS
 
 Direction = Literal["maximize", "minimize"]
-JOBS = ("study", "build", "evaluate", "export", "rescore")
+JOBS = ("study", "build", "evaluate", "export", "serve", "rescore")
 OBJECTIVES: dict[str, Direction] = {
     "trust": "maximize",
     "mmlu": "maximize",
@@ -19,21 +22,14 @@ OBJECTIVES: dict[str, Direction] = {
 }
 STUDIES = ("pareto", "slo", "benchmark", "paper")
 VOTES = ("majority", "weighted", "soft", "selective", "fair")
-SAMPLERS = ("tpe", "nsga2", "gp", "random", "exhaustive")
+SAMPLERS = ("sets", "tpe", "nsga2", "gp", "random", "exhaustive")
 RULES = ("clean", "ct", "dt")
 PROMPTS = ("chat", "raw", "ct_llama2")
+LOCAL = "local"
+TARGETS = (LOCAL, "cpu", "cuda")
+LEAST_TOKENS = 64  # of one forward pass
 BASE = "base"  # as a judge: the base model itself
 PERSPECTIVES = ("adversarial", "fairness", "ethics", "ood")
-
-
-def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def at_least(key: str, value: float, least: float) -> None:
-    if value < least:
-        raise ValueError(f"{key} must be at least {least}, got {value}")
 
 
 @dataclass
@@ -55,13 +51,17 @@ class ModelConfig:
 class CalibrationConfig:
     """Text that GPTQ and AWQ are fitted on; the last fifth is held out for perplexity."""
 
-    source: str = "python-docs"  # python-docs | file
-    path: str = ""  # file: text, or JSONL with a `text` field
+    source: str = "python-docs"  # python-docs | file | hub
+    path: str = ""  # file: text, or JSONL with a `text` or `messages` field; hub: a file there
+    repo: str = ""  # hub: owner/name of a data set
+    revision: str = ""  # hub: a commit
+    rendering: str = "raw"  # raw: as it is | chat: conversations in the model's chat template
     samples: int = 32
     length: int = 512  # tokens a sample
 
     def __post_init__(self) -> None:
-        one_of("calibration.source", self.source, ("python-docs", "file"))
+        one_of("calibration.source", self.source, ("python-docs", "file", "hub"))
+        one_of("calibration.rendering", self.rendering, ("raw", "chat"))
         at_least("calibration.samples", self.samples, 1)
         at_least("calibration.length", self.length, 16)
 
@@ -77,6 +77,7 @@ class PoolConfig:
     )  # {path, label, bits}: ready-made ones
     backend: str = "native"
     group_size: int = 64
+    sequential: bool = False  # H from layers already quantized, one variant a pass: slow
     build: str = "all"  # all: the whole pool in one pass | named: only the members asked for
     max_perplexity_ratio: float = 20.0  # x dense; beyond it a variant is degenerate
 
@@ -148,16 +149,38 @@ class BenchmarksConfig:
 
 @dataclass
 class EngineConfig:
+    """What answers: transformers in this process, or vLLM's server."""
+
+    name: str = "transformers"  # transformers | vllm
     dtype: str = "bfloat16"  # bfloat16 | float32
     device: str = "auto"  # auto | cpu | cuda
     max_tokens: int = 0  # of one forward pass, 0 = from free memory
     threads: int = 0  # of each worker, 0 = all cores shared out
     too_long: str = "drop"  # a prompt beyond the context: drop (whole demonstrations) | error
+    python: str = ""  # vllm: of the environment that it is installed in, for a server of our own
+    args: list[str] = field(default_factory=list)  # vllm: more options of that server
+    url: str = ""  # vllm: or a server that runs already, up to and with /v1
+    form: str = "auto"  # vllm: auto (as stored, where it loads that) | dense
 
     def __post_init__(self) -> None:
+        one_of("engine.name", self.name, ("transformers", "vllm"))
+        one_of("engine.form", self.form, ("auto", "dense"))
         one_of("engine.dtype", self.dtype, ("bfloat16", "float32"))
         one_of("engine.device", self.device, ("auto", "cpu", "cuda"))
         one_of("engine.too_long", self.too_long, ("drop", "error"))
+        at_least("engine.threads", self.threads, 0)
+        if self.max_tokens:  # fewer than this would cut prompts into slivers
+            at_least("engine.max_tokens (0 = from free memory)", self.max_tokens, LEAST_TOKENS)
+
+    def check(self) -> None:
+        """ValueError, FileNotFoundError: vLLM cannot be reached with these settings."""
+        if self.name == "vllm" and bool(self.python) == bool(self.url):
+            raise ValueError(
+                "engine=vllm needs either engine.python=PATH, the python of an environment with "
+                "vLLM, or engine.url=http://HOST/v1, a server that has the variant"
+            )
+        if self.python and not shutil.which(self.python):
+            raise FileNotFoundError(f"engine.python: no such program: {self.python}")
 
 
 @dataclass
@@ -175,11 +198,12 @@ class MemoryConfig:
 
 @dataclass
 class LatencyConfig:
-    mode: str = "sequential"  # members one after the other: sum | parallel: the slowest
+    mode: str = "sequential"  # members one after the other: sum | parallel: the slowest | lazy: one
+    # after the other until the vote is decided, expected on the search half
     prompts: int = 64
 
     def __post_init__(self) -> None:
-        one_of("latency.mode", self.mode, ("sequential", "parallel"))
+        one_of("latency.mode", self.mode, ("sequential", "parallel", "lazy"))
         at_least("latency.prompts", self.prompts, 1)
 
 
@@ -238,14 +262,17 @@ class StudyConfig:
     kind: str = "pareto"  # pareto | slo | benchmark | paper
     name: str = "pareto"
     trials: int = 200
-    sampler: str = "tpe"
+    sampler: str = "sets"
     seed: int = 0
     objectives: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(OBJECTIVES, True))
     min_members: int = 1
     max_members: int = 5
+    max_builds: int = 0  # so many variants, each chosen by what it promises; 0 = the whole pool
+    racing: bool = False  # ask in chunks; what no front can contain any more is asked no further
     min: Limits = field(default_factory=Limits)
     max: Limits = field(default_factory=Limits)
     baselines: list[str] = field(default_factory=list)  # names from conf/model
+    check_fp32: bool = False  # evaluate the front's members in fp32 as well, count the flips
     min_skill: str = "flag"  # off | flag | require: above the majority class in every perspective
 
     def __post_init__(self) -> None:
@@ -255,6 +282,9 @@ class StudyConfig:
         at_least("study.trials", self.trials, 1)
         at_least("study.min_members", self.min_members, 1)
         at_least("study.max_members", self.max_members, self.min_members)
+        at_least("study.max_builds", self.max_builds, 0)
+        if self.max_builds and self.racing:
+            raise ValueError("study.max_builds and study.racing are two ways to ask less: take one")
         for name in self.objectives:
             one_of("study.objectives", name, tuple(OBJECTIVES))
         for name, least in vars(self.min).items():
@@ -283,6 +313,11 @@ class ExportConfig:
     study: str = ""  # name of a finished study
     pick: str = "knee"  # knee | best_trust | a run id of MLflow
     out: str = ""  # a folder that does not exist yet
+    target: str = LOCAL  # what runs the members: local (+serve=local) | cpu | cuda (vLLM)
+    register: str = ""  # a name for MLflow's model registry, which gets a reference to `out`
+
+    def __post_init__(self) -> None:
+        one_of("export.target", self.target, TARGETS)
 
 
 @dataclass
@@ -313,8 +348,10 @@ class Config:
     build: BuildConfig | None = None
     evaluate: EvaluateConfig | None = None
     export: ExportConfig | None = None
+    serve: ServeConfig | None = None
     rescore: RescoreConfig | None = None
     baseline_models: list[ModelConfig] = field(default_factory=list)  # of study.baselines
+    overrides: list[str] = field(default_factory=list)  # of the command line, for the record
     runs_dir: str = "mlruns"
     cache_dir: str = "mlruns/cache"
     optuna_db: str = ""
@@ -328,5 +365,6 @@ class Config:
             "benchmarks": self.benchmarks.name,
             "rules": self.benchmarks.rules,
             "vote": self.vote.rule,
+            "engine": self.engine.name,
             "dtype": self.engine.dtype,
         }

@@ -33,25 +33,48 @@ class Task:
     outputs: Mapping[str, Path]  # benchmark name -> predictions file
     latency: Path  # where the latency goes
     engine: EngineConfig
+    only: Mapping[str, frozenset[str]] | None = None  # benchmark -> samples to ask; None = all
 
 
 def key(variant_id: str, benchmark: Benchmark, settings: EngineConfig) -> str:
     """File name of a variant's predictions: all that changes them is in its hash."""
-    what = json.dumps([digest(benchmark), settings.dtype, settings.device, EVALUATE_VERSION])
+    what = json.dumps(
+        [digest(benchmark), settings.dtype, settings.device, EVALUATE_VERSION]
+        + ([settings.name, settings.form] if settings.name != "transformers" else [])
+    )
     return f"{variant_id}-{benchmark.name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}.parquet"
 
 
-def run(task: Task, benchmarks: Sequence[Benchmark], report: Report) -> bool:
-    """Evaluate what `task.outputs` names; files appear when whole.
+def run(task: Task, benchmarks: Sequence[Benchmark], report: Report) -> str:
+    """Evaluate what `task.outputs` names; files appear when whole, what is asked before beside.
 
-    False: the model's output is not finite, the variant is degenerate.
+    Returns why the variant may not vote, "" = it may: its output is not finite, or what makes it
+    another variant never acts on these benchmarks.
     """
-    engine = engines.load(task.checkpoint, task.engine)
-    try:
-        _predict(engine, task, [b for b in benchmarks if b.name in task.outputs], report)
-    except engines.NonFiniteLogitsError:
-        return False
-    return True
+    with engines.opened(task.checkpoint, task.engine) as engine:
+        if reason := unexercised(engine, benchmarks):
+            return reason
+        try:
+            _predict(engine, task, [b for b in benchmarks if b.name in task.outputs], report)
+        except engines.NonFiniteLogitsError as error:
+            return str(error)
+    return ""
+
+
+def unexercised(engine: engines.Engine, benchmarks: Sequence[Benchmark]) -> str:
+    """Which run-time setting never acts on any sample, "" = none."""
+    asked = [(b.scenarios[s.scenario], s) for b in benchmarks for s in b.samples]
+    new = [scenario.max_new_tokens for scenario, _ in asked if scenario.mode == "generate"]
+    if engine.later is not None and max(new, default=0) <= engine.first:
+        return f"decode_schedule: no reply is longer than its first {engine.first} tokens"
+    if engine.rounding is None:
+        return ""
+    least = engine.rounding.recent + engine.rounding.align
+    for scenario, sample in asked:
+        more = scenario.max_new_tokens if scenario.mode == "generate" else 1
+        if len(models.render(engine.tokenizer, sample.prompt)) + more > least:
+            return ""
+    return f"kv_bits: no prompt with its reply is longer than {least} tokens: nothing is rounded"
 
 
 def measure_latency(
@@ -59,7 +82,8 @@ def measure_latency(
 ) -> None:
     """Median and single latencies of `prompts` prompts, into the file `task.latency`."""
     report("measuring the latency", 0, prompts)
-    seconds = latency(engines.load(task.checkpoint, task.engine), benchmarks, prompts)
+    with engines.opened(task.checkpoint, task.engine) as engine:
+        seconds = latency(engine, benchmarks, prompts)
     found = {"latency_ms": 1000 * float(np.median(seconds)), "seconds": seconds}
     task.latency.parent.mkdir(parents=True, exist_ok=True)
     part = task.latency.with_suffix(".part")
@@ -77,18 +101,44 @@ def _predict(
         def progress(items: int, _total: int, before: int = done) -> None:
             report(f"evaluating {task.label}", before + items, total)
 
-        table = evaluate(engine, benchmark, progress)
+        path = task.outputs[benchmark.name]
+        table = _asked_before(path)
+        have = set(table["sample"].to_pylist())
+        wanted = (
+            [s.id for s in benchmark.samples] if task.only is None else task.only[benchmark.name]
+        )
+        missing = tuple(s for s in benchmark.samples if s.id in wanted and s.id not in have)
+        if missing:
+            more = evaluate(engine, replace(benchmark, samples=missing), progress)
+            table = _in_order(benchmark, pa.concat_tables([table, more]))
         metadata = {
             "label": task.label,
             "source": f"{benchmark.source} {benchmark.version}",
             "data": json.dumps(benchmark.data),
             "engine": json.dumps(asdict(task.engine)),
+            "form": engine.form,
             "evaluate_version": str(EVALUATE_VERSION),
             "dropped_demonstrations": str(benchmark.dropped),
         }
-        predictions.write(table, task.outputs[benchmark.name], metadata)
+        whole = len(table) == len(benchmark.samples)
+        if whole or missing:
+            predictions.write(table, path if whole else predictions.partial(path), metadata)
+        if whole:
+            predictions.partial(path).unlink(missing_ok=True)
         done += len(benchmark.samples)
         report(f"evaluating {task.label}", done, total)
+
+
+def _asked_before(path: Path) -> pa.Table:
+    waiting = predictions.partial(path)
+    rows = predictions.read(waiting) if waiting.exists() else predictions.SCHEMA.empty_table()
+    return rows.replace_schema_metadata(None)
+
+
+def _in_order(benchmark: Benchmark, table: pa.Table) -> pa.Table:
+    """Rows in the order of the benchmark's samples."""
+    place = {sample.id: i for i, sample in enumerate(benchmark.samples)}
+    return table.take(np.argsort([place[sample] for sample in table["sample"].to_pylist()]))
 
 
 def fitted(engine: engines.Engine, benchmark: Benchmark) -> Benchmark:

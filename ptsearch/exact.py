@@ -16,7 +16,7 @@ import numpy as np
 from numba.extending import intrinsic
 from numpy.typing import ArrayLike, NDArray
 
-from ptsearch import rates
+from ptsearch import lazy, rates
 from ptsearch.scores import Questions, score
 from ptsearch.voting import Codes, majority
 
@@ -68,20 +68,32 @@ def score_all(
         return _score_each(asked, codes, precision, weights, masks)
     plan = rates.plan(asked, weights)
     patterns = _patterns(plan, codes, precision)
-    n_rates, shift = plan.size.size, np.uint32(len(codes))
     scores: dict[str, Floats] = {key: np.empty(masks.size) for key in plan.keys}
     for start in range(0, masks.size, CHUNK):
         chunk = slice(start, start + CHUNK)
-        hits = _count_hits(_by_precision(masks[chunk], precision), patterns, n_rates, shift)
+        hits = _hits(plan, patterns, precision, masks[chunk])
         for key, values in rates.score_counts(plan, hits.T).items():
             scores[key][chunk] = values
     return scores
 
 
+def count_hits(
+    plan: rates.Plan, codes: Codes, precision: Floats, masks: Masks
+) -> NDArray[np.int32]:
+    """Hits (rates, ensembles) of every mask's vote on what the plan counts."""
+    return _hits(plan, _patterns(plan, codes, precision), precision, masks)
+
+
 def cost_all(
-    variants: Sequence[Mapping[str, Any]], kv_bytes: int, latency: str, masks: Masks
+    variants: Sequence[Mapping[str, Any]],
+    latency: str,
+    masks: Masks,
+    answers: tuple[Codes, Floats] | None = None,
 ) -> tuple[Floats, Floats]:
-    """`memory_gb` and `latency_ms` (ensembles,) of every mask, as `scores.cost` of the members."""
+    """`memory_gb` and `latency_ms` (ensembles,) of every mask, as `scores.cost` of the members.
+
+    `answers`, codes and precision as for `score_all`, are what the lazy latency depends on.
+    """
     holders: dict[str, tuple[int, int]] = {}  # checksum -> bytes, mask of the variants that hold it
     for variant, meta in enumerate(variants):
         for tensor in meta["tensors"].values():
@@ -90,13 +102,20 @@ def cost_all(
     stored: dict[int, int] = {}
     for size, held in holders.values():
         stored[held] = stored.get(held, 0) + size
-    total = kv_bytes * np.bitwise_count(masks).astype(np.int64)
+    for variant, meta in enumerate(variants):  # a cache is nobody else's
+        stored[1 << variant] = stored.get(1 << variant, 0) + meta["kv_bytes"]
+    total = np.zeros(masks.size, np.int64)
     for held, size in stored.items():
         total += size * ((masks & np.uint32(held)) != 0)
+    each = np.array([meta["latency_ms"] for meta in variants])
+    if latency == "lazy":
+        if answers is None:
+            raise ValueError("latency.mode=lazy needs all answers: turn study.racing off")
+        return total / 1e9, lazy.asked_all(*answers, each, masks)[0] @ each
     times = np.zeros(masks.size)
-    for variant, meta in enumerate(variants):
-        own = meta["latency_ms"] * ((masks >> np.uint32(variant)) & np.uint32(1))
-        times = times + own if latency == "sequential" else np.maximum(times, own)
+    for variant, own in enumerate(each):
+        one = own * ((masks >> np.uint32(variant)) & np.uint32(1))
+        times = np.maximum(times, one) if latency == "parallel" else times + one
     return total / 1e9, times
 
 
@@ -180,6 +199,13 @@ def _patterns(plan: rates.Plan, codes: Codes, precision: Floats) -> _Patterns:
     pairs = ((rows[:, 2:] > 0).sum(axis=1) + 1) // 2
     labels = np.ascontiguousarray(rows[:, 1:].astype(np.uint32))
     return _Patterns(labels, pairs, weight.astype(np.int32), rows[:, 0])
+
+
+def _hits(
+    plan: rates.Plan, patterns: _Patterns, precision: Floats, masks: Masks
+) -> NDArray[np.int32]:
+    shift = np.uint32(len(precision))
+    return _count_hits(_by_precision(masks, precision), patterns, plan.size.size, shift)
 
 
 def _precision_bits(precision: Floats) -> NDArray[np.intp]:

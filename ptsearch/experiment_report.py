@@ -45,13 +45,14 @@ def log(tracker: Tracker, config: Config, outcome: Outcome) -> str:
             tags={"kind": line.kind},
         )
     with tempfile.TemporaryDirectory() as folder:
-        html, png, table, resolved = files = [
+        html, png, table, resolved, data = files = [
             Path(folder, name)
             for name in (
                 f"{study.kind}.html",
                 f"{study.kind}.png",
                 f"{study.kind}.csv",
                 "config.json",
+                "data.json",
             )
         ]
         groups = [_heading(study.kind, key) for key in ORDER[study.kind]]
@@ -61,6 +62,7 @@ def log(tracker: Tracker, config: Config, outcome: Outcome) -> str:
             draw(panels(study.kind, outcome), groups, path, title)
         write_csv(outcome, ids, table)
         resolved.write_text(json.dumps(asdict(config), indent=2), encoding="utf-8")
+        data.write_text(json.dumps(outcome.data, indent=2), encoding="utf-8")
         tracking.finish(
             tracker,
             params=config.choices(),

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from ptsearch import scores
 from ptsearch.gains import KEYS, Gains, gains
 from ptsearch.judge import Judge, halves
-from ptsearch.results import BEST_SINGLE, BOUNDS, COST, DENSE_MODEL, about_data
-from ptsearch.scores import Scores
+from ptsearch.results import BEST_SINGLE, BOUNDS, COST, DENSE_MODEL, about_data, data_hashes
+from ptsearch.scores import Scores, or_worst
 from ptsearch.study import Members
 from ptsearch.table import DENSE, Table
 from ptsearch.variant import Variant
@@ -39,6 +39,7 @@ class Line:
 class Outcome(NamedTuple):
     lines: list[Line]
     remarks: list[str]  # why something is missing
+    data: Mapping[str, Mapping[str, str]] = {}  # benchmark -> file -> SHA-256
 
     def of(self, *kinds: str) -> list[Line]:
         return [line for line in self.lines if line.kind in kinds]
@@ -48,7 +49,8 @@ def benchmark(table: Table, others: Sequence[Table]) -> Outcome:
     """Section III: the dense models, then every single variant of the pool that may vote."""
     judges = halves(table)
     dense, *baselines = _dense_lines(table, others)
-    return Outcome([dense, *baselines, *_singles(table, judges)], _remarks(table, others))
+    lines = [dense, *baselines, *_singles(table, judges)]
+    return Outcome(lines, _remarks(table, others), data_hashes(table))
 
 
 def paper(table: Table, others: Sequence[Table]) -> Outcome:
@@ -74,7 +76,7 @@ def paper(table: Table, others: Sequence[Table]) -> Outcome:
     honest = _best_single("best_search", singles, "search", ("search", "holdout"))
     ensembles, remarks = _with_gains(table, others, judges["holdout"], ensembles, honest)
     lines = [*ensembles, *dense, published, honest, *singles]
-    return Outcome(lines, _remarks(table, others) + remarks)
+    return Outcome(lines, _remarks(table, others) + remarks, data_hashes(table))
 
 
 EXPERIMENTS: dict[str, Callable[[Table, Sequence[Table]], Outcome]] = {
@@ -153,7 +155,8 @@ def _line(
 
 def _stored(table: Table, members: Sequence[str]) -> float:
     """10^9 bytes of tensors; those that members share are stored once."""
-    return scores.cost([table.entries[m].meta for m in members], 0, "parallel").memory_gb
+    metas = [table.entries[member].meta | {"kv_bytes": 0} for member in members]
+    return scores.cost(metas, "parallel").memory_gb
 
 
 def _dense_lines(table: Table, others: Sequence[Table]) -> list[Line]:
@@ -181,7 +184,7 @@ def _singles(table: Table, judges: Mapping[str, Judge]) -> list[Line]:
 def _best_single(kind: str, singles: Sequence[Line], half: str, shown: Iterable[str]) -> Line:
     """For each score the single variant that is best in it on `half`, with its scores."""
     keys = [key for key in KEYS if key in singles[0].scores[half]]
-    best = {key: max(singles, key=lambda line: line.scores[half][key]) for key in keys}
+    best = {key: max(singles, key=lambda line: or_worst(line.scores[half][key])) for key in keys}
     found: dict[str, Scores] = {
         name: {
             f"{key}{end}": line.scores[name][f"{key}{end}"]

@@ -1,21 +1,24 @@
-"""The chosen ensemble as a folder of its own: `ensemble.yaml` and its members' checkpoints."""
+"""The chosen ensemble as a folder of its own, ready to serve; `exported` reads it back."""
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ptsearch import models, store
+from ptsearch import certificate, deploy, logged, models, store
 from ptsearch.config import ExportConfig
-from ptsearch.results import COST, knee
-from ptsearch.variant import from_fields
+from ptsearch.exported import FORMAT, VERIFY
+from ptsearch.forms import Form, form_of
+from ptsearch.results import COST, LAZY, knee
+from ptsearch.variant import Variant, from_fields
 
-FORMAT = "ptsearch-ensemble/1"
 WRITTEN_WITH = ("ptsearch", "transformers", "compressed-tensors", "torch")
 OTHER_DEVICE = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)  # no hard links there
 
@@ -25,26 +28,38 @@ def write(study: Mapping[str, Any], config: ExportConfig, cache: Path) -> Path:
 
     Every member's checksums are verified first. The folder appears whole or not at all.
     """
-    if not config.out:
-        raise ValueError("export.out is missing: give export.out=DIR, a folder that does not exist")
-    out = Path(config.out)
-    if out.exists():
-        raise ValueError(f"export.out={out} exists already; give a folder that does not")
+    out = _free_folder(config.out)
     if "front" not in study:
         raise ValueError(f"study {config.study!r} has not finished; run it first")
+    rule = study["settings"].get("vote.rule", "majority")
+    if rule != "majority":
+        raise ValueError(f"study {config.study!r} has vote={rule}: only vote=majority is served")
+    if "base" not in study:
+        raise ValueError(f"study {config.study!r} is of an older version; run it again, it resumes")
     row = choose(study["front"], config.pick, study["objectives"])
-    members = {label: study["variants"][label] for label in row["members"]}
-    folders = {label: cache / "variants" / member["id"] for label, member in members.items()}
-    for label, folder in folders.items():
-        problems = store.verify_folder(folder)
-        if problems:
-            raise ValueError(f"member {label} is damaged: {problems[0]}")
+    if not row.get("certificate"):
+        raise ValueError(f"study {config.study!r} has no certificates yet; run it again")
+    members = {label: from_fields(study["variants"][label]["fields"]) for label in row["members"]}
+    order = sorted(members, key=lambda label: -members[label].precision)  # stable: pool position
+    sources = {label: _checked(cache, label, members[label]) for label in order}
+    forms = {label: form_of(members[label], sources[label], config.target) for label in order}
     with store.new_folder(out) as part:
-        for label, folder in folders.items():
-            checkpoint, _ = models.checkpoint_of(folder)  # a ready-made one lies elsewhere
-            _copy(checkpoint, part / "members" / label)
-        text = yaml.safe_dump(_description(study, config, row, part), sort_keys=False)
-        (part / "ensemble.yaml").write_text(text, encoding="utf-8")
+        for label, form in forms.items():
+            if form.stored:
+                _copy(sources[label], part / "members" / label)
+                if members[label].method != "path":
+                    _write_meta(members[label], part / "members" / label)
+            else:
+                models.write_dense(sources[label], part / "members" / label)
+        described = _description(study, config, row, forms, part)
+        _write(part / "ensemble.yaml", yaml.safe_dump(described, sort_keys=False))
+        _write(part / "certificate.json", certificate.to_json(row["certificate"]))
+        if recorded := study.get("verify"):
+            rows = logged.lines(logged.path_of(cache, recorded), order)
+            _write(part / VERIFY, "".join(json.dumps(line) + "\n" for line in rows))
+        for name, text in deploy.texts(described):
+            _write(part / name, text)
+        (part / "serve.sh").chmod(0o755)
     return out
 
 
@@ -65,55 +80,105 @@ def choose(
     return named[0]
 
 
+def _free_folder(out: str) -> Path:
+    if not out:
+        raise ValueError("export.out is missing: give export.out=DIR, a folder that does not exist")
+    if Path(out).exists():
+        raise ValueError(f"export.out={out} exists already; give a folder that does not")
+    return Path(out)
+
+
+def _checked(cache: Path, label: str, variant: Variant) -> Path:
+    """The member's checkpoint, after its bytes were compared with what was built or joined."""
+    folder = cache / "variants" / variant.id
+    problems = store.verify_folder(folder)
+    if problems:
+        raise ValueError(f"member {label} is damaged: {problems[0]}")
+    checkpoint, _ = models.checkpoint_of(folder)  # a ready-made one lies elsewhere
+    known = dict(variant.method_args).get("sha256")
+    if variant.method == "path" and models.content_hash(checkpoint, cache) != known:
+        raise ValueError(f"member {label} is not what the study used: {checkpoint} has changed")
+    return checkpoint
+
+
 def _description(
-    study: Mapping[str, Any], config: ExportConfig, row: Mapping[str, Any], folder: Path
+    study: Mapping[str, Any],
+    config: ExportConfig,
+    row: Mapping[str, Any],
+    forms: Mapping[str, Form],
+    folder: Path,
 ) -> dict[str, Any]:
-    members = {label: study["variants"][label] for label in row["members"]}
-    precision = {
-        label: from_fields(member["fields"]).precision for label, member in members.items()
-    }
-    order = sorted(members, key=lambda label: -precision[label])  # stable: pool position
-    scores = {key: value for key, value in row["search"].items() if key not in COST}
+    """What ensemble.yaml says; `forms` holds the members in the vote's total order."""
+    base, settings = study["base"], study["settings"]
+    scores = {key: value for key, value in row["search"].items() if key not in (*COST, *LAZY)}
+    cost = {key: row["search"][key] for key in (*COST, *LAZY)}
+    dense, places = base["memory_gb"], {label: folder / "members" / label for label in forms}
     return {
         "format": FORMAT,
         "study": config.study,
         "run": row["run_id"],
+        "target": config.target,
         "base_model": {
-            "name": study["settings"]["model.name"],
-            "revision": study["settings"]["model.revision"],
+            "name": settings["model.name"],
+            "revision": settings["model.revision"],
+            "repo": base["repo"],
+            "license": deploy.license_of(base["source"], Path(base["path"])),
         },
         "vote": {
-            "rule": study["settings"].get("vote.rule", "majority"),
+            "rule": "majority",
             "ties": "the first of the tied in this order",
-            "order": order,
-            **({"fitted": row["fitted"]} if row.get("fitted") else {}),
+            "order": list(forms),
+            "ask": study["ask"][
+                row["run_id"]
+            ],  # until the vote is decided, where that is asked for
         },
         "members": [
             {
                 "label": label,
-                "variant": dict(member["fields"]),
-                "id": member["id"],
+                "variant": dict(study["variants"][label]["fields"]),
+                "id": study["variants"][label]["id"],
                 "folder": f"members/{label}",
+                "form": "stored" if forms[label].stored else "dense bfloat16",
+                "why": forms[label].why,
+                "bytes": sum(path.stat().st_size for path in places[label].glob("*.safetensors")),
                 "files": {
-                    path.name: store.sha256_file(path)
-                    for path in sorted((folder / "members" / label).iterdir())
+                    path.name: store.sha256_file(path) for path in sorted(places[label].iterdir())
                 },
             }
-            for label, member in members.items()
+            for label in row["members"]
         ],
         "scores": {"search": scores, "holdout": row["holdout"]},
         "unskilled": list(row["unskilled"]),
-        "cost": {key: row["search"][key] for key in COST},
-        "settings": study["settings"],
+        "verdict": row["certificate"]["verdict"],
+        "cost": cost
+        | {
+            "dense_memory_gb": dense,
+            "of_dense": 100 * cost["memory_gb"] / dense,  # percent
+            "dense_bytes": int(1e9 * dense) - base["kv_bytes"],
+            "kv_bytes": base["kv_bytes"],  # of one member, in 16 bits
+        },
+        "benchmarks": base["benchmarks"],
+        "settings": settings,
         "written_with": {package: version(package) for package in WRITTEN_WITH},
     }
+
+
+def _write_meta(variant: Variant, folder: Path) -> None:
+    """What the engine must know beside the weights: what the variant rounds while it runs."""
+    meta = {"variant": asdict(variant), "checkpoint": ".", "trust_remote_code": False}
+    _write(folder / models.META, json.dumps(meta, indent=1))
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def _copy(source: Path, target: Path) -> None:
     """The checkpoint's files as hard links where the file system allows, else as copies."""
     target.mkdir(parents=True)
     for file in sorted(source.iterdir()):
-        if file.is_file() and file.name not in (store.MANIFEST, "meta.json"):
+        if file.is_file() and file.name not in (store.MANIFEST, models.META):
             try:
                 os.link(file, target / file.name)
             except OSError as error:

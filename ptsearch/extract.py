@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ptsearch import engine as engines
 from ptsearch import models
 from ptsearch.benchmarks import Benchmark, Sample, Turn
+from ptsearch.checks import secret
 from ptsearch.config import BASE, Config, EngineConfig, JudgeConfig
 from ptsearch.models import BaseModel
 from ptsearch.rules import CONTRADICTORY, REFUSED, UNUSABLE
@@ -75,7 +76,7 @@ def open_reader(config: Config, base: BaseModel) -> Reader | None:
         return None
     judge, cache, checkpoint = config.benchmarks.judge, Path(config.cache_dir), None
     if judge.url:
-        _key(judge)
+        secret("benchmarks.judge.api_key_env", judge.api_key_env)
         who = ["endpoint", judge.url.rstrip("/"), judge.name]
     elif judge.model == BASE:
         checkpoint = base.path
@@ -160,7 +161,12 @@ def _question(sample: Sample) -> str:
 def _from_checkpoint(reader: Reader, asks: Sequence[Ask]) -> list[str]:
     """The most probable of the choices for each ask."""
     assert reader.checkpoint is not None
-    engine = engines.load(reader.checkpoint, reader.engine)
+    with engines.opened(reader.checkpoint, reader.engine) as engine:
+        return _scored(engine, asks)
+
+
+def _scored(engine: engines.Engine, asks: Sequence[Ask]) -> list[str]:
+    """The most probable of the choices for each ask."""
     chat = bool(engine.tokenizer.chat_template)
     prompts = [
         models.render(
@@ -187,7 +193,7 @@ def _from_checkpoint(reader: Reader, asks: Sequence[Ask]) -> list[str]:
 def _from_endpoint(reader: Reader, asks: Sequence[Ask]) -> Iterator[str]:
     """What the endpoint says to each ask, several at a time; anything but a choice is unclear."""
     logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line for each request
-    key = _key(reader.judge)
+    key = secret("benchmarks.judge.api_key_env", reader.judge.api_key_env)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with (
         httpx.Client(headers=headers, timeout=reader.judge.timeout) as client,
@@ -237,18 +243,6 @@ def _content(response: httpx.Response, url: str) -> str:
 def _choice(said: str, ask: Ask) -> str:
     bare = said.strip(" \t\r\n.*_'\"`").casefold()
     return next((word for word in _choices(ask) if word.casefold() == bare), UNCLEAR)
-
-
-def _key(judge: JudgeConfig) -> str:
-    """The endpoint's key; it is read where it is used and stands in no file or message."""
-    if not judge.api_key_env:
-        return ""
-    key = os.environ.get(judge.api_key_env, "").strip()
-    if not key:
-        raise ValueError(
-            f"benchmarks.judge.api_key_env: the environment variable {judge.api_key_env} is not set"
-        )
-    return key
 
 
 def _file(reader: Reader, ask: Ask) -> Path:

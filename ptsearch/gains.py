@@ -9,6 +9,7 @@ from ptsearch import rates, statistics
 from ptsearch.config import PERSPECTIVES
 from ptsearch.judge import Judge
 from ptsearch.scores import MMLU
+from ptsearch.statistics import Floats
 from ptsearch.study import Members
 from ptsearch.table import Table
 from ptsearch.voting import Codes
@@ -61,6 +62,7 @@ def differences(
     items = [sample.item for b in table.benchmarks for sample in b.samples]
     sums = rates.cluster_sums(plan, judge.asked, votes, np.array(items)[judge.mask])
     coefficients = rates.contrasts(plan, sums, keys, pairs)
+    _check_items(sums, coefficients.reshape(len(pairs), len(keys), -1, plan.size.size), keys)
     found = statistics.max_t_intervals(sums, coefficients, np.random.default_rng(0), LEVEL)
     shaped = np.stack([found.estimate, found.low, found.high], axis=1)
     shaped = shaped.reshape(len(pairs), len(keys), 3)
@@ -68,3 +70,20 @@ def differences(
         {key: Gain(*map(float, shaped[i, k])) for k, key in enumerate(keys)}
         for i in range(len(pairs))
     ]
+
+
+def _check_items(sums: statistics.ClusterSums, coefficients: Floats, keys: Sequence[str]) -> None:
+    """ValueError: a score has too few items for so many intervals, and how many it takes.
+
+    `coefficients` (pairs, keys, systems, rates).
+    """
+    needed = statistics.clusters_needed(coefficients[:, :, 0, 0].size, LEVEL)
+    for k, key in enumerate(keys):
+        behind = np.abs(coefficients[:, k]).sum(axis=(0, 1)) > 0
+        items = int((sums.sizes[:, behind] > 0).any(axis=1).sum())
+        if behind.any() and items < needed:
+            raise ValueError(
+                f"{key} rests on {items} held-out items, and intervals that hold together for "
+                f"{len(coefficients)} comparisons of {len(keys)} scores take {needed}: about "
+                f"{2 * needed} samples in all, see benchmarks.limit"
+            )

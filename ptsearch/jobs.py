@@ -14,7 +14,10 @@ from ptsearch import (
     experiment_report,
     experiments,
     export,
+    exported,
     predictions,
+    proposal,
+    racing,
     report,
     scores,
     slo_report,
@@ -41,16 +44,17 @@ def run_search(config: Config) -> None:
     screen = terminal.console()
     need_pool(config)
     with tables(config, terminal.progress(screen)) as (table, *others):
-        halves, truth = judges(table), None
+        halves, search = judges(table), studies.the_study(config)
         study, tracker = _open(config, table)
         on_trial = _recorder(table, tracker)
         try:
-            studies.check_limits(table.config, halves[0])
+            studies.check_limits(config, halves[0])
+            if search.max_builds:
+                proposal.build_some(table, halves[0], search.max_builds)
+            if search.racing:
+                racing.race(table, halves[0])
             studies.search(study, table, halves[0], on_trial)
-            try:
-                truth = report.complete(study, table, halves[0], on_trial)
-            except ValueError as error:
-                screen.print(f"the true front is not enumerated: {error}", style="dim")
+            truth = report.complete(study, table, halves[0], on_trial)
             result = report.compile_result(table, others, study, halves, truth)
             report.log_result(tracker, table, study, result)
         except BaseException:
@@ -147,7 +151,7 @@ def settings(table: Table) -> dict[str, Any]:
     """What a study is about: resuming it with anything else is an error."""
     config = table.config
     search = asdict(studies.the_study(config))
-    changeable = ["kind", "name", "trials", "sampler", "seed"]
+    changeable = ["kind", "name", "trials", "sampler", "seed", "check_fp32"]
     if search["kind"] == "slo":
         changeable += ["min", "max"]  # one study answers any
     for key in changeable:
@@ -164,7 +168,12 @@ def settings(table: Table) -> dict[str, Any]:
             "split": config.benchmarks.split.salt,
             "samples": {b.name: digest(b)[:12] for b in table.benchmarks},
         },
-        "engine": {"dtype": config.engine.dtype},
+        "engine": {
+            "dtype": config.engine.dtype,
+            **(
+                {"name": "vllm", "form": config.engine.form} if config.engine.name == "vllm" else {}
+            ),
+        },
         "trust": asdict(config.trust),
         "memory": asdict(config.memory),
         "latency": asdict(config.latency),
@@ -244,8 +253,13 @@ def export_ensemble(config: Config) -> None:
     """Write an ensemble of a study's front to a folder of its own."""
     assert config.export is not None
     study = studies.load_study(config.export.study, optuna_url(config))
+    screen = terminal.console()
     folder = export.write(study.user_attrs, config.export, Path(config.cache_dir))
-    terminal.console().print(f"wrote {folder}")
+    screen.print(f"wrote {folder}")
+    if name := config.export.register:
+        run_id = exported.open_folder(folder).description["run"]
+        place = tracking.register(mlflow_url(config), run_id, name, folder, "ptsearch.ensemble")
+        screen.print(f"registered {place}")
 
 
 def rescore_replies(config: Config) -> None:

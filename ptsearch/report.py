@@ -7,21 +7,33 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from rich.console import Console
 
-from ptsearch import explain, figure, results, terminal, tracking
+from ptsearch import (
+    cascade,
+    certificate,
+    explain,
+    figure,
+    logged,
+    models,
+    results,
+    terminal,
+    tracking,
+)
 from ptsearch import study as studies
 from ptsearch.config import Config, StudyConfig
 from ptsearch.explain import Explanation
 from ptsearch.gains import gains
 from ptsearch.judge import Judge, judges
+from ptsearch.recheck import Recheck, recheck
 from ptsearch.results import BEST_SINGLE, DENSE_MODEL, Row
 from ptsearch.scores import Scores
 from ptsearch.study import Found, Members
 from ptsearch.table import DENSE, Table
 from ptsearch.tracking import Tracker
-from ptsearch.truth import Truth, shares, true_front, untried
+from ptsearch.truth import Truth, approximate_front, shares, true_front, untried
 
 
 @dataclass(frozen=True)
@@ -34,11 +46,13 @@ class Result:
     singles: list[Row]  # the other single variants
     constants: list[Row]  # what needs no model
     degenerate: list[str]
+    left_out: dict[str, str]  # variant -> why nothing more was asked of it
     holdout_reads: int  # how often the holdout half was read, this time included
     truth: Truth | None  # the true front, where it can be enumerated
     shares: list[float]  # of its hypervolume in percent, by trial of the sampler
     remarks: list[str]  # why something is missing
     explained: Explanation
+    recheck: Recheck | None  # of the front in fp32
 
     @property
     def rows(self) -> list[Row]:
@@ -46,12 +60,14 @@ class Result:
 
 
 def complete(study: optuna.Study, table: Table, judge: Judge, on_trial: studies.Seen) -> Truth:
-    """Enumerate the true front and add to the study what of it no trial has named.
-
-    ValueError: it cannot be enumerated, and why.
+    """Enumerate the true front, or approximate it where that is too much, and add to the study what
+    of it no trial has named.
     """
     table.ensure(table.variants)
-    truth = true_front(table, judge)
+    try:
+        truth = true_front(table, judge)
+    except ValueError as error:
+        truth = approximate_front(table, judge, str(error))
     tried = [found.members for found in studies.completed(study)]
     studies.add_trials(study, table, judge, on_trial, untried(truth, tried))
     return truth
@@ -68,7 +84,7 @@ def compile_result(
     """Every row of the result; the holdout half is read once, for what was chosen on search: the
     study's front, or what was `found` otherwise.
     """
-    search, holdout = halves
+    (search, holdout), wanted = halves, studies.the_study(table.config)
     found = studies.front(study) if found is None else found
     table.voters()  # at least one
     classes = results.about_classes({"search": search, "held-out": holdout})
@@ -83,8 +99,12 @@ def compile_result(
         its_search, its_holdout = judges(other)
         row = results.baseline_rows(other, its_search)[0]
         baselines += results.with_holdout(other, its_holdout, [replace(row, kind="baseline")])
-    front, remarks = _with_gains(table, holdout, results.with_holdout(table, holdout, front), best)
-    study.set_user_attr("holdout_reads", study.user_attrs.get("holdout_reads", 0) + 1)
+    front = results.with_holdout(table, holdout, front)
+    front, remarks = _with_gains(table, others, holdout, front, best)
+    reads = study.user_attrs.get("holdout_reads", 0) + 1
+    study.set_user_attr("holdout_reads", reads)
+    by_half = {"search": search, "holdout": holdout}
+    front = certificate.certified(table, by_half, front, reads, remarks)
     trials = [(trial, search(table, trial.members)) for trial in studies.completed(study)]
     proposed = [scores for trial, scores in trials if trial.by_sampler]
     return Result(
@@ -93,12 +113,14 @@ def compile_result(
         compared=[*compared, *baselines],
         singles=[row for row in singles if row is not best],
         constants=results.constant_rows(search, holdout),
-        degenerate=table.degenerate(),
-        holdout_reads=study.user_attrs["holdout_reads"],
+        degenerate=[label for label in table.degenerate() if label not in table.left_out()],
+        left_out=table.left_out(),
+        holdout_reads=reads,
         truth=truth,
         shares=shares(truth, proposed) if truth else [],
         remarks=[*remarks, *classes, *results.about_data(table)],
         explained=explain.explain(table, halves, front, _baselines(best)),
+        recheck=recheck(table, search, front) if wanted.check_fp32 else None,
     )
 
 
@@ -111,11 +133,16 @@ def _baselines(best: Row | None) -> dict[str, Members]:
 
 
 def _with_gains(
-    table: Table, holdout: Judge, front: list[Row], best: Row | None
+    table: Table, others: Sequence[Table], holdout: Judge, front: list[Row], best: Row | None
 ) -> tuple[list[Row], list[str]]:
-    """The front with its gains over dense and the best single variant, or why there are none."""
+    """The front with its gains over the dense models and the best single variant, or why there
+    are none.
+    """
+    dense = {f"{each.base.name} dense": each.entries[DENSE] for each in others}
+    baselines = _baselines(best) | {name: (name,) for name in dense}
+    known = replace(table, entries=table.entries | dense)
     try:
-        found = gains(table, holdout, [row.members for row in front], _baselines(best))
+        found = gains(known, holdout, [row.members for row in front], baselines)
     except ValueError as error:
         return front, [f"no intervals: {error}"]
     return [replace(row, gains=each) for row, each in zip(front, found, strict=True)], []
@@ -152,21 +179,31 @@ def log_result(tracker: Tracker, table: Table, study: optuna.Study, result: Resu
     for run_id, row in now.items():
         held = {f"holdout.{key}": row.holdout[key] for key in results.SHOWN} if row.holdout else {}
         tracking.add(tracker, run_id, held | results.gain_columns(row), {"pareto": "true"})
+        text = certificate.to_json(row.certificate)
+        tracking.log_text(tracker, run_id, "certificate.json", text)
+    if result.recheck:
+        for row, flips, exact in zip(
+            result.front, result.recheck.voted, result.recheck.scores, strict=True
+        ):
+            again = {"flips": flips, **exact}
+            tracking.add(tracker, row.run_id, {f"fp32.{k}": v for k, v in again.items()}, {})
     tracking.log_steps(tracker, "hypervolume_share", enumerate(result.shares))
     config = table.config
-    for name, value in _for_export(table, result).items():
+    for name, value in _for_export(table, judges(table), result).items():
         study.set_user_attr(name, value)
     name = studies.the_study(config).name
     title = f"{name}: {len(result.front)} of {len(result.trials)} trials on the front"
     scores = [found for _, found in result.trials]
     with tempfile.TemporaryDirectory() as folder:
-        html, png, csv, resolved = files = [
-            Path(folder, file) for file in ("pareto.html", "pareto.png", "front.csv", "config.json")
+        html, png, csv, resolved, data = files = [
+            Path(folder, name)
+            for name in ("pareto.html", "pareto.png", "front.csv", "config.json", "data.json")
         ]
         figure.draw_html(scores, result.rows, html, title)
         figure.draw_png(scores, result.rows, png, title)
         results.write_csv(result.rows, csv)
         resolved.write_text(json.dumps(asdict(config), indent=2), encoding="utf-8")
+        data.write_text(json.dumps(study.user_attrs["data"], indent=2), encoding="utf-8")
         tracking.finish(
             tracker,
             params=config.choices() | _how(studies.the_study(config)),
@@ -175,6 +212,7 @@ def log_result(tracker: Tracker, table: Table, study: optuna.Study, result: Resu
                 "trials": len(result.trials),
                 "holdout_reads": result.holdout_reads,
                 **({"regret": 100 - result.shares[-1]} if result.shares else {}),
+                **{f"fp32.flips.{name}": rate for name, rate in _flips(result).items()},
             },
             files=[*files, *explain.write(result.explained, Path(folder), name)],
             note=_note(result),
@@ -185,10 +223,10 @@ def show_result(screen: Console, tracker: Tracker, config: Config, result: Resul
     """The front and what it is compared with, as a table, and where to look further."""
     name = studies.the_study(config).name
     kind = "Within the limits" if studies.the_study(config).kind == "slo" else "Pareto front"
-    terminal.show_rows(screen, f"{kind} of {name}", result.front)
-    terminal.show_rows(
-        screen, "for comparison", [*result.compared, *result.singles, *result.constants]
-    )
+    dense_gb = result.compared[0].search["memory_gb"]
+    terminal.show_rows(screen, f"{kind} of {name}", result.front, dense_gb)
+    compared = [*result.compared, *result.singles, *result.constants]
+    terminal.show_rows(screen, "for comparison", compared, dense_gb)
     if not studies.the_study(config).baselines:
         screen.print("no smaller dense model configured (study.baselines=[NAME])", style="dim")
     for line in _footnotes(result):
@@ -199,17 +237,41 @@ def show_result(screen: Console, tracker: Tracker, config: Config, result: Resul
     screen.print(link, soft_wrap=True, style="bold")
 
 
-def _for_export(table: Table, result: Result) -> dict[str, Any]:
+def _for_export(table: Table, halves: tuple[Judge, Judge], result: Result) -> dict[str, Any]:
     """What the study records of itself, enough to export its front later."""
     variants = {}
     for label in table.variants:
         fields = asdict(table.variant(label))
         variants[label] = {"id": table.variant(label).id, "fields": fields}
+    config, dense = table.config, result.compared[0]
     return {
+        "base": {
+            "source": config.model.source,
+            "repo": models.WHEEL_REPO if config.model.source == "wheel" else config.model.repo,
+            "path": str(table.base.path),
+            "memory_gb": dense.search["memory_gb"],
+            "kv_bytes": table.entries[DENSE].meta["kv_bytes"],
+            "benchmarks": config.benchmarks.name,
+        },
+        "verify": logged.record(table),
+        "ask": {  # whom to ask when
+            row.run_id: [row.members[i] for i in halves[0].lazily(table, row.members).order]
+            for row in result.front
+        },
+        "cascade": cascades(table, halves, result.front),
         "front": [asdict(row) for row in result.front],
         "objectives": studies.objectives(studies.the_study(table.config)),
         "variants": variants,
+        "data": results.data_hashes(table),
     }
+
+
+def cascades(table: Table, halves: tuple[Judge, Judge], rows: Sequence[Row]) -> dict[str, Any]:
+    """Run id -> the cascade of each ensemble of several members; it stands in for a majority."""
+    majority = table.config.vote.rule == "majority"
+    several = [row for row in rows if len(row.members) > 1 and majority]
+    sure = {label: cascade.margins(table, label) for row in several for label in row.members}
+    return {row.run_id: cascade.fit(table, halves, row.members, sure) for row in several}
 
 
 def _footnotes(result: Result) -> list[str]:
@@ -229,15 +291,46 @@ def _footnotes(result: Result) -> list[str]:
         )
     if any(row.unskilled for row in result.rows):
         notes.append("* in some benchmark no better than one constant answer")
+    several = [row for row in result.front if len(row.members) > 2]
+    if several:
+        calls = np.mean([row.search["calls"] / len(row.members) for row in several])
+        read = np.mean([row.search["bytes_read"] for row in several])
+        notes.append(
+            "asked one by one until the vote is decided (same answers), the front's ensembles of "
+            f"three or more need {100 * calls:.0f} % of the calls, {read:.0f} % of the bytes (mean)"
+        )
+    for reason in dict.fromkeys(result.left_out.values()):
+        labels = [label for label, why in result.left_out.items() if why == reason]
+        notes.append(f"{reason}: {', '.join(labels)}")
     if result.degenerate:
         notes.append(f"degenerate, may not vote: {', '.join(result.degenerate)}")
     if result.truth is not None and result.shares:
         notes.append(
-            f"true front of {result.truth.ensembles:,} ensembles: {len(result.truth.front)}; "
+            f"{_kind(result.truth)} of {result.truth.ensembles:,} ensembles: "
+            f"{len(result.truth.front)}; "
             f"the sampler's {len(result.shares)} trials "
             f"reached {result.shares[-1]:.1f} % of its hypervolume"
         )
+    if flips := _flips(result):
+        assert result.recheck is not None
+        worst = max(flips, key=lambda name: flips[name])
+        moved = {key: result.recheck.moved(result.front, key) for key in ("trust", "mmlu")}
+        notes.append(
+            f"in fp32 {sum(flips.values()) / len(flips):.2f} % of the members' answers are others "
+            f"(at most {flips[worst]:.2f} %: {worst}); the front's trust moves by at most "
+            f"{moved['trust']:.2f}, its MMLU by {moved['mmlu']:.2f} points"
+        )
     return notes + explain.lines(result.explained) + result.remarks
+
+
+def _kind(truth: Truth) -> str:
+    if not truth.approximate:
+        return "true front"
+    return f"approximate front (greedy and local search, because {truth.approximate})"
+
+
+def _flips(result: Result) -> dict[str, float]:
+    return result.recheck.flips if result.recheck else {}
 
 
 def _note(result: Result) -> str:
@@ -253,6 +346,8 @@ def _note(result: Result) -> str:
 def _nothing_meets(table: Table, study: optuna.Study, judge: Judge) -> str:
     """Which limits no ensemble meets, and how close one came."""
     wanted = studies.the_study(table.config)
+    if set(table.variants) <= set(table.degenerate()):
+        return "every variant of the pool is degenerate: take more bits or another calibration"
     tried = [judge(table, trial.members) for trial in studies.completed(study)]
     given = [
         (f"study.min.{name}", name, value, max)

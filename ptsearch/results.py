@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from ptsearch.ballot import Fitted
 from ptsearch.config import PERSPECTIVES
 from ptsearch.gains import Gains
 from ptsearch.judge import Judge
-from ptsearch.scores import MMLU, Scores, constant_scores
+from ptsearch.scores import MMLU, Scores, constant_scores, or_worst
 from ptsearch.study import Found, Members
 from ptsearch.table import DENSE, Table
 from ptsearch.variant import short_labels
@@ -21,8 +22,10 @@ DENSE_MODEL, BEST_SINGLE = "dense", "best_single"  # what gains are over
 BOUNDS = ("", ".low", ".high")
 SHOWN = ("trust", *PERSPECTIVES, MMLU, "fairness.accuracy", "refusal_rate")
 COST = ("memory_gb", "latency_ms")
+LAZY = ("calls", "bytes_read")
 CSV_COLUMNS = (
-    "kind", "members", "size", *SHOWN, *COST, *(f"holdout.{name}" for name in SHOWN),
+    "kind", "members", "size", *SHOWN, *COST, *LAZY, "of_dense",
+    *(f"holdout.{name}" for name in SHOWN),
     *(f"gain.{than}.trust{end}" for than in (DENSE_MODEL, BEST_SINGLE) for end in BOUNDS),
     "unskilled", "run_id",
 )  # fmt: skip
@@ -41,6 +44,7 @@ class Row:
     unskilled: tuple[str, ...] = ()  # benchmarks where it is no better than one constant answer
     fitted: Fitted = field(default_factory=dict)  # by the vote rule, in the order of the members
     run_id: str = ""
+    certificate: dict[str, Any] = field(default_factory=dict)  # of the front
 
 
 def front_rows(table: Table, judge: Judge, front: Iterable[Found]) -> list[Row]:
@@ -83,16 +87,28 @@ def constant_rows(search: Judge, holdout: Judge) -> list[Row]:
 
 
 def about_data(table: Table) -> list[str]:
-    """What is missing from the benchmarks, stands in for something, or was left out of prompts."""
+    """What is missing from the benchmarks, stands in for something, or was left out of prompts;
+    why variants may not vote.
+    """
     found = [
         f"{benchmark.name}: {note}" for benchmark in table.benchmarks for note in benchmark.notes
     ]
     dropped = {} if DENSE in table.degenerate() else table.dropped(DENSE)
+    found += [
+        f"{label} may not vote: {table.entries[label].meta['reason']}"
+        for label in table.degenerate()
+        if table.entries[label].meta.get("reason")
+    ]
     return found + [
         f"{name}: {count} demonstrations left out of prompts beyond the model's context"
         for name, count in dropped.items()
         if count
     ]
+
+
+def data_hashes(table: Table) -> dict[str, dict[str, str]]:
+    """Benchmark -> file it was read from -> SHA-256."""
+    return {benchmark.name: dict(benchmark.data) for benchmark in table.benchmarks}
 
 
 def about_classes(halves: Mapping[str, Judge]) -> list[str]:
@@ -108,7 +124,7 @@ def about_classes(halves: Mapping[str, Judge]) -> list[str]:
 def best_single(rows: Sequence[Row]) -> Row | None:
     """The single variant with the highest trust on the search half."""
     singles = [row for row in rows if row.kind == "single"]
-    return max(singles, key=lambda row: row.search["trust"], default=None)
+    return max(singles, key=lambda row: or_worst(row.search["trust"]), default=None)
 
 
 def knee(front: Sequence[Scores], objectives: Sequence[str]) -> int:
@@ -149,12 +165,15 @@ def _cell(value: str | int | float) -> str:
     return str(value)
 
 
-def write_csv(rows: Iterable[Row], path: Path) -> None:
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    dense_gb = next((row.search["memory_gb"] for row in rows if row.kind == "dense"), math.nan)
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, CSV_COLUMNS)
+        writer = csv.DictWriter(file, CSV_COLUMNS, extrasaction="ignore")
         writer.writeheader()
         for row in rows:
             scores = {name: row.search[name] for name in (*SHOWN, *COST)}
+            scores |= {name: row.search[name] for name in LAZY if name in row.search}
+            scores["of_dense"] = 100 * row.search["memory_gb"] / dense_gb
             held = {f"holdout.{name}": row.holdout[name] for name in SHOWN} if row.holdout else {}
             writer.writerow(
                 {

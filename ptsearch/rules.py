@@ -8,8 +8,9 @@ Trust) keep them; the two read replies alike and differ in their scores (`publis
 """
 
 import hashlib
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -49,6 +50,23 @@ _REFUSAL = re.compile(
     """,
     re.VERBOSE,
 )
+
+
+def best(logprobs: Sequence[float], offsets: Sequence[float] | None) -> int:
+    """The label with the highest log-probability less its offset; unusable if one is not finite."""
+    found = calibrated(logprobs, offsets)
+    return found.index(max(found)) if all(map(math.isfinite, found)) else UNUSABLE
+
+
+def margin(logprobs: Sequence[float], offsets: Sequence[float] | None) -> float:
+    """Nats between the two best labels; NaN where there are no two."""
+    found = sorted(calibrated(logprobs, offsets))
+    return found[-1] - found[-2] if len(found) > 1 else math.nan
+
+
+def calibrated(logprobs: Sequence[float], offsets: Sequence[float] | None) -> list[float]:
+    """The log-probabilities less their offsets, where there are any."""
+    return [p - o for p, o in zip(logprobs, offsets or [0.0] * len(logprobs), strict=True)]
 
 
 def refuses(reply: str) -> bool:

@@ -4,6 +4,7 @@
 answers are one array of codes (samples,) beside it. All scores are in percent.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from ptsearch import metrics
 from ptsearch.benchmarks import Benchmark, Scenario
 from ptsearch.benchmarks.split import half
 from ptsearch.published import Answers, Measures, aggregate, measure
-from ptsearch.rules import UNUSABLE, Question
+from ptsearch.rules import Question, best, calibrated
 from ptsearch.voting import Codes
 
 Scores = dict[str, float]
@@ -116,9 +117,7 @@ def answers(
             lead = benchmark.scenarios[sample.scenario].lead
             codes.append(parse(reply.removeprefix(lead), sample.question))
             continue
-        calibrated = _calibrated(logprobs, offsets)
-        finite = bool(np.isfinite(calibrated).all())
-        codes.append(int(calibrated.argmax()) if finite else UNUSABLE)
+        codes.append(best(logprobs, offsets))
     return np.array(codes, dtype=np.int16)
 
 
@@ -131,14 +130,10 @@ def logprobs(table: pa.Table, width: int) -> Floats:
     columns = zip(table["logprobs"].to_pylist(), table["offsets"].to_pylist(), strict=True)
     for row, (given, offsets) in enumerate(columns):
         if given is not None:
-            calibrated = _calibrated(given, offsets)
-            if np.isfinite(calibrated).all():
-                found[row, : calibrated.size] = calibrated - np.logaddexp.reduce(calibrated)
+            mine = np.array(calibrated(given, offsets))
+            if np.isfinite(mine).all():
+                found[row, : mine.size] = mine - np.logaddexp.reduce(mine)
     return found
-
-
-def _calibrated(given: Sequence[float], offsets: Sequence[float] | None) -> Floats:
-    return np.array(given) - (np.array(offsets) if offsets else 0.0)
 
 
 def score(asked: Questions, codes: Codes, weights: Mapping[str, float]) -> Scores:
@@ -307,24 +302,47 @@ def unskilled(scores: Mapping[str, float], majority: Mapping[str, float]) -> lis
     return [key.removesuffix(".accuracy") for key in keys if scores[key] <= majority[key]]
 
 
+def or_worst(value: float) -> float:
+    """To rank by: a score that does not exist (NaN) comes last."""
+    return -math.inf if math.isnan(value) else value
+
+
 class Cost(NamedTuple):
     memory_gb: float  # 10^9 bytes: stored tensors, shared ones once, and KV cache
     latency_ms: float
 
 
-def cost(members: Sequence[Mapping[str, Any]], kv_bytes: int, latency: str) -> Cost:
-    """Cost of members given as {`tensors`: {name: {bytes, sha256}}, `latency_ms`}.
+def kv_bytes(model: Mapping[str, Any], kv: Mapping[str, float], context: int) -> int:
+    """Keys and values of `context` tokens: of a model's config.json, at the bits that `kv` says.
 
-    Tensors with equal checksums are stored once. `kv_bytes` is one member's cache; every member
-    holds its own. `latency` is sequential (sum) or parallel (slowest).
+    kv: {`bits` a value, `window`: the newest tokens, which are kept in 16 bits}.
+    """
+    model = model.get("text_config", model)
+    heads = model["num_attention_heads"]
+    width = model.get("head_dim") or model["hidden_size"] // heads
+    kv_heads = model.get("num_key_value_heads") or heads
+    full = min(context, kv["window"])
+    bits = 16 * full + kv["bits"] * (context - full)
+    return round(2 * model["num_hidden_layers"] * kv_heads * width * bits / 8)
+
+
+def cost(
+    members: Sequence[Mapping[str, Any]], latency: str, asked: Sequence[float] | None = None
+) -> Cost:
+    """Cost of members given as {`tensors`: {name: {bytes, sha256}}, `kv_bytes`, `latency_ms`}.
+
+    Tensors with equal checksums are stored once; every member holds its own cache. `latency` is
+    sequential (sum), parallel (slowest) or lazy (expected, `asked` being the share of samples for
+    which each member is asked).
     """
     tensors = {
         tensor["sha256"]: tensor["bytes"]
         for member in members
         for tensor in member["tensors"].values()
     }
-    times = [member["latency_ms"] for member in members]
+    shares = asked if latency == "lazy" and asked is not None else [1.0] * len(members)
+    times = [s * member["latency_ms"] for s, member in zip(shares, members, strict=True)]
     return Cost(
-        memory_gb=(sum(tensors.values()) + kv_bytes * len(members)) / 1e9,
-        latency_ms=sum(times) if latency == "sequential" else max(times),
+        memory_gb=(sum(tensors.values()) + sum(member["kv_bytes"] for member in members)) / 1e9,
+        latency_ms=max(times) if latency == "parallel" else sum(times),
     )

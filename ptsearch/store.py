@@ -17,12 +17,16 @@ MANIFEST = "files.json"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+class FullDiskError(ValueError):
+    """There was no room for a folder."""
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary sibling of `path` that becomes `path` on success and vanishes on an exception.
 
     If another process has made a whole `path` meanwhile, that one stays. A full disk is a
-    ValueError.
+    FullDiskError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part-{os.getpid()}-{secrets.token_hex(4)}")
@@ -37,7 +41,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             _sync(path.parent)
     except OSError as error:
         if error.errno in FULL:
-            raise ValueError(
+            raise FullDiskError(
                 f"no space left in {path.parent} to write {path.name}: nothing of it was kept"
             ) from error
         raise

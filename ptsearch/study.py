@@ -22,6 +22,7 @@ from sqlalchemy import event
 
 from ptsearch.config import OBJECTIVES, Config, Limits, StudyConfig
 from ptsearch.judge import Judge
+from ptsearch.sampler import SetSampler
 from ptsearch.scores import Cost, Scores
 from ptsearch.table import Table
 
@@ -105,7 +106,7 @@ def search(study: optuna.Study, table: Table, judge: Judge, on_trial: Seen) -> N
     before = completed(study)
     table.ensure(label for found in before for label in found.members)  # of a resumed study
     run = _Search(
-        table, judge, on_trial, {found.members for found in before},
+        table, judge, on_trial, {found.members for found in before} | unscored(study),
         proposed=sum(found.by_sampler for found in before),
     )  # fmt: skip
     if not study.trials:
@@ -157,6 +158,10 @@ class _Search:
         if not members or members in self.seen:
             raise optuna.TrialPruned
         found = self.judge(self.table, members)
+        if any(math.isnan(found[name]) for name in objectives(wanted)):
+            self.seen.add(members)  # the published rules have no score where nothing is answered
+            trial.set_user_attr("unscored", members)
+            raise optuna.TrialPruned
         violations = constraints(wanted, members, found, self.judge)
         for name, value in violations.items():
             trial.set_constraint(name, value)
@@ -217,6 +222,12 @@ class _Search:
 def completed(study: optuna.Study) -> list[Found]:
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return [_found(trial) for trial in trials]
+
+
+def unscored(study: optuna.Study) -> set[Members]:
+    """Ensembles that were tried and have no score under the rules."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+    return {tuple(t.user_attrs["unscored"]) for t in trials if "unscored" in t.user_attrs}
 
 
 def front(study: optuna.Study) -> list[Found]:
@@ -283,6 +294,7 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+    "sets": SetSampler,
     "tpe": lambda seed: TPESampler(seed=seed, multivariate=True),
     "nsga2": lambda seed: NSGAIISampler(seed=seed),
     "gp": lambda seed: GPSampler(seed=seed, deterministic_objective=True),

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,10 @@ class Table:
         sound = [label for label in missing if not metas[label]["degenerate"]]
         tasks = {label: self._task(label) for label in sound}
         asked = [label for label, task in tasks.items() if task.outputs]
-        finite = self.workers.map(
+        reasons = self.workers.map(
             evaluate.run, [(tasks[label], self.benchmarks) for label in asked], self.report
         )
-        broken = {label for label, whole in zip(asked, finite, strict=True) if not whole}
+        broken = {label: why for label, why in zip(asked, reasons, strict=True) if why}
         read = {label: self._read(label) for label in sound if label not in broken}
         self._time(tasks[label] for label in read)
         if self.reader:
@@ -74,8 +74,39 @@ class Table:
         for label in missing:
             usable = label in read
             self.entries[label] = (
-                self._entry(label, *read[label]) if usable else self._degenerate_entry(label)
+                self._entry(label, *read[label])
+                if usable
+                else self._degenerate_entry(label, broken.get(label, ""))
             )
+
+    def ask(self, labels: Iterable[str], rows: NDArray[np.intp]) -> dict[str, Codes]:
+        """Codes (samples,) by the rules of variants that were asked at least the samples `rows`,
+        where alone they mean anything. A degenerate variant gets its entry and no codes.
+        """
+        labels = list(labels)
+        self.build(labels)
+        sound = [label for label in labels if not self.meta(label)["degenerate"]]
+        only, start = {}, 0
+        for benchmark in self.benchmarks:
+            inside = rows[(rows >= start) & (rows < start + len(benchmark.samples))] - start
+            only[benchmark.name] = frozenset(benchmark.samples[i].id for i in inside)
+            start += len(benchmark.samples)
+        tasks = [replace(self._task(label), only=only) for label in sound]
+        asked = [label for label, task in zip(sound, tasks, strict=True) if task.outputs]
+        reasons = self.workers.map(
+            evaluate.run, [(task, self.benchmarks) for task in tasks if task.outputs], self.report
+        )
+        broken = {label: why for label, why in zip(asked, reasons, strict=True) if why}
+        sound = [label for label in sound if label not in broken]
+        self._time(self._task(label) for label in sound)
+        for label in set(labels) - set(sound):
+            self.entries[label] = self._degenerate_entry(label, broken.get(label, ""))
+        return {label: self._asked(label) for label in sound}
+
+    def cost_meta(self, label: str) -> dict[str, Any]:
+        """What was recorded when the variant was built, with `latency_ms`."""
+        timed = json.loads(self._latency(label).read_text(encoding="utf-8"))
+        return self._costed(label) | {"latency_ms": _two_digits(timed["latency_ms"])}
 
     def build(self, labels: Iterable[str]) -> None:
         """Build what is not in the cache: the whole pool or only `labels`, by `pool.build`."""
@@ -110,6 +141,21 @@ class Table:
             )
         return found
 
+    def leave_out(self, label: str, reason: str) -> None:
+        """Nothing more is asked of a variant: it does not vote, whatever it has answered."""
+        meta = {"degenerate": True, "left_out": reason, "latency_ms": math.nan}
+        self.entries[label] = self._silent(label, meta)
+
+    def left_out(self) -> dict[str, str]:
+        """Label -> why, of the variants that nothing more is asked of."""
+        metas = {label: entry.meta for label, entry in self.entries.items()}
+        return {label: meta["left_out"] for label, meta in metas.items() if "left_out" in meta}
+
+    def seconds(self, label: str) -> float:
+        """What an evaluated variant cost: its own part of the build, and its answers."""
+        asked = [predictions.read(path)["seconds"] for path in self.outputs(label).values()]
+        return float(self.meta(label)["cpu_seconds"] + sum(sum(s.to_pylist()) for s in asked))
+
     def variant(self, label: str) -> Variant:
         if label == DENSE:
             return Variant(self.base.name, self.base.revision)
@@ -140,8 +186,11 @@ class Table:
             )
 
     def _latency(self, label: str) -> Path:
-        """Built variants run dequantized, in the dense model's form: one measurement is theirs."""
-        form = label if self.variant(label).method == "path" else DENSE
+        """Built variants run dequantized, in the dense model's form: one measurement is theirs, if
+        nothing is rounded while they run. vLLM runs them as they are stored.
+        """
+        own = self.variant(label).method == "path" or self.variant(label).acts_at_run_time
+        form = label if own or self.config.engine.name == "vllm" else DENSE
         names = [path.name for path in self.outputs(form).values()]
         what = json.dumps([names, self.config.latency.prompts])
         digest = hashlib.sha256(what.encode()).hexdigest()[:12]
@@ -160,6 +209,22 @@ class Table:
         """Demonstrations left out of each benchmark's prompts beyond the model's context."""
         return {name: predictions.dropped(path) for name, path in self.outputs(label).items()}
 
+    def _asked(self, label: str) -> Codes:
+        """The codes of what was asked so far; of the rest unusable."""
+        rules, codes = RULES[self.config.benchmarks.rules], []
+        for benchmark in self.benchmarks:
+            path = self.outputs(label)[benchmark.name]
+            part = predictions.partial(path)
+            found = np.full(len(benchmark.samples), UNUSABLE, dtype=np.int16)
+            if path.exists() or part.exists():
+                said = predictions.read(path if path.exists() else part)
+                have = set(said["sample"].to_pylist())
+                rows = [i for i, s in enumerate(benchmark.samples) if s.id in have]
+                asked = replace(benchmark, samples=tuple(benchmark.samples[i] for i in rows))
+                found[rows] = scores.answers(asked, said, rules)
+            codes.append(found)
+        return np.concatenate(codes)
+
     def _read(self, label: str) -> tuple[Codes, list[extract.Unread]]:
         """The codes of a variant's predictions under the rules, and what is left for a judge."""
         rules, outputs = RULES[self.config.benchmarks.rules], self.outputs(label)
@@ -176,9 +241,9 @@ class Table:
         judged = None
         if self.reader:
             codes, judged = extract.decide(self.reader, codes, left)
-        timed = json.loads(self._latency(label).read_text(encoding="utf-8"))
-        meta = self.meta(label) | {"latency_ms": _two_digits(timed["latency_ms"])}
-        return Entry(self.variant(label), codes, meta, judged, self._logprobs(label))
+        return Entry(
+            self.variant(label), codes, self.cost_meta(label), judged, self._logprobs(label)
+        )
 
     def _logprobs(self, label: str) -> NDArray[np.float64] | None:
         if self.config.vote.rule != "soft":
@@ -189,10 +254,20 @@ class Table:
             [scores.logprobs(predictions.read(outputs[b.name]), width) for b in self.benchmarks]
         )
 
-    def _degenerate_entry(self, label: str) -> Entry:
+    def _costed(self, label: str) -> dict[str, Any]:
+        """The meta.json of a variant, with the bytes of its KV cache."""
+        meta, base = self.meta(label), models.read_json(self.base.path / "config.json")
+        return meta | {"kv_bytes": scores.kv_bytes(base, meta["kv"], self.config.memory.context)}
+
+    def _degenerate_entry(self, label: str, reason: str) -> Entry:
         """Without predictions: it is shown and never votes."""
+        meta = self.meta(label)
+        why = f"perplexity {meta['perplexity']}, dense {meta['dense_perplexity']:.4g}"
+        own = {"degenerate": True, "reason": reason or why, "latency_ms": math.nan}
+        return self._silent(label, self._costed(label) | own)
+
+    def _silent(self, label: str, meta: dict[str, Any]) -> Entry:
         samples = sum(len(benchmark.samples) for benchmark in self.benchmarks)
-        meta = self.meta(label) | {"latency_ms": math.nan, "degenerate": True}
         return Entry(self.variant(label), np.full(samples, UNUSABLE, dtype=np.int16), meta)
 
 
@@ -200,6 +275,7 @@ def open_table(
     config: Config, benchmarks: Sequence[Benchmark], workers: Pool, report: Report
 ) -> Table:
     """The table of a config: the base model is fetched, the pool spanned, nothing built yet."""
+    config.engine.check()
     cache = Path(config.cache_dir)
     base: BaseModel = workers.call(models.prepare, config.model, cache, report=report)
     pool = expand_pool(
@@ -207,7 +283,10 @@ def open_table(
         config.pool.variants,
         {"group_size": config.pool.group_size, "backend": config.pool.backend},
         calibration.read(config.calibration).identity,
-    ) + [models.path_variant(base, **row) for row in config.pool.paths]
+    )
+    if config.pool.sequential:
+        pool = [variant.sequential() for variant in pool]
+    pool += [models.path_variant(base, **row) for row in config.pool.paths]
     variants, reader = unique_labels(pool), extract.open_reader(config, base)
     return Table(config, base, variants, benchmarks, workers, report, reader=reader)
 

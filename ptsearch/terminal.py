@@ -60,12 +60,14 @@ def _lines(screen: Console) -> Report:
     return report
 
 
-def show_rows(screen: Console, title: str, rows: Sequence[Row]) -> None:
-    """Scores of the search half, trust of the holdout half beside; percent."""
+def show_rows(screen: Console, title: str, rows: Sequence[Row], dense_gb: float) -> None:
+    """Scores of the search half, trust of the holdout half beside; percent, that of the dense
+    model's bytes too.
+    """
     table = _table(title)
     table.add_column("members", overflow="fold", ratio=1)
     for name in ("trust", "held\nout", "gain", "adv", "fair", "ethics", "ood", "MMLU", "held\nout",
-                 "re-\nfused", "GB", "ms"):  # fmt: skip
+                 "re-\nfused", "GB", "% of\ndense", "ms"):  # fmt: skip
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         found, held = row.search, row.holdout
@@ -80,6 +82,7 @@ def show_rows(screen: Console, title: str, rows: Sequence[Row]) -> None:
             f"{held['mmlu']:.1f}" if held else "",
             f"{found['refusal_rate']:.1f}",
             f"{found['memory_gb']:.3f}",
+            f"{100 * found['memory_gb'] / dense_gb:.0f}",
             f"{found['latency_ms']:.0f}",
             style="" if row.kind == "front" else "dim",
         )

@@ -5,10 +5,14 @@ The only file that imports MLflow. It takes plain dicts and paths.
 
 import logging
 import os
+import tempfile
 import time
 import urllib.parse
+import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +90,11 @@ def add(
     )
 
 
+def log_text(tracker: Tracker, run_id: str, name: str, text: str) -> None:
+    """An artifact of a run."""
+    tracker.client.log_text(run_id, text, name)
+
+
 def log_steps(tracker: Tracker, name: str, values: Iterable[tuple[int, float]]) -> None:
     """A metric of the parent run by step."""
     now = _now()
@@ -109,6 +118,34 @@ def finish(
     for file in files:
         tracker.client.log_artifact(tracker.run_id, str(file))
     tracker.client.set_terminated(tracker.run_id, "FINISHED")
+
+
+def register(uri: str, run_id: str, name: str, folder: Path, loader: str) -> str:
+    """A new version of a registered model that refers to an exported folder; its models:/ URI.
+
+    `loader` is the module whose `_load_pyfunc` gets a file with the folder's path. No weights are
+    copied, so the folder must stay where it is.
+    """
+    with warnings.catch_warnings():  # about type hints of its own
+        warnings.simplefilter("ignore")
+        import mlflow.pyfunc  # seconds
+
+    client = MlflowClient(uri)
+    with tempfile.TemporaryDirectory() as scratch:
+        place, model = Path(scratch, "folder"), Path(scratch, "model")
+        place.write_text(str(folder.resolve()), encoding="utf-8")
+        mlflow.pyfunc.save_model(
+            model,
+            loader_module=loader,
+            data_path=place,
+            pip_requirements=[f"ptsearch=={version('ptsearch')}"],
+        )
+        client.log_artifacts(run_id, str(model), "ensemble")
+    with suppress(MlflowException):  # the name is there already
+        client.create_registered_model(name)
+    source = f"{client.get_run(run_id).info.artifact_uri}/ensemble"
+    made = client.create_model_version(name, source, run_id)
+    return f"models:/{name}/{made.version}"
 
 
 def fail(tracker: Tracker) -> None:

@@ -1,6 +1,7 @@
 """The true Pareto front of the variants at hand, and how much of it a search has found."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -9,11 +10,12 @@ from numpy.typing import NDArray
 from ptsearch import exact, scores
 from ptsearch.config import OBJECTIVES
 from ptsearch.judge import Judge
-from ptsearch.scores import Scores
-from ptsearch.study import Members, limits, objectives, the_study
+from ptsearch.scores import Scores, or_worst
+from ptsearch.study import Members, constraints, limits, objectives, the_study
 from ptsearch.table import Table
 
 REFERENCE = 1.1  # of the hypervolume, in units of the front's range from its ideal point
+BUDGET = 2000  # ensembles scored where not all can be
 MAX_SLOW = 5000  # ensembles that the published rules, scored one by one, may have
 
 Floats = NDArray[np.float64]
@@ -26,6 +28,7 @@ class Truth(NamedTuple):
     front: list[Members]
     values: Floats  # (front, objectives), as measured
     names: list[str]  # the objectives that are on
+    approximate: str = ""  # why not all ensembles were scored
 
 
 class Everything(NamedTuple):
@@ -45,13 +48,15 @@ def true_front(table: Table, judge: Judge) -> Truth:
     ValueError: too many to enumerate, or a limit that only single ensembles can be tested for.
     """
     wanted = the_study(table.config)
-    everything = enumerate_scores(table, judge)
-    found, allowed = everything.found, np.ones(everything.masks.size, dtype=bool)
+    if wanted.min_skill == "require":
+        raise ValueError("study.min_skill=require is tested for the trials alone")
+    everything, names = enumerate_scores(table, judge), objectives(wanted)
+    found = everything.found
+    allowed = np.isfinite([found[name] for name in names]).all(axis=0)
     for name, limit in limits(wanted.min).items():
         allowed &= found[name] >= limit
     for name, limit in limits(wanted.max).items():
         allowed &= found[name] <= limit
-    names = objectives(wanted)
     places = np.flatnonzero(allowed)
     values = np.stack([found[name][places] for name in names], axis=1)
     best = exact.pareto_front(values, [OBJECTIVES[name] for name in names])
@@ -75,8 +80,6 @@ def enumerate_scores(table: Table, judge: Judge) -> Everything:
             f"{masks.size:,} ensembles are too many under {slow}, where they are scored one by one "
             f"(at most {MAX_SLOW:,}): lower study.max_members or the pool"
         )
-    if wanted.min_skill == "require":
-        raise ValueError("study.min_skill=require is tested for the trials alone")
     masks = masks[np.bitwise_count(masks) >= wanted.min_members]
     everything = Everything(labels, masks, {})
     if rule != "majority":
@@ -89,8 +92,93 @@ def enumerate_scores(table: Table, judge: Judge) -> Everything:
     codes, precision = judge.answers(table, labels)
     found = exact.score_all(judge.asked, codes, precision, table.config.trust.weights, masks)
     metas = [entry.meta for entry in entries]
-    cost = exact.cost_all(metas, judge.kv_bytes, table.config.latency.mode, masks)
+    mode = table.config.latency.mode
+    cost = exact.cost_all(metas, mode, masks, (codes, precision))
     return everything._replace(found=found | dict(zip(scores.Cost._fields, cost, strict=True)))
+
+
+def approximate_front(table: Table, judge: Judge, why: str) -> Truth:
+    """The front of a pool too large to enumerate, as far as `BUDGET` ensembles show it.
+
+    Greedy forward selection by each score, then Pareto local search (Paquete et al. 2004,
+    https://doi.org/10.1007/978-3-642-17144-4_7): neighbours of the front, until none is new.
+    """
+    labels, largest = table.voters(), the_study(table.config).max_members
+    tried = _Tried(table, judge)
+    tried.add((label,) for label in labels)
+    for name in tried.names:
+        if OBJECTIVES[name] == "maximize":
+            _select_forward(tried, labels, largest, name)
+    explored = set[Members]()
+    while open_ := [members for members in tried.front() if members not in explored]:
+        explored.add(open_[0])
+        tried.add(_neighbours(labels, open_[0], largest))
+    front = tried.front()
+    values = np.array([[tried.scores[members][name] for name in tried.names] for members in front])
+    return Truth(len(tried.permitted()), front, values, tried.names, why)
+
+
+@dataclass
+class _Tried:
+    """Ensembles scored so far, at most `BUDGET`."""
+
+    table: Table
+    judge: Judge
+    scores: dict[Members, Scores] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        return objectives(the_study(self.table.config))
+
+    def add(self, ensembles: Iterable[Members]) -> None:
+        for members in ensembles:
+            if members not in self.scores and len(self.scores) < BUDGET:
+                self.scores[members] = self.judge(self.table, members)
+
+    def permitted(self) -> list[Members]:
+        wanted = the_study(self.table.config)
+        return [
+            members
+            for members, found in self.scores.items()
+            if np.isfinite([found[name] for name in self.names]).all()
+            and max(constraints(wanted, members, found, self.judge).values()) <= 0
+        ]
+
+    def front(self) -> list[Members]:
+        allowed = self.permitted()
+        if not allowed:
+            return []
+        values = [[self.scores[members][name] for name in self.names] for members in allowed]
+        directions = [OBJECTIVES[name] for name in self.names]
+        return [allowed[i] for i in exact.pareto_front(values, directions)]
+
+
+def _select_forward(tried: _Tried, labels: Sequence[str], largest: int, name: str) -> None:
+    """Add to the best ensemble so far, from none, the member that raises the score most."""
+    path: Members = ()
+    for _ in range(min(largest, len(labels))):
+        grown = [_ordered(labels, {*path, label}) for label in labels if label not in path]
+        tried.add(grown)
+        scored = [members for members in grown if members in tried.scores]
+        if not scored:
+            return
+        path = max(scored, key=lambda members: or_worst(tried.scores[members][name]))
+
+
+def _neighbours(labels: Sequence[str], members: Members, largest: int) -> Iterable[Members]:
+    """One member more, less or exchanged."""
+    inside, outside = set(members), [label for label in labels if label not in members]
+    for out in members:
+        if len(members) > 1:
+            yield _ordered(labels, inside - {out})
+        for label in outside:
+            yield _ordered(labels, inside - {out} | {label})
+    if len(members) < largest:
+        yield from (_ordered(labels, inside | {label}) for label in outside)
+
+
+def _ordered(labels: Sequence[str], members: set[str]) -> Members:
+    return tuple(label for label in labels if label in members)
 
 
 def shares(truth: Truth, tried: Iterable[Scores]) -> list[float]:

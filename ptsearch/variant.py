@@ -14,14 +14,33 @@ from typing import Any
 
 BUILD_VERSION = 1  # bump when equal fields would give other weights
 
-METHODS = ("none", "rtn", "gptq", "awq", "path")
+KV_METHODS = ("kivi", "kvquant", "wkvquant")  # keys and values
+METHODS = (
+    *("none", "rtn", "gptq", "awq", "nested", "squeezellm", "aqlm", "qtip", "hqq", "path"),
+    *("smoothquant", "zeroquant", "rptq", *KV_METHODS),
+)
+DENSE_WEIGHTS = ("none", "path", "kivi", "kvquant")  # nothing of theirs is quantized here
 BACKENDS = ("native", "llmcompressor", "gptqmodel")
 ACTORDERS = ("none", "static")
 GROUP_SIZES = (32, 64, 128, -1)
 MIN_BITS, MAX_BITS = 2, 8
 ACT_BITS = (16, 8, 4)
 KV_BITS = (16, 8, 4, 3, 2)
-CALIBRATED = ("gptq", "awq")
+SEQUENTIAL = ("sequential", "true")  # of method_args: behind layers already quantized
+CHOICES: dict[str, tuple[object, ...]] = {
+    "method": METHODS,
+    "backend": BACKENDS,
+    "actorder": ACTORDERS,
+    "act_bits": ACT_BITS,
+    "kv_bits": KV_BITS,
+}
+CALIBRATED = (
+    *("gptq", "awq", "nested", "squeezellm", "aqlm", "qtip"),
+    *("smoothquant", "rptq", "kvquant", "wkvquant"),
+)
+BITS_OF = {"nested": (3, 8), "aqlm": (2, 4), "qtip": (2, 4)}  # others: MIN_BITS to MAX_BITS
+WITHOUT_GROUPS = ("squeezellm", "aqlm", "qtip")
+STOCHASTIC = ("rtn", "gptq")  # methods that know rounding_seed
 
 
 @dataclass(frozen=True)
@@ -30,11 +49,11 @@ class Variant:
 
     `group_size` is in input columns, -1 = one group per row. `act_bits` and `kv_bits` say how the
     inputs of linear layers and past keys and values are rounded at run time (16 = not at all), the
-    last `kv_window` tokens excepted; `decode_schedule` is "" or what takes over after the first
-    tokens of a reply. `calibration` is the SHA-256 of the calibration text and how it is cut (""
-    where the method needs none); `seed` draws the samples from it. `rounding_seed` draws a
-    stochastic rounding; None rounds to nearest. `method_args` are sorted (key, value) pairs that
-    only one method knows.
+    last `kv_window` tokens excepted; `decode_schedule` is "" or TOKENS:BITS: after so many tokens
+    of a reply the same variant at so many bits takes over. `calibration` is the SHA-256 of the
+    calibration text and how it is cut ("" where the method needs none); `seed` draws the samples
+    from it. `rounding_seed` draws a stochastic rounding; None rounds to nearest. `method_args` are
+    sorted (key, value) pairs that only one method knows.
     """
 
     model: str
@@ -57,36 +76,62 @@ class Variant:
     build_version: int = BUILD_VERSION
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
-        if self.backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
-        if self.actorder not in ACTORDERS:
-            raise ValueError(
-                f"actorder must be one of {', '.join(ACTORDERS)}, got {self.actorder!r}"
-            )
-        for name, bits, known in (
-            ("act_bits", self.act_bits, ACT_BITS),
-            ("kv_bits", self.kv_bits, KV_BITS),
-        ):
-            if bits not in known:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {bits}")
+        for name, known in CHOICES.items():
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value}")
+        if self.decode_schedule:
+            self.phases()
         if self.kv_window < 0:
             raise ValueError(f"kv_window must be at least 0, got {self.kv_window}")
-        if self.method in ("none", "path"):
-            return
-        if not MIN_BITS <= self.bits <= MAX_BITS:
-            raise ValueError(f"bits must be {MIN_BITS} to {MAX_BITS}, got bits={self.bits}")
+        if self.method == "none" and self.acts_at_run_time:
+            raise ValueError("method=none is the dense model as it is: rounding needs a method")
+        if self.method in KV_METHODS and self.kv_bits == 16:
+            raise ValueError(f"{self.method} needs kv_bits, one of 8, 4, 3, 2")
+        if self.method not in DENSE_WEIGHTS:
+            self._check_method()
+
+    def _check_method(self) -> None:
+        least, most = BITS_OF.get(self.method, (MIN_BITS, MAX_BITS))
+        if not least <= self.bits <= most:
+            raise ValueError(f"{self.method}: bits must be {least} to {most}, got bits={self.bits}")
+        if self.method == "hqq" and self.bits == 7:
+            raise ValueError("hqq has 2 to 6 and 8 bits, got bits=7")
         if self.group_size not in GROUP_SIZES:
             raise ValueError(
                 f"group_size must be one of {', '.join(map(str, GROUP_SIZES))}, "
                 f"got group_size={self.group_size}"
             )
+        if self.method in WITHOUT_GROUPS and self.group_size != -1:
+            raise ValueError(f"{self.method} has no groups, got group_size={self.group_size}")
+        if self.rounding_seed is not None and self.method not in STOCHASTIC:
+            known = " and ".join(STOCHASTIC)
+            raise ValueError(f"rounding_seed is for {known}, got method={self.method!r}")
+
+    def phases(self) -> tuple[int, "Variant", "Variant"]:
+        """(tokens of a reply, the variant that writes them, the one that writes the rest)."""
+        tokens, _, bits = self.decode_schedule.partition(":")
+        if not (tokens.isdecimal() and bits.isdecimal() and int(tokens) > 0):
+            raise ValueError(
+                "decode_schedule must be TOKENS:BITS, such as 8:3 (after 8 tokens of a reply "
+                f"3 bits take over), got {self.decode_schedule!r}"
+            )
+        first = replace(self, decode_schedule="")
+        return int(tokens), first, replace(first, bits=int(bits))
+
+    def sequential(self) -> "Variant":
+        """The same solved behind layers already quantized, where it is fitted to their inputs."""
+        if self.method not in CALIBRATED or self.backend != "native":
+            return self
+        return replace(self, method_args=tuple(sorted({*self.method_args, SEQUENTIAL})))
 
     @property
     def id(self) -> str:
         fields = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(fields.encode()).hexdigest()[:12]
+
+    @property
+    def acts_at_run_time(self) -> bool:
+        return (self.act_bits, self.kv_bits, self.decode_schedule) != (16, 16, "")
 
     @property
     def precision(self) -> float:
@@ -102,7 +147,8 @@ class Variant:
         if self.method == "path":
             return args["label"]
         group = "row" if self.group_size == -1 else str(self.group_size)
-        parts = [self.method, f"{self.bits}b", f"g{group}"]
+        dense = self.method in DENSE_WEIGHTS
+        parts = [self.method] if dense else [self.method, f"{self.bits}b", f"g{group}"]
         if not self.sym:
             parts.append("asym")
         if self.actorder != "none":
@@ -111,6 +157,8 @@ class Variant:
             parts.append(f"a{self.act_bits}")
         if self.kv_bits != 16:
             parts.append(f"kv{self.kv_bits}")
+        if self.decode_schedule:
+            parts.append(f"then{self.phases()[2].bits}b")
         parts.append(f"s{self.seed}")
         if self.rounding_seed is not None:
             parts.append(f"r{self.rounding_seed}")
@@ -142,6 +190,8 @@ def expand_pool(
             chosen = {**defaults, **dict(zip(row, values, strict=True))}
             if chosen["method"] in CALIBRATED:
                 chosen["calibration"] = calibration
+            if chosen["method"] in WITHOUT_GROUPS and "group_size" not in row:
+                chosen["group_size"] = -1
             variants.append(replace(dense, **chosen))
     repeated = [variant.label for variant, n in Counter(variants).items() if n > 1]
     if repeated:

@@ -61,10 +61,13 @@ def against_majority(
         gains = differences(table, halves[1], np.concatenate(votes["holdout"]), pairs, keys)
     except ValueError as error:
         remarks.append(f"no intervals of the vote rule against the majority: {error}")
-    rows = [
-        {"members": " + ".join(members), "score": key}
-        | {name: each[i][key] for name, each in found.items()}
-        | _gain_columns(gains[i].get(key))
+    rows: list[dict[str, str | float]] = [
+        {
+            "members": " + ".join(members),
+            "score": key,
+            **{name: each[i][key] for name, each in found.items()},
+            **_gain_columns(gains[i].get(key)),
+        }
         for i, members in enumerate(ensembles)
         for key in keys
     ]

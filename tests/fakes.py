@@ -44,7 +44,8 @@ def fake_benchmark(name: str, rng: np.random.Generator, samples: int = 60) -> Be
 def fake_meta(label: str, bits: int, own_bytes: int = 10_000_000) -> dict[str, Any]:
     shared = {"embedding": {"bytes": 50_000_000, "sha256": "shared"}}
     own = {"layers": {"bytes": own_bytes * bits, "sha256": label}}
-    return {"tensors": shared | own, "latency_ms": 10.0 + bits / 10, "degenerate": False}
+    return {"tensors": shared | own, "kv_bytes": 1_000_000, "latency_ms": 10.0 + bits / 10,
+            "degenerate": False}  # fmt: skip
 
 
 def fake_table(

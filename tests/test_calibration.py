@@ -1,7 +1,13 @@
 """Calibration text: cut, drawn and identified."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
+import hub_server
+import huggingface_hub
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +15,7 @@ from hypothesis import strategies as st
 from tiny import byte_tokenizer
 
 from ptsearch import calibration
+from ptsearch.benchmarks import hub
 from ptsearch.calibration import Calibration
 from ptsearch.config import CalibrationConfig
 
@@ -79,6 +86,46 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes(b"abc\xff")
     with pytest.raises(ValueError, match="not UTF-8 text at byte 3"):
         read(tmp_path / "latin.txt")
+
+
+NO = {"role": "assistant", "content": "No."}
+TALKS = [{"messages": [{"role": "user", "content": f"Is {n} odd?"}, NO]} for n in range(0, 40, 2)]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_conversations_go_through_the_chat_template(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "jsonl":
+        path.write_text("\n".join(map(json.dumps, [*TALKS, {"text": "Hello."}])), encoding="utf-8")
+    else:
+        pq.write_table(pa.Table.from_pylist(TALKS), path)
+    settings = CalibrationConfig(source="file", path=str(path), rendering="chat", length=16)
+    found, tokenizer = calibration.read(settings), byte_tokenizer()
+    whole = [calibration.chunks(tokenizer, part, 1, "chat").flatten().tolist()
+             for part in (found.fitted, found.held_out)]  # fmt: skip
+    text = "".join(tokenizer.decode(ids) for ids in whole)
+    assert text.startswith("<|user|>Is 0 odd?<|end|><|assistant|>No.<|end|><|user|>Is 2 odd?")
+    assert text.count("<|assistant|>") == len(TALKS)
+    assert text.endswith("<|user|>Hello.<|end|>") == (suffix == "jsonl")
+    assert found.identity != calibration.read(replace(settings, rendering="raw")).identity
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match=r"no chat template: choose calibration\.rendering=raw"):
+        calibration.chunks(tokenizer, found.fitted, 16, "chat")
+
+
+def test_a_file_of_a_hub_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = hub_server.Served({"me/texts/data/a.jsonl": b'{"text": "one"}\n{"text": "two"}'})
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    settings = CalibrationConfig(source="hub", repo="me/texts", revision="0" * 40,
+                                 path="data/a.jsonl")  # fmt: skip
+    with hub_server.serve(served) as endpoint:
+        monkeypatch.setattr(hub, "HUB", hub.Hub(endpoint, tmp_path))
+        assert calibration.read(settings).text == "one\n\ntwo"
+        with pytest.raises(ConnectionError, match=r"b\.jsonl"):
+            calibration.read(replace(settings, path="b.jsonl"))
+    assert calibration.read(settings).text == "one\n\ntwo"  # from the hub's own cache
+    with pytest.raises(ValueError, match=r"calibration\.repo=OWNER/NAME"):
+        calibration.read(CalibrationConfig(source="hub", path="a.txt"))
 
 
 def read(path: Path) -> Calibration:

@@ -71,7 +71,7 @@ def test_compressed_tensors_decompresses_what_was_solved_for(bits: int, sym: boo
     scheme = QuantizationScheme.model_validate(config["config_groups"]["group_0"])
     W = torch.randn(9, 96, generator=torch.Generator().manual_seed(bits))
     quantized = rtn.quantize(W, bits, 32, sym)
-    stored = checkpoint.tensors("q", quantized, sym)
+    stored = checkpoint.tensors("q", quantized, variant)
     local = {name.removeprefix("q."): tensor for name, tensor in stored.items()}
     local["weight_scale"] = local["weight_scale"].float()
     compressor = BaseCompressor.get_value_from_registry("pack-quantized")

@@ -61,7 +61,17 @@ def test_the_pool_of_the_paper_has_both_kinds_of_ensembles() -> None:
     assert sizes == [3, 3, 2, 2]
 
 
-@pytest.mark.parametrize("size", [("paper", 6, 6), ("default", 6, 12), ("wide", 18, 20)])
+@pytest.mark.parametrize(
+    "size",
+    [
+        ("paper", 6, 6),
+        ("default", 6, 12),
+        ("wide", 18, 20),
+        ("nested", 3, 3),
+        ("rounding", 6, 6),
+        ("codes", 9, 9),
+    ],
+)
 def test_pools_have_their_sizes(size: tuple[str, int, int]) -> None:
     from ptsearch.variant import Variant, expand_pool, unique_labels
 

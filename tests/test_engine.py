@@ -44,6 +44,7 @@ PROMPTS = (
     + [DEMOS[:30] + OTHER]
 )  # a prompt that others begin with, unrelated ones, one token, a repetition
 LABELS = [[[10], [11, 12, 13], [11, 14], [200 + k]][: 2 + k % 3] for k in range(len(PROMPTS))]
+PEAK = Path("/proc/self/clear_refs")
 
 
 def silent(done: int, total: int) -> None:
@@ -186,6 +187,22 @@ def test_the_budget_bounds_forwards_and_what_is_kept(llama, monkeypatch):
     assert max(kept) <= memory.WAVE * 128 + longest
 
 
+@pytest.mark.skipif(not PEAK.exists(), reason="needs Linux's record of the peak")
+def test_memory_does_not_grow_with_the_prompts(llama):
+    small = llama._replace(limits=memory.Limits(512, 64))
+
+    def peak(prompts: int) -> int:
+        """Most bytes that the process held while it scored prompts of 100 tokens."""
+        asked = [[k % 250, k // 250, *range(98)] for k in range(prompts)]
+        PEAK.write_text("5")  # forget the peak so far
+        engines.score(small, asked, [[[1], [2]]] * prompts, silent)
+        status = (PEAK.parent / "status").read_text()
+        return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+    peak(100)
+    assert peak(1000) - peak(100) < 16 * 2**20  # the states of all of its tokens take 100 MB
+
+
 def test_a_shared_prefix_is_computed_once(llama, monkeypatch):
     tokens = []
     real = packed.forward
@@ -222,6 +239,18 @@ def test_bf16_stays_near_transformers(llama):
     for row, truth in zip(engines.score(half, PROMPTS, LABELS, silent), exact, strict=True):
         assert row == pytest.approx(truth, abs=1.0)
     assert half.model.dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_what_the_cpu_gives(llama):
+    folder = Path(llama.tokenizer.name_or_path)
+    there = engines.load(folder, EngineConfig(dtype="float32", device="cuda"))
+    assert there.packed
+    scores = engines.score(llama, PROMPTS, LABELS, silent)
+    for row, truth in zip(engines.score(there, PROMPTS, LABELS, silent), scores, strict=True):
+        assert row == pytest.approx(truth, abs=1e-4)
+    replies = engines.generate(there, PROMPTS, 5, silent)
+    assert replies == engines.generate(llama, PROMPTS, 5, silent)
 
 
 @pytest.mark.parametrize("count", [0, 3])

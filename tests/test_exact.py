@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from optuna._hypervolume import compute_hypervolume
 from tables import random_asked, random_codes
 
-from ptsearch import exact, rates, scores, voting
+from ptsearch import exact, lazy, rates, scores, voting
 
 WEIGHTS = {"adversarial": 1.0, "fairness": 2.0, "ethics": 1.0, "ood": 0.5}
 PRECISION = np.array([4.0, 8.0, 3.0, 4.0, 3.0, 16.0])
@@ -95,7 +95,7 @@ def test_too_many_ensembles_are_refused_with_their_number() -> None:
     assert exact.enumerate_ensembles(27, 2).size == 27 + 27 * 26 // 2
 
 
-@pytest.mark.parametrize("latency", ["sequential", "parallel"])
+@pytest.mark.parametrize("latency", ["sequential", "parallel", "lazy"])
 def test_costs_equal_those_of_the_members(rng, latency: str) -> None:
     metas = [
         {
@@ -103,14 +103,19 @@ def test_costs_equal_those_of_the_members(rng, latency: str) -> None:
                 f"w{i}": {"bytes": 10 ** (i + 1) + held, "sha256": f"{i}-{held}"}
                 for i, held in enumerate(rng.integers(0, 3, 4).tolist())
             },
+            "kv_bytes": int(rng.integers(9, 999)),
             "latency_ms": float(rng.uniform(10, 90)),
         }
         for _ in range(6)
     ]
     masks = exact.enumerate_ensembles(6, 6)
-    memory, times = exact.cost_all(metas, 12_345, latency, masks)
+    codes, precision = rng.integers(-1, 3, (6, 30)).astype(np.int16), rng.random(6)
+    each = np.array([meta["latency_ms"] for meta in metas])
+    memory, times = exact.cost_all(metas, latency, masks, (codes, precision))
     for i, mask in enumerate(masks):
-        slow = scores.cost([metas[v] for v in exact.members(mask)], 12_345, latency)
+        members = list(exact.members(mask))
+        shares = lazy.plan(codes[members], precision[members], each[members]).asked.tolist()
+        slow = scores.cost([metas[v] for v in members], latency, shares)
         assert memory[i] == slow.memory_gb
         assert times[i] == pytest.approx(slow.latency_ms, abs=1e-9)
 

@@ -1,6 +1,7 @@
 """Both experiments as commands, on a tiny random model."""
 
 import csv
+import json
 import sqlite3
 from pathlib import Path
 
@@ -34,6 +35,9 @@ def test_a_run_for_every_line_and_its_files(kind: str, finished: Path) -> None:
     assert {f"{kind}.html", f"{kind}.png", "config.json"} <= {
         p.name for p in table.parent.iterdir()
     }
+    data = json.loads((table.parent / "data.json").read_text())
+    assert data.keys() == {"adversarial", "ethics", "fairness", "mmlu", "ood"}
+    assert all(len(sha256) == 64 for files in data.values() for sha256 in files.values())
     with sqlite3.connect(finished / "mlruns" / "mlflow.db") as database:
         query = "select run_uuid from runs where status = 'FINISHED'"
         runs = {row[0] for row in database.execute(query)}

@@ -2,14 +2,19 @@
 
 import csv
 import json
+import re
 import sqlite3
 from pathlib import Path
 
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from test_cli import ptsearch
 
-from ptsearch import store
+from ptsearch import exported, store
+from ptsearch.benchmarks import NAMES
+from ptsearch.ensemble import PrecisionEnsemble
 
 POOL = "[{method: [rtn, gptq], bits: [3, 4], sym: false}, {method: gptq, bits: 8}]"
 SMALL = (
@@ -69,6 +74,26 @@ def test_again_builds_and_evaluates_nothing(finished, tiny_model, monkeypatch, c
     assert "evaluating" not in said
 
 
+def test_the_front_can_be_checked_in_fp32(finished, tiny_model, monkeypatch, capfd) -> None:
+    assert ptsearch(monkeypatch, finished, *study(tiny_model, "study.check_fp32=true")) == 0
+    said = " ".join(capfd.readouterr().out.split())
+    assert re.search(r"in fp32 \d+\.\d\d % of the members' answers are others", said)
+    with sqlite3.connect(finished / "mlruns" / "mlflow.db") as database:
+        query = "select key, value from latest_metrics where key like 'fp32.%'"
+        logged = dict(database.execute(query))
+        fronts = "select count(*) from tags where key = 'pareto' and value = 'true'"
+        counted = "select count(*) from latest_metrics where key = 'fp32.trust'"
+        assert database.execute(counted).fetchone() == database.execute(fronts).fetchone()
+    rates = {k.removeprefix("fp32.flips."): v for k, v in logged.items() if "flips." in k}
+    assert rates
+    assert all(0 <= rate <= 100 for rate in rates.values())
+    files = (finished / "mlruns" / "cache" / "predictions").iterdir()
+    noted = [pq.read_schema(path).metadata for path in files]
+    kept = [m for m in noted if b"fp32_flips_percent" in m]
+    assert len(kept) == 5 * len(rates)
+    assert {json.loads(metadata[b"engine"])["dtype"] for metadata in kept} == {"bfloat16"}
+
+
 def test_other_settings_under_the_same_name(finished, tiny_model, monkeypatch, capfd) -> None:
     assert ptsearch(monkeypatch, finished, *study(tiny_model, "benchmarks.limit=5")) == 2
     assert "benchmarks.limit (10, now 5)" in capfd.readouterr().err
@@ -96,6 +121,32 @@ def test_the_export_stands_alone(pick: str, finished, monkeypatch, tmp_path) -> 
             assert store.sha256_file(folder / name) == digest
     assert "trust" in described["scores"]["search"]
     assert "trust" in described["scores"]["holdout"]
+    assert described["verdict"].startswith(
+        ("not tested", "no evidence of a gain")
+    )  # tiny and random
+    logged = exported.read_verify(exported.open_folder(out))
+    assert {row.sample.split("/")[0] for row in logged} == set(NAMES)
+    answers = PrecisionEnsemble.from_pretrained(out).ask([row.query for row in logged])
+    assert [answer.label for answer in answers] == [row.vote for row in logged]
+    assert [answer.members for answer in answers] == [row.members for row in logged]
+
+
+def test_an_exported_ensemble_is_registered_by_reference(finished, monkeypatch, tmp_path) -> None:
+    import mlflow
+
+    out = tmp_path / "out"
+    job = ("+export=ensemble", "export.study=tiny", f"export.out={out}", "export.register=tiny")
+    assert ptsearch(monkeypatch, finished, *job) == 0
+    mlflow.set_tracking_uri(f"sqlite:///{finished}/mlruns/mlflow.db")
+    model = mlflow.pyfunc.load_model("models:/tiny/1")
+    asked = [{"prompt": "Is it?", "labels": ["no", "yes"]}, {"prompt": "A", "labels": ["b", "c"]}]
+    expected = [
+        PrecisionEnsemble.from_pretrained(out).answer([row["prompt"]], row["labels"])[0].label
+        for row in asked
+    ]
+    assert model.predict(pd.DataFrame(asked)) == expected
+    copied = list((finished / "mlruns" / "artifacts").rglob("*.safetensors"))
+    assert copied == []
 
 
 def test_a_study_under_another_vote(finished, tiny_model, monkeypatch, tmp_path, capfd) -> None:
@@ -167,3 +218,21 @@ def test_a_judge_reads_what_the_rules_cannot(finished, tiny_model, monkeypatch, 
     assert 0 < max(judged.values()) <= 100
     assert ptsearch(monkeypatch, finished, *job) == 0
     assert files_under(cache / "verdicts") == verdicts
+
+
+@pytest.mark.slow
+def test_racing_and_limited_builds_ask_less(tiny_model, monkeypatch, tmp_path, capfd) -> None:
+    raced = study(tiny_model, "study.name=raced", "study.racing=true", "study.max_members=2")
+    assert ptsearch(monkeypatch, tmp_path, *raced) == 0
+    cache = tmp_path / "mlruns" / "cache"
+    said = capfd.readouterr().out
+    whole = len(list((cache / "predictions").glob("*.parquet")))
+    waiting = {path.name.split("-")[0] for path in (cache / "predictions/partial").iterdir()}
+    assert whole == 5 * (6 - len(waiting))
+    assert ("racing: on no front" in said) == bool(waiting)
+
+    some = study(tiny_model, "study.name=some", "pool.build=named", "study.max_builds=2")
+    other = (*some, f"cache_dir={tmp_path}/cache")
+    assert ptsearch(monkeypatch, tmp_path, *other) == 0
+    assert len(list((tmp_path / "cache" / "variants").iterdir())) == 3  # and the dense model
+    assert "not among the study.max_builds=2 built" in capfd.readouterr().out

@@ -50,7 +50,7 @@ def test_csv_and_terminal_show_the_same_ensembles(tmp_path) -> None:
     assert float(written[1]["holdout.mmlu"]) == pytest.approx(rows[1].holdout["mmlu"], abs=1e-4)
 
     screen = Console(file=io.StringIO(), width=118)
-    terminal.show_rows(screen, "front", rows)
+    terminal.show_rows(screen, "front", rows, 2 * rows[0].search["memory_gb"])
     shown = screen.file.getvalue()
     assert "gptq-3b-s0 + gptq-4b-s2 + gptq-8b" in shown
     assert f"{rows[1].search['trust']:.1f}" in shown
@@ -72,7 +72,7 @@ def test_what_needs_no_model_is_shown_beside(tmp_path) -> None:
         ("constant", row.name, "0") for row in rows
     ]
     screen = Console(file=io.StringIO(), width=118)
-    terminal.show_rows(screen, "for comparison", rows)
+    terminal.show_rows(screen, "for comparison", rows, 1.0)
     assert "majority class" in screen.file.getvalue()
 
 

@@ -10,7 +10,10 @@ from fakes import fake_table, undominated
 from ptsearch import study as studies
 from ptsearch.config import Limits
 from ptsearch.judge import judges
+from ptsearch.results import baseline_rows, best_single
+from ptsearch.rules import REFUSED
 from ptsearch.table import Table
+from ptsearch.truth import true_front
 
 RUN_IDS = itertools.count()
 
@@ -87,3 +90,21 @@ def test_objectives_can_be_turned_off(tmp_path) -> None:
     study = run(table, tmp_path)
     assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE"]
     assert study.metric_names == ["trust", "memory_gb"]
+
+
+def test_ensembles_without_a_score_are_left_out_and_not_tried_again(tmp_path) -> None:
+    table = fake_table(tmp_path, sampler="exhaustive", max_members=2)
+    table.config.benchmarks.rules = "dt"  # which divides by the number of answers
+    rows = [s.scenario == "jailbreak.1" for b in table.benchmarks for s in b.samples]
+    for label in ("v0-3b", "v1-3b"):
+        table.entries[label].codes[rows] = REFUSED
+    study = run(table, tmp_path)
+    assert studies.unscored(study) == {("v0-3b",), ("v1-3b",), ("v0-3b", "v1-3b")}
+    truth = true_front(table, judges(table)[0])
+    assert truth.ensembles == len(studies.completed(study)) == 12
+    assert not studies.unscored(study) & set(truth.front)
+    before = len(study.trials)
+    assert len(run(table, tmp_path).trials) == before
+    best = best_single(baseline_rows(table, judges(table)[0]))
+    assert best is not None
+    assert best.search["trust"] > 0

@@ -1,5 +1,6 @@
 """MLflow as the study uses it: nested runs, resuming, the front's tags, artifacts."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -23,6 +24,13 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def uri(migrated: Path, tmp_path: Path) -> str:
     shutil.copy(migrated, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.fixture(autouse=True)
+def no_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake table has no files of predictions, which what is recorded for exports needs."""
+    monkeypatch.setattr(report.logged, "record", lambda table: "")
+    monkeypatch.setattr(report, "cascades", lambda *_: {})
 
 
 def search_and_log(table, uri: str, folder: Path) -> tracking.Tracker:
@@ -65,6 +73,10 @@ def test_every_trial_is_a_nested_run_and_the_front_is_tagged(uri: str, tmp_path:
     members = tuple(one.data.params["members"].split(" + "))
     assert one.data.metrics["trust"] == judge(table, members)["trust"]
     assert one.data.metrics["holdout.trust"] == held_out(table, members)["trust"]
+    kept = tracker.client.download_artifacts(one.info.run_id, "certificate.json")
+    row = next(row for row in study.user_attrs["front"] if row["run_id"] == one.info.run_id)
+    assert json.loads(Path(kept).read_text()) == row["certificate"]
+    assert row["certificate"]["holdout_reads"] == 1
 
 
 def test_a_resumed_study_keeps_its_run_and_untags_what_is_dominated(uri: str, tmp_path) -> None:
@@ -84,7 +96,8 @@ def test_a_resumed_study_keeps_its_run_and_untags_what_is_dominated(uri: str, tm
 def test_the_parent_holds_picture_table_and_config(uri: str, tmp_path: Path) -> None:
     tracker = search_and_log(fake_table(tmp_path, trials=6), uri, tmp_path)
     files = {item.path: item.file_size for item in tracker.client.list_artifacts(tracker.run_id)}
-    assert files.keys() == {"pareto.html", "pareto.png", "front.csv", "config.json"}
+    assert files.keys() >= {"pareto.html", "pareto.png", "front.csv", "config.json", "data.json"}
+    assert files.keys() >= {"xray.html", "xray.png", "xray.csv", "ledger.csv"}
     assert files["pareto.png"] > 10_000
     html = Path(tracker.client.download_artifacts(tracker.run_id, "pareto.html")).read_text()
     assert "<script src=" not in html  # nothing is fetched when it is opened

@@ -8,7 +8,7 @@ from fakes import fake_table, undominated
 from ptsearch.config import Limits
 from ptsearch.gains import gains
 from ptsearch.judge import judges
-from ptsearch.truth import shares, true_front, untried
+from ptsearch.truth import approximate_front, shares, true_front, untried
 
 
 def everything(table) -> list[tuple[str, ...]]:
@@ -16,8 +16,10 @@ def everything(table) -> list[tuple[str, ...]]:
     return [m for n in sizes for m in itertools.combinations(table.variants, n)]
 
 
-def test_the_front_is_what_brute_force_finds(tmp_path) -> None:
+@pytest.mark.parametrize("mode", ["sequential", "lazy"])
+def test_the_front_is_what_brute_force_finds(mode: str, tmp_path) -> None:
     table = fake_table(tmp_path, max_members=3)
+    table.config.latency.mode = mode
     judge, _ = judges(table)
     truth = true_front(table, judge)
     assert set(truth.front) == undominated(table, everything(table))
@@ -57,3 +59,31 @@ def test_gains_are_the_differences_on_holdout(tmp_path) -> None:
         assert gain.low < gain.estimate < gain.high
     assert found[1]["single"]["trust"].estimate == pytest.approx(0)
     assert not found[1]["single"]["trust"].is_evident
+
+
+def test_a_pool_too_large_to_enumerate_gets_a_close_front(tmp_path, monkeypatch) -> None:
+    table = fake_table(tmp_path, bits=(3, 3, 3, 4, 4, 4, 6, 8), max_members=4)
+    judge, _ = judges(table)
+    truth = true_front(table, judge)
+    monkeypatch.setattr("ptsearch.truth.BUDGET", 120)  # of 162
+    close = approximate_front(table, judge, "too many")
+    assert close.approximate == "too many"
+    assert close.ensembles <= 120
+    found = shares(truth, [judge(table, members) for members in close.front])
+    assert found[-1] > 98
+
+
+def test_an_approximate_front_keeps_to_limits_and_to_voters(tmp_path) -> None:
+    table = fake_table(tmp_path, max=Limits(memory_gb=0.2), min_members=2)
+    table.entries["v4-8b"].meta["degenerate"] = True
+    judge, _ = judges(table)
+    front = approximate_front(table, judge, "too many").front
+    assert set(front) == set(true_front(table, judge).front)
+    assert all(len(members) >= 2 and "v4-8b" not in members for members in front)
+
+
+def test_too_few_held_out_items_are_counted(tmp_path) -> None:
+    table = fake_table(tmp_path, samples=8)
+    _, held_out = judges(table)
+    with pytest.raises(ValueError, match=r"rests on \d held-out items.* take 8: about 16 samples"):
+        gains(table, held_out, [("v0-3b", "v2-4b")], {"single": ("v0-3b",)})

@@ -22,7 +22,7 @@ OTHER: dict[str, Any] = {
     "act_bits": 8,
     "kv_bits": 4,
     "kv_window": 32,
-    "decode_schedule": "4x8",
+    "decode_schedule": "4:3",
     "calibration": "d",
     "seed": 1,
     "rounding_seed": 0,
@@ -52,9 +52,10 @@ def test_the_label_shows_what_differs_and_clashes_get_the_id() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("act_bits", 5), ("kv_bits", 7), ("kv_window", -1), ("bits", 9)]
+    ("field", "value"),
+    [("act_bits", 5), ("kv_bits", 7), ("kv_window", -1), ("bits", 9), ("decode_schedule", "4x8")],
 )
-def test_widths_that_do_not_exist_are_errors(field: str, value: int) -> None:
+def test_widths_that_do_not_exist_are_errors(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field):
         replace(BASE, **{field: value})
 

@@ -24,7 +24,9 @@ def byte_tokenizer() -> Any:
     return fast
 
 
-def write_tiny_model(folder: Path, architecture: str = "Llama", **overrides: Any) -> Path:
+def write_tiny_model(
+    folder: Path, architecture: str = "Llama", max_shard_size: str = "5GB", **overrides: Any
+) -> Path:
     """Write `{architecture}ForCausalLM` with random bf16 weights and the byte tokenizer."""
     import torch
     import transformers
@@ -49,6 +51,6 @@ def write_tiny_model(folder: Path, architecture: str = "Llama", **overrides: Any
     config = kind(**{**sizes, **overrides})
     torch.manual_seed(0)
     model = getattr(transformers, f"{architecture}ForCausalLM")(config).to(torch.bfloat16)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
     return folder

@@ -65,13 +65,22 @@ def fetch(benchmark: str, folder: Path, hub: Hub = HUB) -> Path:
     return root
 
 
-def get(hub: Hub, repository: str, name: str) -> Path:
-    """One file of a dataset repository, whole and checked."""
+def get(
+    hub: Hub,
+    repository: str,
+    name: str,
+    revision: str = "",
+    instead: str = "benchmarks.root=FOLDER",
+) -> Path:
+    """One file of a dataset repository, whole and checked.
+
+    `revision`: a commit, "" = the pinned one; `instead`: what needs no hub.
+    """
     import httpx
     from huggingface_hub import errors, hf_hub_download
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each retry otherwise
-    revision = REVISIONS[repository]
+    revision = revision or REVISIONS[repository]
     where = f"{repository}/{name} at {revision[:7]}"
     try:
         path = hf_hub_download(
@@ -84,13 +93,12 @@ def get(hub: Hub, repository: str, name: str) -> Path:
         )
     except errors.GatedRepoError as error:
         raise RefusedError(
-            f"{where}: accept its terms on its page on the hub and set HF_TOKEN, "
-            "or give benchmarks.root=FOLDER"
+            f"{where}: accept its terms on its page on the hub and set HF_TOKEN, or give {instead}"
         ) from error
     except errors.LocalEntryNotFoundError as error:
         raise ConnectionError(
             f"{where} is not in the cache and the hub was not reached: "
-            "go online once, or give benchmarks.root=FOLDER"
+            f"go online once, or give {instead}"
         ) from error
     except (errors.HfHubHTTPError, httpx.HTTPError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -2,28 +2,34 @@
 
 Prompts are token ids. `score` and `generate` run the packed path (`packed.py`) where the model
 allows it and plain batches (`plain.py`) elsewhere; either gives what transformers gives for one
-prompt at a time, whatever else is in the batch.
+prompt at a time, whatever else is in the batch. With `engine=vllm` a server answers (`vllm.py`).
 """
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 
 from ptsearch import models
 from ptsearch.config import EngineConfig
-from ptsearch.engine import decoding, fast, memory, plain, scoring
+from ptsearch.engine import decoding, fast, memory, plain, runtime, scoring, vllm
+from ptsearch.engine.kept import Kept
 from ptsearch.engine.plain import NonFiniteLogitsError, Report, Target
+from ptsearch.quantize.cache import Rounding
 
 __all__ = [
     "Engine",
+    "Kept",
     "NonFiniteLogitsError",
     "generate",
     "latency",
     "load",
+    "opened",
     "score",
 ]
 
@@ -37,23 +43,55 @@ Tokens = Sequence[int]
 class Engine(NamedTuple):
     """A loaded model and how to run it."""
 
-    model: Any
+    model: Any  # or the server that has it
     tokenizer: Any
     settings: EngineConfig
     limits: memory.Limits
     context: int  # longest sequence the model was made for; 0 = no limit
     eos: frozenset[int]  # a reply ends before any of these
-    packed: bool  # False: the plain path
+    packed: bool  # False: the plain path, or a server
+    form: str = "dense"  # of the weights that answer
+    kept: Kept | None = None  # prefixes that stay between calls of `score`
+    rounding: Rounding | None = None  # of keys and values
+    first: int = 0  # tokens of a reply after which `later` takes over
+    later: Any = None  # another model of the same architecture, behind the same cache
+
+    @property
+    def is_served(self) -> bool:
+        return isinstance(self.model, vllm.Server)
+
+    def writer(self, done: int) -> Any:
+        """The model that writes the next token of a reply that has `done`."""
+        return self.later if self.later is not None and done >= self.first else self.model
+
+
+@contextmanager
+def opened(folder: Path, settings: EngineConfig) -> Iterator[Engine]:
+    """`load`, for as long as the engine is needed: a server of its own ends with it."""
+    engine = load(folder, settings)
+    try:
+        yield engine
+    finally:
+        if engine.is_served:
+            engine.model.close()
 
 
 def load(folder: Path, settings: EngineConfig) -> Engine:
     """The checkpoint in `folder`, ready to run.
 
-    ValueError: no such device, the weights do not fit into memory (nothing is loaded then), or
-    `models.load` refuses the checkpoint.
+    ValueError: no such device, the weights do not fit into memory (nothing is loaded then),
+    `models.load` refuses the checkpoint, or there is no server for it.
     """
     import transformers
 
+    if settings.name == "vllm":
+        return _served(folder, settings)
+    asked = runtime.of(folder)
+    if asked.folders:
+        first, later = (load(part, settings) for part in asked.folders)
+        if first.packed != later.packed:
+            raise ValueError(f"{folder}: one of its two models runs in plain batches only")
+        return first._replace(first=asked.first, later=later.model)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = settings.device
@@ -68,17 +106,21 @@ def load(folder: Path, settings: EngineConfig) -> Engine:
     eos = eos_ids(model)
     # Nothing of the checkpoint's sampling or penalty settings may reach a greedy reply.
     model.generation_config = transformers.GenerationConfig()
+    linears = runtime.linear_names(model)
     reason = fast.enable(model)
     if reason:
         log.warning("%s runs in plain batches: %s", type(model).__name__, reason)
+    rounding = runtime.apply(model, linears, asked, packed=not reason)
+    align = rounding.align if rounding else 1
     return Engine(
         model=model,
         tokenizer=tokenizer,
         settings=settings,
-        limits=memory.limits(model, settings.max_tokens),
+        limits=memory.limits(model, settings.max_tokens)._replace(align=align),
         context=getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0,
         eos=eos,
         packed=not reason,
+        rounding=rounding,
     )
 
 
@@ -111,8 +153,11 @@ def score(
     def report_prompts(done: int, total: int) -> None:
         report(done * len(prompts) // total, len(prompts))
 
-    path = scoring if engine.packed else plain
-    found = path.logprobs(engine.model, asked, engine.limits, report_prompts)
+    if engine.packed:
+        found = scoring.logprobs(engine.model, asked, engine.limits, report_prompts, engine.kept)
+    else:
+        path = vllm if engine.is_served else plain
+        found = path.logprobs(engine.model, asked, engine.limits, report_prompts)
     return [[sum(found[key][target] for key, target in row) for row in rows] for rows in wanted]
 
 
@@ -127,7 +172,7 @@ def generate(
         max_new_tokens = [max_new_tokens] * len(prompts)
     for index, (prompt, new) in enumerate(zip(prompts, max_new_tokens, strict=True)):
         check_length(engine, index, prompt, new)
-    path = decoding if engine.packed else plain
+    path = vllm if engine.is_served else decoding if engine.packed else plain
     return path.generate(engine, prompts, max_new_tokens, report)
 
 
@@ -141,6 +186,8 @@ def latency(
 
     With `labels` the prompts are scored, without them up to `max_new_tokens` are generated.
     """
+    if engine.is_served:
+        engine = engine._replace(model=engine.model._replace(forgets=True))
 
     def ask(index: int) -> None:
         if labels is None:
@@ -167,6 +214,32 @@ def check_length(engine: Engine, index: int, prompt: Tokens, new: int) -> None:
             f"prompt {index} has {len(prompt)} tokens, with {new} new ones {len(prompt) + new}; "
             f"the model's context is {engine.context}"
         )
+
+
+def _served(folder: Path, settings: EngineConfig) -> Engine:
+    """The engine of a server: its tokenizer and limits are read from the checkpoint here."""
+    import transformers
+
+    checkpoint, trust = models.checkpoint_of(folder)
+    options = {"local_files_only": True, "trust_remote_code": trust}
+    config = transformers.AutoConfig.from_pretrained(checkpoint, **options)
+    try:
+        generation = transformers.GenerationConfig.from_pretrained(checkpoint)
+    except OSError:  # it has none
+        generation = transformers.GenerationConfig()
+    context = getattr(config.get_text_config(), "max_position_embeddings", None) or 0
+    tokenizer = models.load_tokenizer(checkpoint, trust)
+    server = vllm.connect(folder, settings, context)
+    return Engine(
+        model=server,
+        tokenizer=tokenizer,
+        settings=settings,
+        limits=memory.Limits(0, 0),
+        context=max(0, context - 1),  # the server always adds a token
+        eos=eos_ids(SimpleNamespace(config=config, generation_config=generation)),
+        packed=False,
+        form=server.form,
+    )
 
 
 def eos_ids(model: Any) -> frozenset[int]:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ptsearch.engine import packed, prefix
 from ptsearch.engine.memory import WAVE, Limits
-from ptsearch.engine.packed import KV, Window
+from ptsearch.engine.packed import Window
 from ptsearch.engine.plain import Report, check_finite, until
 from ptsearch.engine.scoring import plan
+from ptsearch.quantize.cache import KV
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Group:
     path: tuple[int, ...]
     segments: list[int]  # per row: the prompt's own segment, behind the path
     length: Tensor  # (R,) tokens of the row's own, the newest included
+    start: int  # position behind the path
     width: int  # of the buffers
     past: dict[int, KV | None] = field(default_factory=dict)  # layer -> the path's
     own: dict[int, KV] = field(default_factory=dict)  # layer -> (K, R, width, D)
@@ -55,20 +57,22 @@ class Step:
             rows = slice(low, low + len(group.segments))
             low = rows.stop
             q = query[:, rows].unflatten(0, (kv_heads, -1)).transpose(1, 2).contiguous()
-            kv = self._append(group, layer, KV(own.keys[:, rows], own.values[:, rows]))
+            new = KV(own.keys[:, rows], own.values[:, rows])
+            kv = self._append(group, layer, new, window)
             answer = q.new_empty(kv_heads, q.shape[1] * q.shape[2], out.shape[2])
             past = group.past[layer]
             if (number, window.sliding) not in self.biases:
-                self.biases[number, window.sliding] = _bias(group, past, window.sliding, q)
+                self.biases[number, window.sliding] = _bias(group, window, q)
             bias = self.biases[number, window.sliding]
-            packed.softmax_attention(q, kv, past, bias, window, answer)
+            seen = packed.both_forms(kv, group.start, window)
+            packed.softmax_attention(q, seen, past, bias, window, answer)
             out[rows] = answer.view(q.shape[:3] + answer.shape[2:]).transpose(0, 1).flatten(1, 2)
         return out
 
-    def _append(self, group: Group, layer: int, new: KV) -> KV:
+    def _append(self, group: Group, layer: int, new: KV, window: Window) -> KV:
         """The rows' own keys and values, with their newest token's."""
         if layer not in group.own:
-            group.past[layer] = packed.join(self.store, group.path, layer)
+            group.past[layer] = packed.past_of(self.store, group.path, layer, window)
             own = []
             for part, fresh in enumerate(new):
                 shape = (fresh.shape[0], len(group.segments), group.width, fresh.shape[2])
@@ -133,7 +137,8 @@ def decode(
     for path, segments in behind.items():
         lengths = [len(shared.segments[segment].tokens) + 1 for segment in segments]
         longest = max(n + asked[s] for n, s in zip(lengths, segments, strict=True))
-        groups.append(Group(path, segments, torch.tensor(lengths, device=device), longest))
+        start = shared.segments[segments[0]].start
+        groups.append(Group(path, segments, torch.tensor(lengths, device=device), start, longest))
     while groups:
         rows = [segment for group in groups for segment in group.segments]
         ids = torch.tensor([[wave[row][-1] for row in rows]], device=device)
@@ -141,7 +146,8 @@ def decode(
         positions = torch.tensor([at], device=device)
         everything = torch.arange(len(rows), device=device)
         step = Step(groups, store)
-        tokens = _greedy(packed.forward(engine.model, ids, positions, everything, step))
+        model = engine.writer(len(wave[rows[0]]))  # all rows have written as much
+        tokens = _greedy(packed.forward(model, ids, positions, everything, step))
         for row, token in zip(rows, tokens, strict=True):
             wave[row].append(token)
         for group in groups:
@@ -186,22 +192,14 @@ def _waves(shared: prefix.Plan, asked: dict[int, int], limits: Limits) -> Iterat
         yield wave
 
 
-def _bias(
-    group: Group, past: KV | None, sliding: int | None, like: Tensor
-) -> tuple[Tensor, Tensor | None]:
+def _bias(group: Group, window: Window, like: Tensor) -> tuple[Tensor, Tensor | None]:
     """0 where a row's newest token sees a key, else -inf: (K x R, 1, width) and (.., past).
 
     like: (K, R, ...)
     """
-    newest = group.length[:, None] - 1  # (R, 1)
-    own = torch.arange(group.width, device=like.device)
-    seen = own <= newest
-    past_bias = None
-    if sliding is not None:
-        seen = seen & (own > newest - sliding)
-        if past is not None:
-            before = torch.arange(-past.keys.shape[1], 0, device=like.device)
-            past_bias = _per_head(before > newest - sliding, like)
+    newest = group.start + group.length[:, None] - 1  # (R, 1)
+    seen, past_seen = packed.sees(newest, group.start, group.width, window)
+    past_bias = None if past_seen is None else _per_head(past_seen, like)
     return _per_head(seen, like), past_bias
 
 

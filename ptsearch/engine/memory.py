@@ -1,9 +1,11 @@
 """What a model needs and what the machine has, in bytes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 WAVE = 4  # forwards' worth of tokens whose keys and values a generation holds
 SHARE = 0.5  # of the free memory, for the engine's tensors
@@ -17,6 +19,7 @@ class Limits(NamedTuple):
 
     tokens: int
     rows: int  # of logits
+    align: int = 1  # shared runs of tokens have a multiple of this many
 
 
 def limits(model: Any, max_tokens: int) -> Limits:
@@ -62,6 +65,29 @@ def check_fits(folder: Path, trust_remote_code: bool, dtype: torch.dtype, device
             f"{folder} needs {needed:,} bytes for its weights as {str(dtype).split('.')[-1]}, "
             f"{free:,} are available on {device}"
         )
+
+
+def share(model: Any, others: Sequence[Any]) -> None:
+    """Let tensors of `model` that equal another's of the same name be that one's memory."""
+    for other in others:
+        theirs = dict(other.named_modules())
+        for name, module in model.named_modules():
+            for key in ("weight", "bias"):
+                mine, twin = (getattr(m, key, None) for m in (module, theirs.get(name)))
+                if mine is None or twin is None or not _equal(mine, twin):
+                    continue
+                if isinstance(mine, torch.nn.Parameter):
+                    mine.data = twin.data  # tied tensors stay tied
+                else:
+                    setattr(module, key, twin)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype or one.is_mkldnn != other.is_mkldnn:
+        return False
+    if one.is_mkldnn:  # laid out for oneDNN
+        one, other = one.to_dense(), other.to_dense()
+    return torch.equal(one, other)
 
 
 def _lines(path: str, start: str) -> list[str]:

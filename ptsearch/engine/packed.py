@@ -17,21 +17,16 @@ import torch
 from torch import Tensor
 
 from ptsearch.engine.prefix import Plan
+from ptsearch.quantize.cache import KV, Rounding
 
 NAME = "ptsearch_packed"  # in transformers' attention interface
 ALIGN = 32  # score rows of a multiple of this take half the time in the CPU's bf16 softmax
-SCORES = 2**21  # attention scores of one bucket: a few megabytes stay in the CPU's cache
+# Attention scores of one bucket: a few megabytes stay in a CPU's cache, a GPU wants large products.
+SCORES = {"cpu": 2**21, "cuda": 2**26}
 
 
 class UnsupportedError(Exception):
     """The model's attention does something that the packed path does not know."""
-
-
-class KV(NamedTuple):
-    """Keys and values, after position encoding. (K, tokens, D)."""
-
-    keys: Tensor
-    values: Tensor
 
 
 Store = dict[int, dict[int, KV]]  # segment -> layer -> what later segments attend to
@@ -43,6 +38,7 @@ class Window(NamedTuple):
     scale: float
     sliding: int | None  # a query sees this many positions, its own included; None = all
     softcap: float | None
+    rounding: Rounding | None = None  # of old keys and values; None = all are seen in full
 
 
 class Attends(Protocol):
@@ -104,15 +100,16 @@ class Pack:
         q_low = k_low = 0
         for number, bucket in enumerate(self.buckets):
             if bucket.path not in pasts:
-                pasts[bucket.path] = join(self.store, bucket.path, layer)
+                pasts[bucket.path] = past_of(self.store, bucket.path, layer, window)
             rows = len(bucket.first)
             q_high = q_low + heads * rows * bucket.queries
             k_high = k_low + kv_heads * rows * bucket.keys
+            mine = KV(*(p[k_low:k_high].view(kv_heads, rows, bucket.keys, -1) for p in (k, v)))
             softmax_attention(
                 q[q_low:q_high].view(kv_heads, rows, groups * bucket.queries, -1),
-                KV(*(part[k_low:k_high].view(kv_heads, rows, bucket.keys, -1) for part in (k, v))),
+                both_forms(mine, bucket.past, window),
                 pasts[bucket.path],
-                self._bias(number, groups, window.sliding, q),
+                self._bias(number, groups, window, q),
                 window,
                 out[q_low:q_high].view(kv_heads, rows * groups * bucket.queries, -1),
             )
@@ -120,22 +117,16 @@ class Pack:
         return out.index_select(0, index.back).view(tokens, heads, -1)
 
     def _bias(
-        self, number: int, groups: int, sliding: int | None, like: Tensor
+        self, number: int, groups: int, window: Window, like: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """0 where a query sees a key, else -inf: (1, N, keys), and (1, N, past) with a window."""
-        if (number, sliding) not in self.biases:
+        if (number, window.sliding) not in self.biases:
             bucket = self.buckets[number]
             at = torch.arange(bucket.queries, device=like.device).repeat(groups)[:, None]
-            own = torch.arange(bucket.keys, device=like.device)
-            before = torch.arange(-bucket.past, 0, device=like.device)
-            seen = own <= at
-            past_bias = None
-            if sliding is not None:
-                seen &= own > at - sliding
-                if bucket.past + bucket.queries > sliding:
-                    past_bias = as_bias(before > at - sliding, like)
-            self.biases[number, sliding] = as_bias(seen, like), past_bias
-        return self.biases[number, sliding]
+            seen, past_seen = sees(bucket.past + at, bucket.past, bucket.keys, window)
+            past_bias = None if past_seen is None else as_bias(past_seen, like)
+            self.biases[number, window.sliding] = as_bias(seen, like), past_bias
+        return self.biases[number, window.sliding]
 
 
 def attention(  # noqa: PLR0913 - transformers' signature
@@ -161,7 +152,8 @@ def attention(  # noqa: PLR0913 - transformers' signature
     if kind not in KINDS or (kind == "sliding_attention" and sliding_window is None):
         raise UnsupportedError(f"it has layers of {kind}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    window = Window(scale, sliding_window, softcap)
+    rounding = getattr(module, "rounding", None)
+    window = Window(scale, sliding_window, softcap, rounding)
     out = packed.attend(module.layer_idx, query[0], KV(key[0], value[0]), window)
     return out[None], None
 
@@ -175,6 +167,36 @@ HARMLESS = {
     "use_cache",
 }
 KINDS = {"full_attention", "sliding_attention"}
+
+
+def sees(at: Tensor, past: int, own: int, window: Window) -> tuple[Tensor, Tensor | None]:
+    """Which keys queries at positions `at` (..., 1) see: (..., own), and (..., past) or None = all.
+
+    Own keys begin at position `past`. Over a rounded cache both are twice as long: what is seen
+    rounded, then what is seen in full.
+    """
+    key = torch.arange(past + own, device=at.device)
+    seen = key <= at
+    if window.sliding is not None:
+        seen = seen & (key > at - window.sliding)
+    if window.rounding is None:
+        all_past = window.sliding is None or not past or bool(seen[..., :past].all())
+        return seen[..., past:], None if all_past else seen[..., :past]
+    old = window.rounding.old(at, key)
+    forms = (seen & old, seen & ~old)
+    past_seen = torch.cat([form[..., :past] for form in forms], -1) if past else None
+    return torch.cat([form[..., past:] for form in forms], -1), past_seen
+
+
+def both_forms(kv: KV, start: int, window: Window) -> KV:
+    """Over a rounded cache, keys and values (K, R, n, D) rounded, then in full; else as they are.
+
+    `start`: position of the first.
+    """
+    if window.rounding is None:
+        return kv
+    rounded = window.rounding(kv, start)
+    return KV(*(torch.cat(forms, 2) for forms in zip(rounded, kv, strict=True)))
 
 
 def softmax_attention(
@@ -237,10 +259,11 @@ def arrange(plan: Plan, part: Sequence[int], keep: Iterable[int], store: Store, 
         behind.setdefault(path, []).append(number)
     lengths = {number: len(plan.segments[number].tokens) for number in part}
     heads = model.config.get_text_config().num_attention_heads
+    budget = SCORES[model.device.type] // heads
     buckets = []
     for path, numbers in behind.items():
         past = plan.segments[numbers[0]].start
-        for rows in _similar(numbers, lengths, past, heads):
+        for rows in _similar(numbers, lengths, past, budget):
             longest = max(lengths[row] for row in rows)
             buckets.append(
                 Bucket(
@@ -275,6 +298,15 @@ def forward(model: Any, ids: Tensor, positions: Tensor, rows: Tensor, attends: A
     return logits
 
 
+def past_of(store: Store, path: Sequence[int], layer: int, window: Window) -> KV | None:
+    """Keys and values of a path as they are seen; None for the empty path."""
+    past = join(store, path, layer)
+    if past is None or window.rounding is None:
+        return past
+    seen = both_forms(KV(past.keys[:, None], past.values[:, None]), 0, window)
+    return KV(seen.keys[:, 0], seen.values[:, 0])
+
+
 def join(store: Store, path: Sequence[int], layer: int) -> KV | None:
     """Keys and values of a path, in order; None for the empty path."""
     parts = [store[segment][layer] for segment in path]
@@ -296,15 +328,15 @@ def aligned(length: int) -> int:
 
 
 def _similar(
-    numbers: Sequence[int], lengths: dict[int, int], past: int, heads: int
+    numbers: Sequence[int], lengths: dict[int, int], past: int, budget: int
 ) -> Iterable[list[int]]:
-    """Rows of about equal length, so many that their scores stay within SCORES."""
+    """Rows of about equal length, so many that a head's scores stay within the budget."""
     bucket: list[int] = []
     for number in sorted(numbers, key=lambda n: -lengths[n]):
         longest = lengths[bucket[0]] if bucket else 0
-        scores = (len(bucket) + 1) * heads * longest * aligned(past + longest)
+        scores = (len(bucket) + 1) * longest * aligned(past + longest)
         if bucket and (
-            scores > SCORES or longest - lengths[number] > max(ALIGN // 2, longest // 4)
+            scores > budget or longest - lengths[number] > max(ALIGN // 2, longest // 4)
         ):
             yield bucket
             bucket = []

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ptsearch.engine import rounded
 from ptsearch.engine.memory import Limits
 
 Report = Callable[[int, int], None]  # (items done, items in all)
@@ -70,15 +71,25 @@ def generate(
     for batch in equal_lengths(keyed, engine.limits):
         ids = torch.tensor([list(prompts[i]) for i in batch], device=model.device)
         new = max_new_tokens[batch[0]]
-        output = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=new,
-            do_sample=False,
-            eos_token_id=sorted(eos) or None,
-            pad_token_id=min(eos, default=0),
-        )
-        for index, row in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
+        how = {
+            "do_sample": False,
+            "use_cache": model.config._attn_implementation != rounded.NAME,  # it wants all tokens
+            "eos_token_id": sorted(eos) or None,
+            "pad_token_id": min(eos, default=0),
+            "return_dict_in_generate": True,
+        }
+        first = new if engine.later is None else min(new, engine.first)
+        mask = torch.ones_like(ids)
+        output = model.generate(ids, attention_mask=mask, max_new_tokens=first, **how)
+        if first < new:  # rows that have ended go on, and are cut at their first end
+            if not how["use_cache"] or output.past_key_values is None:
+                raise ValueError("decode_schedule: this model's cache cannot be handed over")
+            mask = torch.ones_like(output.sequences)
+            how["past_key_values"] = output.past_key_values
+            output = engine.later.generate(
+                output.sequences, attention_mask=mask, max_new_tokens=new - first, **how
+            )
+        for index, row in zip(batch, output.sequences[:, ids.shape[1] :].tolist(), strict=True):
             replies[index] = until(row, eos)
         done += len(batch)
         report(done, len(prompts))

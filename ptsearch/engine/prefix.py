@@ -36,15 +36,18 @@ class _Branch(NamedTuple):
     path: tuple[int, ...]
 
 
-def share(sequences: Sequence[tuple[int, ...]], max_run: int, min_saving: int) -> Plan:
+def share(
+    sequences: Sequence[tuple[int, ...]], max_run: int, min_saving: int, align: int = 1
+) -> Plan:
     """The plan for distinct sequences.
 
     A common prefix becomes segments of its own where that saves `min_saving` tokens or more;
     shorter ones are repeated, as each further segment costs the attention a product of its own.
-    No segment is longer than `max_run`.
+    No segment is longer than `max_run`; all start at multiples of `align`, which divides it.
     """
     order = sorted(range(len(sequences)), key=sequences.__getitem__)
-    common = [0] + [_common(sequences[a], sequences[b]) for a, b in itertools.pairwise(order)]
+    common = [_common(sequences[a], sequences[b]) for a, b in itertools.pairwise(order)]
+    common = [0, *(count // align * align for count in common)]
     segments: list[Segment] = []
     chains: list[tuple[int, ...]] = [()] * len(sequences)
 

@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 
+from ptsearch.engine import kept as keeping
 from ptsearch.engine import packed, plain, prefix
+from ptsearch.engine.kept import Kept
 from ptsearch.engine.memory import Limits
 from ptsearch.engine.plain import Found, Report, Sequences, Target
 
@@ -15,20 +17,34 @@ MAX_RUN = 512  # longer runs are cut, so that half-empty causal squares stay sma
 
 def plan(sequences: list[tuple[int, ...]], limits: Limits) -> prefix.Plan:
     """Shared prefixes of distinct sequences, as the packed path computes them."""
-    return prefix.share(sequences, min(MAX_RUN, limits.tokens), MIN_SAVING)
+    longest = max(1, min(MAX_RUN, limits.tokens) // limits.align) * limits.align
+    return prefix.share(sequences, longest, MIN_SAVING, limits.align)
 
 
 @torch.inference_mode()
-def logprobs(model: Any, sequences: Sequences, limits: Limits, report: Report) -> Found:
-    """log p(target token | sequence up to its position) in nats, for every target."""
+def logprobs(
+    model: Any, sequences: Sequences, limits: Limits, report: Report, kept: Kept | None = None
+) -> Found:
+    """log p(target token | sequence up to its position) in nats, for every target.
+
+    What `kept` has of the sequences' prefixes is not computed again.
+    """
     keys = list(sequences)
-    shared = plan(keys, limits)
+    store: packed.Store = {}
+    shared, first = plan(keys, limits), 0
+    if kept:
+        heads = [key[: min(target.position for target in sequences[key])] for key in keys]
+        max_run = min(MAX_RUN, limits.tokens)
+        prefixes = kept.prefixes(model, heads, max_run)
+        shared, known = keeping.plan(keys, prefixes, max_run, MIN_SAVING)
+        store |= {number: dict(kept.known[tokens]) for number, tokens in enumerate(known)}
+        first = len(known)
     asked = _targets(shared, keys, sequences)
-    rows = [len(asked.get(number, ())) for number in range(len(shared.segments))]
+    rows = [len(asked.get(number, ())) for number in range(first, len(shared.segments))]
     ends = sorted(chain[-1] for chain in shared.chains)
     found: Found = {key: {} for key in keys}
-    store: packed.Store = {}
-    for part in prefix.packs(shared.segments, rows, limits.tokens, limits.rows):
+    for pack_part in prefix.packs(shared.segments[first:], rows, limits.tokens, limits.rows):
+        part = range(pack_part.start + first, pack_part.stop + first)
         keep = [number for number in part if shared.last[number] > number]
         pack = packed.arrange(shared, part, keep, store, model)
         at = [

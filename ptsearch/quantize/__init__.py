@@ -1,66 +1,100 @@
 """Quantizers: free functions on a weight W (out, in) and the moments of its input.
 
 `jobs` cuts the work on one decoder layer into independent pieces; variants that can share
-something (the factor of one H) are in one piece.
+something (the factor of one H, one set of codes) are in one piece.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from ptsearch.quantize import awq, gptq, rtn
+from ptsearch.codes import Coded
+from ptsearch.quantize import (
+    activations,
+    additive,
+    awq,
+    gptq,
+    hqq,
+    nested,
+    rtn,
+    smoothquant,
+    squeezellm,
+    trellis,
+)
 from ptsearch.quantize.grid import Quantized
-from ptsearch.quantize.layer import Layer, Part
+from ptsearch.quantize.layer import Layer, Part, Problem
 from ptsearch.variant import Variant
 
+SCALED = {"awq": awq.quantize, "smoothquant": smoothquant.quantize}  # a layer as a whole
 Job = Callable[[], list[tuple[Variant, Part]]]
+Solved = Mapping[str, Quantized | Coded]  # by linear
+
+# method -> the linears of one input, solved for each of several variants that agree on `_shared`
+SOLVERS: dict[str, Callable[[Problem, Sequence[Variant]], Sequence[Solved]]] = {
+    "rtn": rtn.solve,
+    "zeroquant": rtn.solve,
+    "gptq": gptq.solve,
+    "rptq": gptq.solve,
+    "wkvquant": gptq.solve,
+    "nested": nested.solve,
+    "squeezellm": squeezellm.solve,
+    "aqlm": additive.solve,
+    "qtip": trellis.solve,
+    "hqq": hqq.solve,
+}
+
+CODED = ("nested", "squeezellm", "aqlm", "qtip", "hqq")  # stored as ptsearch.codes has it
 
 
 def jobs(layer: Layer, variants: Sequence[Variant], places: list[awq.Site]) -> Iterator[Job]:
-    """Pieces that together solve the layer for every variant; `places` are AWQ's."""
+    """Pieces that together solve the layer for every variant; `places`: where it can be scaled."""
     for variant in variants:
-        if variant.method == "awq":
-            yield partial(_solve_awq, layer, places, variant)
-    others = sorted((v for v in variants if v.method != "awq"), key=_shared)
+        if variant.method in SCALED:
+            yield partial(_solve_scaled, layer, places, variant)
+    others = sorted((v for v in variants if v.method not in SCALED), key=_shared)
     for slot in range(len(layer.inputs)):
         for _, same in groupby(others, _shared):
             yield partial(_solve_input, layer, slot, list(same))
 
 
-def _shared(variant: Variant) -> tuple[str, int, float, str]:
-    return variant.method, variant.seed, variant.damp_percent, variant.actorder
+def _shared(variant: Variant) -> tuple[str, int, float, str, int]:
+    solver = SOLVERS[variant.method]
+    groups = 0 if solver is gptq.solve else variant.group_size  # one factor serves all group sizes
+    return solver.__module__, variant.seed, variant.damp_percent, variant.actorder, groups
 
 
-def _solve_awq(
+def _solve_scaled(
     layer: Layer, places: list[awq.Site], variant: Variant
 ) -> list[tuple[Variant, Part]]:
     started = time.thread_time()
-    quantized, replaced = awq.quantize(layer, places, variant)
-    return [(variant, Part(quantized, replaced, time.thread_time() - started))]
+    quantized, replaced = SCALED[variant.method](layer, places, variant)
+    return [(variant, Part(dict(quantized), replaced, time.thread_time() - started))]
 
 
 def _solve_input(layer: Layer, slot: int, variants: list[Variant]) -> list[tuple[Variant, Part]]:
     """The linears of one input, for variants that agree on `_shared`."""
     weights = {name: layer.stored[f"{name}.weight"].float() for name in layer.inputs[slot]}
-    first, factor = variants[0], None
-    if first.method == "gptq":
-        moments = layer.moments[slot].get(first.seed)
-        width = next(iter(weights.values())).shape[1]
-        H = torch.zeros(width, width) if moments is None else moments.H
-        factor = gptq.factor(H, first.damp_percent, first.actorder)
-    parts = []
-    for variant in variants:
-        started = time.thread_time()
-        quantized = {name: _quantize(W, factor, variant) for name, W in weights.items()}
-        parts.append((variant, Part(quantized, {}, time.thread_time() - started)))
-    return parts
+    seed, width = variants[0].seed, next(iter(weights.values())).shape[1]
+    moments = layer.seen(slot, seed)
+    H = torch.zeros(width, width) if moments is None else moments.H
+    problem = Problem(weights, H, layer.fisher.get(seed, {}))
+    started = time.thread_time()
+    solved = SOLVERS[variants[0].method](problem, variants)
+    seconds = (time.thread_time() - started) / len(variants)
+    return [
+        (variant, Part(dict(quantized), {}, seconds, _clusters(layer, slot, variant)))
+        for variant, quantized in zip(variants, solved, strict=True)
+    ]
 
 
-def _quantize(W: Tensor, factor: gptq.Factor | None, variant: Variant) -> Quantized:
-    if factor is None:
-        return rtn.quantize(W, variant.bits, variant.group_size, variant.sym)
-    return gptq.quantize(W, factor, variant.bits, variant.group_size, variant.sym)
+def _clusters(layer: Layer, slot: int, variant: Variant) -> dict[str, Tensor]:
+    """How RPTQ rounds the linears' input, by the linear's full name; {} = token by token."""
+    moments = layer.seen(slot, variant.seed)
+    if variant.method != "rptq" or variant.act_bits == 16 or moments is None:
+        return {}
+    found = activations.cluster(moments.low, moments.high, variant.act_bits, variant.seed)
+    return {f"{name}.{key}": t.clone() for name in layer.inputs[slot] for key, t in found.items()}

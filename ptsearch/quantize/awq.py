@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ptsearch.quantize import grid
+from ptsearch.quantize import grid, rtn
 from ptsearch.quantize.grid import Quantized
 from ptsearch.quantize.layer import Layer, Moments
 from ptsearch.variant import Variant
@@ -38,10 +38,10 @@ class Site(NamedTuple):
 
 
 class Places:
-    """The sites of each kind of layer, found once; none where no variant is AWQ's."""
+    """The sites of each kind of layer, found once; none where no variant scales channels."""
 
     def __init__(self, variants: Sequence[Variant]) -> None:
-        self._wanted = any(variant.method == "awq" for variant in variants)
+        self._wanted = any(variant.method in ("awq", "smoothquant") for variant in variants)
         self._found: dict[tuple[Any, ...], list[Site]] = {}
 
     def of(self, layer: Layer) -> list[Site]:
@@ -90,24 +90,24 @@ def quantize(
     replaced: set[str] = set()
     scales: dict[int, Tensor] = {}
     for site in places:
-        moments = layer.moments[site.slot].get(variant.seed)
+        moments = layer.seen(site.slot, variant.seed)
         if moments is None:
             continue
         weights = [values[f"{name}.weight"] for name in layer.inputs[site.slot]]
         s = _search(weights, moments, variant)
-        s = _divide(values, layer, site, s, replaced)
+        s = divide(values, layer, site, s, replaced)
         for name in layer.inputs[site.slot]:
             values[f"{name}.weight"] = values[f"{name}.weight"] * s
         scales[site.slot] = s
     quantized = {}
     for slot, names in enumerate(layer.inputs):
-        reached = layer.moments[slot].get(variant.seed)
-        width = values[f"{names[0]}.weight"].shape[1]
-        importance = torch.ones(width) if reached is None else reached.H.diagonal()
-        if slot in scales:
-            importance = importance / scales[slot] ** 2
+        seen = layer.seen(slot, variant.seed)
         for name in names:
             W = values[f"{name}.weight"]
+            if seen is None:
+                quantized[name] = rtn.quantize(W, *how)
+                continue
+            importance = seen.H.diagonal() / scales.get(slot, torch.tensor(1.0)) ** 2
             fitted = grid.fit_weighted(W, importance, *how)
             quantized[name] = Quantized(grid.quantize(W, fitted), fitted)
     return quantized, {name: values[name].to(layer.stored[name].dtype) for name in replaced}
@@ -129,7 +129,7 @@ def _search(weights: list[Tensor], moments: Moments, variant: Variant) -> Tensor
     return best
 
 
-def _divide(
+def divide(
     values: dict[str, Tensor], layer: Layer, site: Site, s: Tensor, replaced: set[str]
 ) -> Tensor:
     """Divide the source's output by s in `values`; the scales that its stored form really has."""

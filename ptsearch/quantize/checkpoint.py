@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ptsearch.codes import Coded
 from ptsearch.quantize.grid import SCALE_DTYPE, Grid, Quantized
 from ptsearch.variant import Variant
 
@@ -26,6 +27,7 @@ WEIGHTS = "model.safetensors"
 DTYPES = {
     torch.int64: "I64",
     torch.int32: "I32",
+    torch.int16: "I16",
     torch.float32: "F32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
@@ -45,6 +47,7 @@ class Writer:
     def __init__(self, path: Path, room: int) -> None:
         """`room`: bytes for the header, a multiple of 8."""
         self.table: dict[str, dict[str, Any]] = {}  # name -> bytes, SHA-256
+        self._path = path
         self._file: BinaryIO = path.open("wb")
         self._room = room
         self._header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -57,10 +60,15 @@ class Writer:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            if kind is None:
+            if kind is None and not self._file.closed:
                 self._finish()
         finally:
             self._file.close()
+
+    def give_up(self) -> None:
+        """Free the room that the file takes."""
+        self._file.close()
+        self._path.unlink(missing_ok=True)
 
     def add(self, name: str, tensor: Tensor) -> None:
         if tensor.nbytes % ALIGNMENT:
@@ -90,15 +98,15 @@ class Writer:
 
 def header_room(stored: Collection[str], linears: Collection[str]) -> int:
     """Room for the header of a checkpoint with these tensors of the base model, linears packed."""
-    names = len(stored) + 3 * len(linears)  # packed, scale, zero and shape for each weight
+    names = len(stored) + 9 * len(linears)  # at most 8 bit planes, scale and offset for a weight
     longest = max(map(len, stored)) + len("_zero_point")
     return -(-(256 + names * (longest + 160)) // ALIGNMENT) * ALIGNMENT
 
 
-def table_of(folder: Path) -> dict[str, dict[str, Any]]:
+def table_of(folder: Path, files: str = "*.safetensors") -> dict[str, dict[str, Any]]:
     """Bytes and SHA-256 of every tensor in a checkpoint's safetensors files."""
     table = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob(files)):
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))
@@ -111,15 +119,31 @@ def table_of(folder: Path) -> dict[str, dict[str, Any]]:
     return table
 
 
-def tensors(name: str, quantized: Quantized, sym: bool) -> dict[str, Tensor]:
+def format_of(variant: Variant) -> str:
+    """Kernels for rounded activations want whole bytes, which 8 bits are anyway."""
+    whole_bytes = variant.bits == 8 and variant.act_bits != 16
+    return "int-quantized" if whole_bytes else "pack-quantized"
+
+
+def tensors(name: str, quantized: Quantized | Coded, variant: Variant) -> dict[str, Tensor]:
     """What is stored for one linear layer."""
+    if isinstance(quantized, Coded):
+        return {f"{name}.{suffix}": tensor for suffix, tensor in quantized.tensors.items()}
     grid = quantized.grid
+    if format_of(variant) == "int-quantized":
+        stored = {
+            f"{name}.weight": quantized.codes,
+            f"{name}.weight_scale": grid.scale.to(SCALE_DTYPE),
+        }
+        if not variant.sym:
+            stored[f"{name}.weight_zero_point"] = grid.zero.to(torch.int8)
+        return stored
     stored = {
         f"{name}.weight_shape": torch.tensor(quantized.codes.shape),
         f"{name}.weight_packed": pack(quantized.codes, grid.bits),
         f"{name}.weight_scale": grid.scale.to(SCALE_DTYPE),
     }
-    if not sym:
+    if not variant.sym:
         stored[f"{name}.weight_zero_point"] = packed_zeros(grid)
     return stored
 
@@ -151,14 +175,32 @@ def quantization_config(variant: Variant, dense_linears: list[str]) -> dict[str,
     return {
         "quant_method": "compressed-tensors",
         "version": compressed_tensors.__version__,
-        "format": "pack-quantized",
+        "format": format_of(variant),
         "quantization_status": "compressed",
         "config_groups": {
-            "group_0": {"targets": ["Linear"], "weights": weights, "format": "pack-quantized"}
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": weights,
+                "input_activations": _input_activations(variant),
+                "format": format_of(variant),
+            }
         },
         "ignore": dense_linears,
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
+    }
+
+
+def _input_activations(variant: Variant) -> dict[str, Any] | None:
+    """As the format says it; clusters of channels (RPTQ) it cannot say."""
+    if variant.act_bits == 16 or variant.method == "rptq":
+        return None
+    return {
+        "num_bits": variant.act_bits,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "token",
+        "dynamic": True,
     }
 
 

@@ -10,6 +10,7 @@ Groups are fitted to the fed-back weights when their first column is reached, or
 diagonal of H.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numba
@@ -20,9 +21,12 @@ from torch import Tensor
 
 from ptsearch.quantize import grid
 from ptsearch.quantize.grid import Grid, Quantized
+from ptsearch.quantize.layer import Problem
+from ptsearch.variant import Variant
 
 LEAF = 64  # columns solved one by one where groups are fixed beforehand
 TILE = 256  # rows that are worked on at once: they fill the vector units and fit the cache
+MIN_DAMP = 1e-4  # where H must be well conditioned
 MAX_DAMP = 1.0  # of the mean diagonal; at that H is close to a multiple of the identity
 
 
@@ -61,8 +65,37 @@ def factor(H: Tensor, damp_percent: float, actorder: str) -> Factor:
     return Factor(U, order, importance, damp)
 
 
-def quantize(W: Tensor, factor: Factor, bits: int, group_size: int, sym: bool) -> Quantized:
-    """W (out, in) float32, rounded with error feedback."""
+def damped(H: Tensor, damp_percent: float) -> Tensor:
+    """H with a share of its mean diagonal added; the identity where nothing reached the layer."""
+    mean = H.diagonal().mean().item()
+    if not mean > 0:
+        return torch.eye(len(H))
+    return H + max(damp_percent, MIN_DAMP) * mean * torch.eye(len(H))
+
+
+def solve(problem: Problem, variants: Sequence[Variant]) -> list[dict[str, Quantized]]:
+    """Each variant's linears; they agree on damp_percent and actorder."""
+    shared = factor(problem.H, variants[0].damp_percent, variants[0].actorder)
+    return [
+        {
+            name: quantize(
+                W, shared, v.bits, v.group_size, v.sym, grid.noise(W, v.rounding_seed, name)
+            )
+            for name, W in problem.weights.items()
+        }
+        for v in variants
+    ]
+
+
+def quantize(
+    W: Tensor,
+    factor: Factor,
+    bits: int,
+    group_size: int,
+    sym: bool,
+    noise: Tensor | None = None,
+) -> Quantized:
+    """W (out, in) float32, rounded with error feedback; `noise` as in `grid.quantize`."""
     rows, n = W.shape
     size = grid.columns(n, group_size)
     fixed = size == n or bool((factor.order != torch.arange(n)).any())
@@ -80,6 +113,9 @@ def quantize(W: Tensor, factor: Factor, bits: int, group_size: int, sym: bool) -
         error.numpy(),
         codes.numpy(),
         factor.U.numpy(),
+        np.empty((0, 0), np.float32)
+        if noise is None
+        else noise.T[factor.order].contiguous().numpy(),
         (scale.numpy(), zero.numpy(), (factor.order // size).numpy()),
     )
     leaf = LEAF if fixed else size
@@ -120,13 +156,15 @@ class _State(NamedTuple):
     error: NDArray[np.float32]  # W - value of the code
     codes: NDArray[np.int8]
     U: NDArray[np.float32]  # (in, in)
+    noise: NDArray[np.float32]  # in [0, 1), or empty: round to nearest
     grid: tuple[NDArray[Any], ...]  # scale and zero (groups, out), group of each column (in,)
 
 
 @numba.njit(nogil=True, cache=True)
 def _solve_leaf(state: _State, low: int, high: int, start: int, stop: int) -> None:
     """Round columns start..stop one after the other; rows are independent."""
-    W, updated, error, codes, U, (scale, zero, group_of) = state
+    W, updated, error, codes, U, noise, (scale, zero, group_of) = state
+    nearest = noise.size == 0
     bottom, top = np.float32(low), np.float32(high)
     rows = W.shape[1]
     for first in range(0, rows, TILE):
@@ -135,7 +173,8 @@ def _solve_leaf(state: _State, low: int, high: int, start: int, stop: int) -> No
             g = group_of[k]
             for r in range(first, last):
                 wanted = updated[k, r] / scale[g, r] + zero[g, r]
-                code = np.rint(min(max(wanted, bottom), top))
+                inside = min(max(wanted, bottom), top)
+                code = np.rint(inside) if nearest else np.floor(inside + noise[k, r])
                 codes[k, r] = np.int8(code)
                 error[k, r] = W[k, r] - (code - zero[g, r]) * scale[g, r]
             for later in range(k + 1, stop):

@@ -6,6 +6,7 @@ to the dtype they are stored in before anything is solved, so the checkpoint hol
 solved for. Shapes: W (out, in); scale, zero (out, groups), groups = in / group_size.
 """
 
+import hashlib
 from typing import Any, NamedTuple
 
 import numba
@@ -52,7 +53,7 @@ def columns(in_features: int, group_size: int) -> int:
 
 def fit(W: Tensor, bits: int, group_size: int, sym: bool) -> Grid:
     """The grid that spans each group's range, zero included."""
-    return spanning(*_ranges(W, group_size), bits, sym)
+    return spanning(*ranges(W, group_size), bits, sym)
 
 
 def fit_weighted(W: Tensor, importance: Tensor, bits: int, group_size: int, sym: bool) -> Grid:
@@ -61,7 +62,7 @@ def fit_weighted(W: Tensor, importance: Tensor, bits: int, group_size: int, sym:
     importance: h (in,), such as the diagonal of H. Clipping the few largest weights buys a finer
     grid for all others.
     """
-    low, high = _ranges(W, group_size)
+    low, high = ranges(W, group_size)
     shrinks = torch.tensor(SHRINKS)[:, None, None]
     tried = spanning(low * shrinks, high * shrinks, bits, sym)
     best = np.empty(low.shape, np.int64)
@@ -87,18 +88,32 @@ def spanning(low: Tensor, high: Tensor, bits: int, sym: bool) -> Grid:
     return Grid(scale, zero, bits)
 
 
-def _ranges(W: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+def ranges(W: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     """Least and largest weight of each group, (out, groups)."""
     groups = W.unflatten(1, (-1, columns(W.shape[1], group_size)))
     low, high = torch.aminmax(groups, dim=2)
     return low, high
 
 
-def quantize(W: Tensor, grid: Grid) -> Tensor:
-    """Codes (out, in) int8, each weight rounded to the nearest."""
+def quantize(W: Tensor, grid: Grid, noise: Tensor | None = None) -> Tensor:
+    """Codes (out, in) int8, each weight rounded to the nearest.
+
+    With noise (out, in), uniform in [0, 1), up or down at random: right in the mean over noises
+    for every weight that lies within the grid.
+    """
     groups = W.unflatten(1, (grid.scale.shape[1], -1))
     scaled = groups / grid.scale[..., None] + grid.zero[..., None]
-    return scaled.clamp_(*code_range(grid.bits)).round_().flatten(1).to(torch.int8)
+    scaled = scaled.clamp_(*code_range(grid.bits)).flatten(1)
+    return (scaled.round_() if noise is None else (scaled + noise).floor_()).to(torch.int8)
+
+
+def noise(W: Tensor, rounding_seed: int | None, name: str) -> Tensor | None:
+    """Uniform numbers (out, in) of this seed for the linear of this name; none without a seed."""
+    if rounding_seed is None:
+        return None
+    digest = hashlib.sha256(f"{rounding_seed} {name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.rand(W.shape, generator=generator)
 
 
 def dequantize(codes: Tensor, grid: Grid) -> Tensor:

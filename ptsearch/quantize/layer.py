@@ -1,10 +1,15 @@
 """What a quantizer gets: one decoder layer and what calibration tells about its linear inputs."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ptsearch.codes import Coded
 from ptsearch.quantize.grid import Quantized
+
+LEAST_TOKENS = 64  # of calibration; linears whose input saw fewer are rounded to nearest
 
 
 class Moments(NamedTuple):
@@ -12,6 +17,8 @@ class Moments(NamedTuple):
 
     H: Tensor  # (in, in) second moments, float32
     mean_abs: Tensor  # (in,)
+    low: Tensor  # (in,) the least value
+    high: Tensor  # (in,)
     tokens: int
 
 
@@ -25,11 +32,26 @@ class Layer(NamedTuple):
     inputs: list[tuple[str, ...]]  # full names of linears that share an input, in order of use
     moments: list[dict[int, Moments]]  # for each of `inputs`: seed -> moments; {} = never reached
     example: tuple[tuple[Any, ...], dict[str, Any]]  # arguments of the layer for one sample
+    fisher: dict[int, dict[str, Tensor]] = {}  # noqa: RUF012  seed -> linear -> diagonal (out, in)
+
+    def seen(self, slot: int, seed: int) -> Moments | None:
+        """The moments of an input, if it saw tokens enough to be fitted to: an expert may not."""
+        moments = self.moments[slot].get(seed)
+        return moments if moments and moments.tokens >= LEAST_TOKENS else None
+
+
+class Problem(NamedTuple):
+    """Linears that share one input, for the variants of one calibration seed."""
+
+    weights: dict[str, Tensor]  # (out, in) float32, by full name
+    H: Tensor  # (in, in); zeros where no calibration sample came by
+    fisher: dict[str, Tensor]  # by linear (out, in); empty where no method asked for it
 
 
 class Part(NamedTuple):
     """A variant's share of one decoder layer."""
 
-    quantized: dict[str, Quantized]  # by linear, full name
+    quantized: dict[str, Quantized | Coded]  # by linear, full name
     replaced: dict[str, Tensor]  # other tensors that differ from the stored ones, by full name
-    cpu_seconds: float
+    cpu_seconds: float  # what several variants shared is split evenly
+    runtime: Mapping[str, Tensor] = MappingProxyType({})  # what rounds inputs while it runs

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ptsearch.models import BaseModel, compute_dtype, read_json
+from ptsearch.quantize import experts
 from ptsearch.quantize.layer import Layer, Moments
 
 MICRO_BATCH_TOKENS = 2048
@@ -42,6 +43,11 @@ class Tensors:
                         tensors[name] = file.get_tensor(name)
         return tensors
 
+    def inside(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with `prefix`, which is taken off."""
+        stored = self.read([name for name in self.file_of if name.startswith(prefix)])
+        return {name[len(prefix) :]: value for name, value in stored.items()}
+
 
 def skeleton(base: BaseModel) -> Any:
     """The model on the meta device; only buffers that no checkpoint holds have values."""
@@ -54,6 +60,7 @@ def skeleton(base: BaseModel) -> Any:
         model = transformers.AutoModelForCausalLM.from_config(
             config, dtype=compute_dtype(), trust_remote_code=base.trust_remote_code
         )
+    experts.split(model)
     for name, buffer in list(model.named_non_persistent_buffers()):
         owner, _, key = name.rpartition(".")
         module = model.get_submodule(owner)
@@ -86,11 +93,13 @@ def walk(
     model: Any,
     tokens: Tensor,
     seeds: Mapping[int, Sequence[int]],
-    visit: Callable[[Layer], None],
+    visit: Callable[[Layer], Mapping[str, Tensor]],
 ) -> None:
     """Run `tokens` (n, length) through the model, with `visit` for each layer in turn.
 
-    `seeds`: seed -> rows of `tokens` whose moments it sums. Layers' inputs are the dense model's.
+    `seeds`: seed -> rows of `tokens` whose moments it sums. `visit` returns tensors that take the
+    place of the layer's, by full name, before its output goes to the next one; with none of them
+    layers' inputs are the dense model's.
     """
     tensors = Tensors(base.path)
     root, layers = layers_of(model)
@@ -101,27 +110,36 @@ def walk(
     def run_layer(index: int, *args: Any, **kwargs: Any) -> Tensor:
         prefix, layer = f"{root}.{index}.", layers[index]
         stored = tensors.read([name for name in tensors.file_of if name.startswith(prefix)])
-        _materialise(layer, {name[len(prefix) :]: value for name, value in stored.items()}, prefix)
+        materialise(layer, {name[len(prefix) :]: value for name, value in stored.items()}, prefix)
         sums = _Sums(prefix, layer)
-        outputs, start = [], 0
-        for rows, drawn_by in parts:
-            taken = slice(start, start := start + len(rows))
-            part = _rows((args, kwargs), len(tokens), taken)
-            sums.drawn_by = drawn_by
-            output = type(layer).forward(layer, *part[0], **part[1])
-            outputs.append(output[0] if isinstance(output, tuple) else output)
+
+        def run() -> Tensor:
+            outputs, start = [], 0
+            for rows, drawn_by in parts:
+                taken = slice(start, start := start + len(rows))
+                part = _rows((args, kwargs), len(tokens), taken)
+                sums.drawn_by = drawn_by
+                output = type(layer).forward(layer, *part[0], **part[1])
+                outputs.append(output[0] if isinstance(output, tuple) else output)
+            return torch.cat(outputs)
+
+        outputs = run()
         sums.close()
         example = _rows((args, kwargs), len(tokens), slice(0, 1))
-        visit(Layer(index, prefix, layer, stored, sums.inputs, sums.moments(), example))
+        layer_of = Layer(index, prefix, layer, stored, sums.inputs, sums.moments(), example)
+        if changed := visit(layer_of):
+            now = {name[len(prefix) :]: value for name, value in {**stored, **changed}.items()}
+            materialise(layer, now, prefix)
+            outputs = run()
         layer.to("meta")
-        return torch.cat(outputs)
+        return outputs
 
     outer = [name for name, _ in model.named_parameters() if not name.startswith(f"{root}.")]
     outer += [name for name, _ in model.named_buffers() if name in tensors.file_of]
     held = tensors.read([name for name in outer if name in tensors.file_of])
     named = root.rpartition(".")[0] + "."
     inside = {name[len(named) :]: value for name, value in held.items() if name.startswith(named)}
-    _materialise(decoder, inside, named, layers)
+    materialise(decoder, inside, named, layers)
     try:
         for index, layer in enumerate(layers):
             layer.forward = lambda *a, _index=index, **k: run_layer(_index, *a, **k)
@@ -161,6 +179,8 @@ class _Sums:
                     seed: Moments(
                         (total.H.tril() + total.H.tril(-1).T) / total.tokens,
                         total.mean_abs / total.tokens,
+                        total.low,
+                        total.high,
                         total.tokens,
                     )
                     for seed, total in sums.items()
@@ -187,14 +207,17 @@ class _Sums:
         for start in range(0, len(H), H_BLOCK):
             stop = min(start + H_BLOCK, len(H))
             torch.mm(X[:, start:stop].T, X[:, :stop], out=H[start:stop, :stop])
-        taken = Moments(H, X.abs().sum(0), len(X))
+        taken = Moments(H, X.abs().sum(0), *X.aminmax(dim=0), len(X))
         for seed in self.drawn_by:
             total = self._sums[slot].get(seed)
             if total is None:
-                self._sums[slot][seed] = Moments(H.clone(), taken.mean_abs.clone(), len(X))
+                copies = {name: getattr(taken, name).clone() for name in taken._fields[:-1]}
+                self._sums[slot][seed] = taken._replace(**copies)
             else:
                 total.H.add_(H)
                 total.mean_abs.add_(taken.mean_abs)
+                torch.minimum(total.low, taken.low, out=total.low)
+                torch.maximum(total.high, taken.high, out=total.high)
                 self._sums[slot][seed] = total._replace(tokens=total.tokens + len(X))
 
     def _assign(self, name: str, X: Tensor) -> None:
@@ -233,7 +256,7 @@ def _rows(arguments: Any, count: int, taken: slice) -> Any:
     return tree_map(part, arguments)
 
 
-def _materialise(
+def materialise(
     module: nn.Module, values: Mapping[str, Tensor], prefix: str, skip: nn.Module | None = None
 ) -> None:
     """Give a module on the meta device its tensors, floats in the dtype of computation.

@@ -1,0 +1,216 @@
+"""How much of the true front each sampler finds, by trials and by seconds, on an evaluated pool.
+
+    python experiments/compare_samplers.py TRIALS SEEDS pool=wide [OVERRIDES]
+        [--samplers sets,tpe] [--half holdout]
+
+First with all variants evaluated: the share of the true front's hypervolume after so many trials,
+as a study runs them (single variants first). Then in order of building: without that queue a
+trial pays for the members that it names first (their own part of the build and their answers), and
+whatever was paid for is enumerated (answers take the median of all: all run the same products);
+beside it the variants in the pool's order and in random ones,
+proposals, and the best half of the seconds that hindsight could choose. Prints JSON lines.
+"""
+
+import argparse
+import functools
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import optuna
+from real_table import real_table
+
+from ptsearch import exact, proposal, truth
+from ptsearch import study as studies
+from ptsearch.config import OBJECTIVES
+from ptsearch.judge import halves
+from ptsearch.scores import Scores
+from ptsearch.table import DENSE, Table
+
+
+class Landscape:
+    """Every ensemble of a table with its scores: replays look them up."""
+
+    def __init__(self, table: Table, half: str = "search") -> None:
+        self.table, self.judge = table, halves(table)[half]
+        self.labels = table.voters()
+        self.truth = truth.true_front(table, self.judge)
+        everything = truth.enumerate_scores(table, self.judge)
+        self.masks, found = everything.masks, everything.found
+        self.scores = {name: found[name] for name in self.truth.names}
+        signs = [-1.0 if OBJECTIVES[n] == "maximize" else 1.0 for n in self.truth.names]
+        losses = np.stack([found[n] for n in self.truth.names], axis=1) * signs
+        front = self.truth.values * signs
+        span = np.ptp(front, axis=0)
+        self.losses = (losses - front.min(axis=0)) / np.where(span > 0, span, 1.0)
+        self.place = {int(mask): i for i, mask in enumerate(self.masks)}
+        self.volume = self._volume(np.ones(self.masks.size, dtype=bool))
+        own = {label: float(table.meta(label)["cpu_seconds"]) for label in self.labels}
+        answers = float(np.median([table.seconds(label) - own[label] for label in self.labels]))
+        self.cost = {label: seconds + answers for label, seconds in own.items()}
+
+    def __call__(self, table: Table, members: Sequence[str]) -> Scores:
+        place = self.place.get(self.mask(members))
+        if place is None:  # more members than are enumerated
+            return self.judge(table, members)
+        return {name: float(values[place]) for name, values in self.scores.items()}
+
+    def mask(self, members: Iterable[str]) -> int:
+        return sum(1 << self.labels.index(label) for label in members)
+
+    @functools.cache  # noqa: B019  (one landscape a process)
+    def share(self, built: int) -> float:
+        """Percent of the whole hypervolume that the ensembles of the built variants have."""
+        inside = (self.masks & np.uint32(~built & 0xFFFFFFFF)) == 0
+        return 100 * self._volume(inside) / self.volume
+
+    def _volume(self, inside: Any) -> float:
+        values = self.losses[inside]
+        return exact.hypervolume(values, np.full(values.shape[1], truth.REFERENCE))
+
+
+def run(land: Landscape, sampler: str, seed: int, trials: int, queue: bool) -> optuna.Study:
+    """One replay; without `queue` it begins with a random ensemble instead of the singles."""
+    search = replace(studies.the_study(land.table.config), trials=trials, sampler=sampler)
+    land.table.config.study = search
+    study = optuna.create_study(directions=[OBJECTIVES[n] for n in studies.objectives(search)])
+    study.sampler = studies.SAMPLERS[sampler](seed)
+    if not queue:
+        chosen = np.random.default_rng(seed).choice(len(land.labels), 3, replace=False)
+        study.enqueue_trial({label: i in chosen for i, label in enumerate(land.labels)})
+    judge: Any = land
+    studies.search(study, land.table, judge, lambda *_: "")
+    return study
+
+
+def greedy_trials(land: Landscape) -> list[Scores]:
+    """Forward selection by trust, then by MMLU: whatever it looks at is a trial."""
+    looked: dict[int, None] = {}
+    for name in ("trust", "mmlu"):
+
+        def value(masks: exact.Masks, name: str = name) -> exact.Floats:
+            looked.update(dict.fromkeys(masks.tolist()))
+            return np.array([[land.scores[name][land.place[int(m)]]] for m in masks])
+
+        exact.greedy(value, len(land.labels), studies.the_study(land.table.config).max_members)
+    return [{n: v[land.place[m]] for n, v in land.scores.items()} for m in looked]
+
+
+def by_trials(land: Landscape, sampler: str, seeds: int, trials: int) -> dict[str, Any]:
+    """Shares of the hypervolume after 50, 100, ... trials: median and worst over seeds."""
+    curves, started = [], time.process_time()
+    for seed in range(seeds):
+        study = run(land, sampler, seed, trials, queue=True)
+        tried = [land(land.table, found.members) for found in studies.completed(study)]
+        curves.append(truth.shares(land.truth, tried)[:trials])
+    spent = (time.process_time() - started) / (seeds * trials)
+    found = np.array(curves)
+    points = [p for p in (25, 50, 100, 150, 200, 400) if p <= trials]
+    return {
+        "sampler": sampler, "seeds": seeds, "ms_per_trial": round(1000 * spent, 1),
+        "median": {p: round(float(np.median(found[:, p - 1])), 2) for p in points},
+        "worst": {p: round(float(found[:, p - 1].min()), 2) for p in points},
+    }  # fmt: skip
+
+
+def order_of(land: Landscape, study: optuna.Study) -> list[str]:
+    """Variants in the order in which trials, pruned ones too, first named them."""
+    named = [label for t in study.trials for label in land.labels if t.params.get(label)]
+    return list(dict.fromkeys(named))
+
+
+def proposed_order(land: Landscape, seed: int) -> list[str]:
+    rng, built = np.random.default_rng(seed), list[str]()
+    while len(built) < len(land.labels):
+        left = {name: land.table.variants[name] for name in land.labels if name not in built}
+        known = proposal.known(land.table, land.judge, built)
+        built.append(proposal.propose(land.judge, known, left, rng))
+    return built
+
+
+def by_builds(land: Landscape, name: str, orders: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Share at half of the seconds, and builds and seconds to 95 % of the final hypervolume."""
+    half, builds, seconds = [], [], []
+    whole = sum(land.cost.values())
+    for order in orders:
+        spent = np.cumsum([land.cost[label] for label in order])
+        shares = [land.share(land.mask(order[: i + 1])) for i in range(len(order))]
+        paid = np.flatnonzero(spent <= whole / 2)
+        half.append(shares[paid[-1]] if paid.size else 0.0)
+        reached = int(np.argmax(np.array(shares) >= 95)) if max(shares) >= 95 else len(order) - 1
+        builds.append(reached + 1)
+        seconds.append(spent[reached] / whole)
+    return {
+        "order": name, "replays": len(orders),
+        "share_at_half_the_seconds": {
+            "median": round(float(np.median(half)), 2), "worst": round(min(half), 2)},
+        "builds_to_95": {"mean": round(float(np.mean(builds)), 2), "max": max(builds)},
+        "share_of_seconds_to_95": round(float(np.mean(seconds)), 3),
+    }  # fmt: skip
+
+
+def best_half(land: Landscape, rng: np.random.Generator, rounds: int = 60) -> dict[str, Any]:
+    """The variants that hindsight would build in half of the seconds: greedy growth, again and
+    again from all but two.
+    """
+    whole, best, found = sum(land.cost.values()), list[str](), 0.0
+    for _ in range(rounds):
+        chosen = [best[i] for i in rng.permutation(len(best))[2:]]
+        while True:
+            spent = sum(land.cost[label] for label in chosen)
+            left = [v for v in land.labels if v not in chosen and spent + land.cost[v] <= whole / 2]
+            if not left:
+                break
+            chosen.append(max(left, key=lambda v: land.share(land.mask([*chosen, v]))))
+        if (share := land.share(land.mask(chosen))) > found:
+            best, found = chosen, share
+    return {"order": "best half in hindsight", "share": round(found, 2), "variants": sorted(best)}
+
+
+def say(row: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(row) + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("trials", type=int)
+    parser.add_argument("seeds", type=int)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--half", default="search")  # holdout: what nothing was tuned on
+    parser.add_argument("--samplers", default="sets,tpe,nsga2,random,gp")
+    parser.add_argument("--no-proposals", action="store_true")
+    given = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    land = Landscape(real_table(given.overrides), given.half)
+    say({"variants": len(land.labels), "ensembles": land.truth.ensembles,
+         "front": len(land.truth.front), "seconds": round(sum(land.cost.values())),
+         "on_front": sorted({label for m in land.truth.front for label in m}),
+         "samples": int(land.judge.mask.sum()), "dense_seconds": round(land.table.seconds(DENSE))}
+        )  # fmt: skip
+    compare(land, given.samplers.split(","), given.trials, given.seeds)
+    if not given.no_proposals:
+        orders = [proposed_order(land, seed) for seed in range(given.seeds)]
+        say(by_builds(land, "proposal", orders))
+
+
+def compare(land: Landscape, samplers: list[str], trials: int, seeds: int) -> None:
+    greedy = truth.shares(land.truth, greedy_trials(land))
+    say({"sampler": "greedy", "trials": len(greedy), "share": round(greedy[-1], 2)})
+    for name in samplers:
+        say(by_trials(land, name, seeds, trials))
+    rng = np.random.default_rng(0)
+    say(best_half(land, rng))
+    say(by_builds(land, "pool", [land.labels]))
+    say(by_builds(land, "random", [rng.permutation(land.labels).tolist() for _ in range(200)]))
+    for name in samplers:
+        orders = [order_of(land, run(land, name, s, 40, queue=False)) for s in range(seeds)]
+        say(by_builds(land, f"{name}, first named", orders))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""What racing saves on an evaluated pool, and how often it stops what is on the front.
+
+    python experiments/replay_racing.py REPLAYS pool=wide [OVERRIDES]
+
+Each replay asks the samples in another random order; `joined` races on both halves as if all were
+the search half; `replicated` on every sample ten times over, as a benchmark of ten times the size
+would look. A stop is false if the variant is on the true front of what was raced on. Prints JSON.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from real_table import real_table
+
+from ptsearch import exact, racing
+from ptsearch.judge import Judge, halves
+from ptsearch.rules import UNUSABLE
+from ptsearch.table import Table
+
+MEMBERS = (5, 3, 1)
+
+
+def on_front(judge: Judge, codes: Any, field: racing.Field, keys: tuple[str, ...]) -> set[int]:
+    """Variants on the true front, by brute force over the field."""
+    weights = judge.config.trust.weights
+    found = exact.score_all(judge.asked, codes, field.precision, weights, field.masks)
+    values = np.stack([-found[key] for key in keys] + list(field.cost.T), axis=1)
+    front = exact.pareto_front(values, ["minimize"] * values.shape[1])
+    alive = int(np.bitwise_or.reduce(field.masks[front]))
+    return {v for v in range(len(codes)) if alive >> v & 1}
+
+
+def replay(table: Table, judge: Judge, codes: Any, labels: list[str], seed: int) -> dict[str, Any]:
+    course = racing.plan_course(judge, len(labels), racing.LOOKS, np.random.default_rng(seed))
+    alive, asked, seen, false = list(range(len(labels))), 0, np.empty(0, dtype=np.intp), set[int]()
+    metas = [table.entries[label].meta for label in labels]
+    variants = [table.variants[label] for label in labels]
+    true = on_front(judge, codes, racing.open_field(judge, variants, metas), course.keys)
+    early = 0
+    for look, new in enumerate(course.looks):
+        seen = np.concatenate([seen, new])
+        asked += new.size * len(alive)
+        masked = np.full((len(alive), codes.shape[1]), UNUSABLE, dtype=np.int16)
+        masked[:, seen] = codes[np.ix_(alive, seen)]
+        field = racing.open_field(judge, [variants[v] for v in alive], [metas[v] for v in alive])
+        gone = {alive[v] for v in racing.hopeless(course, look, masked, field)}
+        early += len(gone) if look + 1 < len(course.looks) else 0
+        false |= gone & true
+        alive = [v for v in alive if v not in gone]
+    return {
+        "asked": asked,
+        "early": early,
+        "stopped": len(labels) - len(alive),
+        "false": len(false),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("replays", type=int)
+    parser.add_argument("overrides", nargs="*")
+    given = parser.parse_args()
+    report(real_table(given.overrides), given.replays)
+
+
+def report(table: Table, replays: int) -> None:
+    for name, times in (("search", 1), ("joined", 1), ("replicated", 10)):
+        for members in MEMBERS:
+            assert table.config.study is not None
+            table.config.study.max_members = members
+            judge = halves(table)["search" if name == "search" else "all"]
+            labels = [label for label in table.variants if label not in table.degenerate()]
+            codes = np.stack([table.entries[label].codes[judge.mask] for label in labels])
+            judge, codes = replicated(judge, codes, times)
+            rows = [replay(table, judge, codes, labels, seed) for seed in range(replays)]
+            whole, holdout = codes.shape[1] * len(labels), int((~judge.mask).sum())
+            asked, early, stopped, false = (
+                np.array([row[key] for row in rows])
+                for key in ("asked", "early", "stopped", "false")
+            )
+            saved, spared = whole - asked.mean(), stopped.mean() * holdout
+            result = {
+                "race": name, "samples": codes.shape[1], "max_members": members, "replays": replays,
+                "search_samples_saved": round(saved / whole, 4),
+                "stopped_early": round(float(early.mean()), 2),
+                "stopped": round(float(stopped.mean()), 2),
+                "saved_with_holdout": round((saved + spared) / (whole + holdout * len(labels)), 4),
+                "false_stops_share": float((false > 0).mean()),
+            }  # fmt: skip
+            sys.stdout.write(json.dumps(result) + "\n")
+            sys.stdout.flush()
+
+
+def replicated(judge: Judge, codes: Any, times: int) -> tuple[Judge, Any]:
+    """Every sample `times` over."""
+    if times == 1:
+        return judge, codes
+    asked, n = judge.asked, codes.shape[1]
+    parts = tuple(
+        part._replace(rows=np.concatenate([part.rows + n * i for i in range(times)]))
+        for part in asked.parts
+    )
+    columns = ("gold", "n_labels", "group", "abstain_ok", "holdout")
+    tiled = {name: np.tile(getattr(asked, name), times) for name in columns}
+    asked = asked._replace(**tiled, parts=parts, stratum=None)
+    return replace(judge, asked=asked, mask=np.tile(judge.mask, times)), np.tile(codes, times)
+
+
+if __name__ == "__main__":
+    main()

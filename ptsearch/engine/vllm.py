@@ -1,0 +1,264 @@
+"""Label log-probabilities and greedy replies from vLLM, through its OpenAI-compatible server.
+
+The server runs already (`engine.url`), or is started from vLLM's own environment (`engine.python`)
+on the variant's checkpoint as it is stored. A form that this build of vLLM does not load is written
+out with dense weights for it. Label tokens are scored one by one, each behind what stands before
+it: the server keeps the prompt's keys and values, and `logprob_token_ids` needs no vocabulary.
+"""
+
+import ctypes
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+
+from ptsearch import models
+from ptsearch.config import EngineConfig
+from ptsearch.engine.memory import Limits
+from ptsearch.engine.plain import Found, NonFiniteLogitsError, Report, Sequences, until
+
+CHUNK, PARALLEL = 32, 4  # prompts of a request, requests under way
+ANSWER_SECONDS = 1800.0  # for a request
+START_SECONDS = 900.0  # for loading the model
+END_SECONDS = 20.0
+STABLE = {4, 8, 16}  # bits that every version of compressed-tensors packs alike
+NAN = "not JSON compliant"  # vLLM's complaint about its own answer
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+class Server(NamedTuple):
+    """A server, and what of it is ours to end."""
+
+    url: str  # up to and with /v1
+    name: str  # of the model there
+    client: httpx.Client
+    form: str  # in which form it has the weights, and why
+    process: subprocess.Popen[bytes] | None = None
+    forgets: bool = False  # nothing is kept from one call to the next
+
+    def close(self) -> None:
+        self.client.close()
+        if self.process is not None:
+            self.process.terminate()
+            try:
+                self.process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+def connect(folder: Path, settings: EngineConfig, context: int) -> Server:
+    """The server of the variant in `folder`.
+
+    ValueError: it does not answer or has another model, or vLLM does not load the variant at all.
+    """
+    if settings.url:
+        server = Server(settings.url.rstrip("/"), folder.name, _client(), "as the server has it")
+        return _checked(server)
+    checkpoint, trust = models.checkpoint_of(folder)
+    quantization = models.read_json(checkpoint / "config.json").get("quantization_config") or {}
+    groups = quantization.get("config_groups", {}).values()
+    bits = sorted({group["weights"]["num_bits"] for group in groups})
+    reason = "asked for by engine.form=dense" if settings.form == "dense" else ""
+    if not STABLE.issuperset(bits):
+        reason = f"versions of compressed-tensors pack {bits[-1]} bits in different ways"
+    if not reason or not quantization:
+        try:
+            return _start(checkpoint, folder.name, settings, context, trust)
+        except ValueError as error:
+            if not quantization:
+                raise
+            reason = str(error)
+    with tempfile.TemporaryDirectory(prefix="ptsearch-") as scratch:
+        model, tokenizer = models.load(folder, settings.dtype)
+        model.hf_quantizer = None  # else save_pretrained takes the model for a quantized one
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        del model
+        server = _start(Path(scratch), folder.name, settings, context, trust)
+    return server._replace(form=f"dense: {reason}")
+
+
+def logprobs(server: Server, sequences: Sequences, _limits: Limits, report: Report) -> Found:
+    """log p(target token | sequence up to its position) in nats, for every target."""
+    wanted: dict[tuple[int, ...], set[int]] = {}
+    for sequence, targets in sequences.items():
+        for target in targets:
+            wanted.setdefault(sequence[: target.position + 1], set()).add(target.token)
+    alike: dict[Any, list[tuple[int, ...]]] = {}
+    for prompt, tokens in wanted.items():
+        alike.setdefault(tuple(sorted(tokens)), []).append(prompt)
+    asked = [
+        (prompts, {"max_tokens": 1, "logprobs": len(tokens), "logprob_token_ids": tokens})
+        for tokens, prompts in alike.items()
+    ]
+    values = {
+        prompt: {int(name.split(":")[1]): value for name, value in first.items()}
+        for prompt, choice in _ask(server, asked, report).items()
+        for first in choice["logprobs"]["top_logprobs"][:1]
+    }
+    return {
+        sequence: {t: _finite(values[sequence[: t.position + 1]].get(t.token)) for t in targets}
+        for sequence, targets in sequences.items()
+    }
+
+
+def generate(
+    engine: Any, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], report: Report
+) -> list[list[int]]:
+    """Greedy replies without their end-of-sequence token."""
+    alike: dict[int, list[tuple[int, ...]]] = {}
+    for prompt, new in zip(prompts, max_new_tokens, strict=True):
+        alike.setdefault(new, []).append(tuple(prompt))
+    said = {(prompt, 0): list[int]() for prompt in alike.pop(0, [])}
+    for new, some in alike.items():
+        options = {"max_tokens": new, "stop_token_ids": sorted(engine.eos)}
+        for prompt, choice in _ask(engine.model, [(some, options)], report).items():
+            said[prompt, new] = until(choice["token_ids"], engine.eos)
+    pairs = zip(prompts, max_new_tokens, strict=True)
+    return [said[tuple(prompt), new] for prompt, new in pairs]
+
+
+def _ask(
+    server: Server, asked: Sequence[tuple[list[tuple[int, ...]], dict[str, Any]]], report: Report
+) -> dict[tuple[int, ...], dict[str, Any]]:
+    """prompt -> the server's choice for it, of groups of prompts with options of their own."""
+    salt = {"cache_salt": uuid.uuid4().hex} if server.forgets else {}
+    requests = []
+    for prompts, options in asked:
+        ordered = sorted(set(prompts))  # those that begin alike together
+        for start in range(0, len(ordered), CHUNK):
+            requests.append((ordered[start : start + CHUNK], options | salt))
+    total = sum(len(prompts) for prompts, _ in requests)
+    found: dict[tuple[int, ...], dict[str, Any]] = {}
+    with ThreadPoolExecutor(PARALLEL) as threads:
+        answers = threads.map(lambda request: _post(server, *request), requests)
+        for (prompts, _), choices in zip(requests, answers, strict=True):
+            found.update(zip(prompts, choices, strict=True))
+            report(len(found), total)
+    return found
+
+
+def _post(
+    server: Server, prompts: list[tuple[int, ...]], options: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The choices of one request, in the order of its prompts.
+
+    ValueError: no answer, or not one with log-probabilities and token ids. NonFiniteLogitsError.
+    """
+    body = {
+        "model": server.name,
+        "prompt": prompts,
+        "temperature": 0,
+        "repetition_penalty": 1,  # whatever the checkpoint's generation config says
+        "return_token_ids": True,
+        "return_tokens_as_token_ids": True,
+        **options,
+    }
+    url = f"{server.url}/completions"
+    try:
+        response = server.client.post(url, json=body)
+    except httpx.TransportError as error:
+        raise ValueError(f"engine=vllm: no answer from {url} ({type(error).__name__})") from None
+    if NAN in response.text:
+        raise NonFiniteLogitsError("the server's log-probabilities hold NaN or infinity")
+    if not response.is_success:
+        said = " ".join(response.text.split())[:300]
+        raise ValueError(f"engine=vllm: {url} answers {response.status_code}: {said}")
+    choices = sorted(response.json()["choices"], key=lambda choice: choice["index"])
+    if not all(choice.get("token_ids") is not None for choice in choices):
+        raise ValueError(f"engine=vllm: {url} gives no token ids; it must be vLLM 0.32 or newer")
+    return choices
+
+
+def _finite(value: float | None) -> float:
+    if value is None or not math.isfinite(value):
+        raise NonFiniteLogitsError("the server gives no finite log-probability for a label")
+    return value
+
+
+def _checked(server: Server) -> Server:
+    """ValueError unless the server has the model of that name."""
+    try:
+        response = server.client.get(f"{server.url}/models").raise_for_status()
+        names = [model["id"] for model in response.json()["data"]]
+    except (httpx.HTTPError, ValueError, LookupError) as error:
+        raise ValueError(
+            f"engine.url={server.url}: no OpenAI-compatible server ({error})"
+        ) from None
+    if server.name not in names:
+        raise ValueError(
+            f"engine.url={server.url} serves {', '.join(names)}, not {server.name}: start it with "
+            f"--model FOLDER --served-model-name {server.name}"
+        )
+    return server
+
+
+def _start(
+    checkpoint: Path, name: str, settings: EngineConfig, context: int, trust: bool
+) -> Server:
+    """A server of its own on the checkpoint, once it answers. ValueError: it ended before."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [settings.python, "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(checkpoint), "--served-model-name", name, "--dtype", settings.dtype]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--generation-config", "vllm"]
+    command += ["--max-model-len", str(context)] if context else []
+    command += ["--trust-remote-code"] if trust else []
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [*command, *settings.args],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=ENVIRONMENT | os.environ,
+            preexec_fn=_end_with_parent,  # one system call, no lock is taken
+        )
+        server = Server(f"http://127.0.0.1:{port}/v1", name, _client(), "as stored", process)
+        deadline = time.monotonic() + START_SECONDS
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                if server.client.get(f"http://127.0.0.1:{port}/health").is_success:
+                    return server
+            except httpx.TransportError:
+                pass  # not listening yet
+            time.sleep(0.5)
+        server.close()
+        log.seek(0)
+        raise ValueError(f"vLLM does not run {name}: {_cause(log.read().decode(errors='replace'))}")
+
+
+def _client() -> httpx.Client:
+    return httpx.Client(timeout=ANSWER_SECONDS, transport=httpx.HTTPTransport(retries=2))
+
+
+def _cause(log: str) -> str:
+    """The first error of vLLM's log: the later ones say only that something went wrong before."""
+    errors = [line for line in log.splitlines() if "Error: " in line]
+    lines = errors or log.splitlines()[-1:] or ["it said nothing"]
+    return lines[0].split("] ")[-1].strip()[:300]
+
+
+def _end_with_parent() -> None:
+    """On Linux: the server is told to end when this process does, however it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

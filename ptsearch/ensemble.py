@@ -1,0 +1,189 @@
+"""An exported ensemble in one process: its members answer, then vote.
+
+ensemble = PrecisionEnsemble.from_pretrained("chosen")
+ensemble.answer(["Review: dull.\\nSentiment:"], ["negative", "positive"])[0].label
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ptsearch import engine as engines
+from ptsearch import exported, models, query
+from ptsearch.config import EngineConfig
+from ptsearch.engine import Engine, memory
+from ptsearch.query import Query, Said, Turns
+from ptsearch.rules import Question
+from ptsearch.voting import decided, vote
+
+
+class Answer(NamedTuple):
+    """The vote on one prompt; members stand in the vote's total order."""
+
+    label: str | None  # None: refused, no member gave a usable answer
+    members: dict[str, str | None]  # what each member that was asked answered; None as above
+    said: dict[str, Said]  # its log-probabilities or reply
+    votes: dict[str, int]  # label -> members that gave it
+
+
+@dataclass(frozen=True)
+class PrecisionEnsemble:
+    """Members of an exported ensemble, loaded; tensors that are equal are in memory once."""
+
+    folder: exported.Exported
+    engines: dict[str, Engine]  # in the vote's total order
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: Path | str, settings: EngineConfig | None = None
+    ) -> "PrecisionEnsemble":
+        """Check the folder, then load its members; by default in the dtype of the search.
+
+        ValueError: incomplete or altered, another format, not enough memory.
+        """
+        opened = exported.open_folder(folder)
+        recorded = opened.description["settings"].get("engine.dtype", "bfloat16")
+        settings = settings or EngineConfig(dtype=recorded)
+        loaded: dict[str, Engine] = {}
+        for label, checkpoint in opened.members.items():
+            engine = engines.load(checkpoint, settings)
+            memory.share(engine.model, [other.model for other in loaded.values()])
+            loaded[label] = engine
+        return cls(opened, loaded)
+
+    @property
+    def members(self) -> list[str]:
+        """Labels in the vote's total order: the first of the tied wins."""
+        return list(self.engines)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What `ensemble.yaml` says."""
+        return self.folder.description
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of the first member; all have the base model's."""
+        return next(iter(self.engines.values())).tokenizer
+
+    def answer(
+        self,
+        prompts: Sequence[str | Turns],
+        labels: Sequence[str],
+        max_new_tokens: int = 0,
+        lazy: bool = False,
+    ) -> list[Answer]:
+        """One of `labels` for each prompt: text as it is, or chat turns ({role, content}).
+
+        `max_new_tokens=0` compares the labels' log-probabilities; more lets the members reply and
+        reads the replies, in which case they may refuse. `lazy` stops asking when the vote is
+        decided; labels are the same. ValueError: an empty prompt, one beyond the context.
+        """
+        question = Question(tuple(labels))
+        return self.ask(
+            [Query(prompt, question, max_new_tokens=max_new_tokens) for prompt in prompts], lazy
+        )
+
+    def ask(
+        self, queries: Sequence[Query], lazy: bool = False, cascade: bool = False
+    ) -> list[Answer]:
+        """As `answer`, each prompt with labels and mode of its own.
+
+        `cascade`: one member answers alone where it is sure, which may differ from the vote as
+        often as `cascade` in ensemble.yaml says.
+        """
+        order = self.description["vote"].get("ask", self.members)
+        first = self._cascade["first"] if cascade else None
+        if first:
+            order = [first, *(member for member in order if member != first)]
+        said: list[dict[str, Said]] = [{} for _ in queries]
+        codes: list[dict[str, int]] = [{} for _ in queries]
+        left = list(range(len(queries)))
+        for member in order:
+            found = self.ask_member(member, [queries[i] for i in left])
+            for i, one in zip(left, found, strict=True):
+                said[i][member] = one
+                codes[i][member] = query.code(queries[i], member, one)
+            if lazy:
+                left = [i for i in left if not decided(codes[i], self.members)]
+            if member == first:
+                left = [i for i in left if not self._is_sure(queries[i], member, said[i][member])]
+        return [self.count(*each) for each in zip(queries, codes, said, strict=True)]
+
+    def ask_member(self, member: str, queries: Sequence[Query]) -> list[Said]:
+        """What one member says to each prompt, answered together."""
+        engine = self.engines[member]
+        prompts = [_ids(engine, asked) for asked in queries]
+        said: dict[int, Said] = {}
+        chosen = [i for i, asked in enumerate(queries) if not asked.max_new_tokens]
+        if chosen:
+            labels = [_label_ids(engine, queries[i]) for i in chosen]
+            rows = engines.score(engine, [prompts[i] for i in chosen], labels, _silent)
+            said |= {i: Said(tuple(row)) for i, row in zip(chosen, rows, strict=True)}
+        replying = [i for i, asked in enumerate(queries) if asked.max_new_tokens]
+        if replying:
+            limits = [queries[i].max_new_tokens for i in replying]
+            replies = engines.generate(engine, [prompts[i] for i in replying], limits, _silent)
+            texts = [engine.tokenizer.decode(ids, skip_special_tokens=True) for ids in replies]
+            said |= {i: Said(reply=text) for i, text in zip(replying, texts, strict=True)}
+        return [said[i] for i in range(len(queries))]
+
+    @property
+    def _cascade(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.description["vote"].get("cascade", {})
+        if not found:
+            raise ValueError("no cascade was fitted for this ensemble: ask with cascade=False")
+        return found
+
+    def _is_sure(self, asked: Query, member: str, said: Said) -> bool:
+        sure = query.sureness(asked, member, said) >= self._cascade["margin"]
+        return sure and query.code(asked, member, said) >= 0
+
+    def count(self, asked: Query, codes: dict[str, int], said: dict[str, Said]) -> Answer:
+        """The answer that the codes of some or all members vote for."""
+        members = [member for member in self.members if member in codes]
+        names = {member: query.name(asked, codes[member]) for member in members}
+        votes: dict[str, int] = {}
+        for given in names.values():
+            if given is not None:
+                votes[given] = votes.get(given, 0) + 1
+        winner = vote([codes[member] for member in members])
+        return Answer(query.name(asked, winner), names, said, votes)
+
+
+def _ids(engine: Engine, asked: Query) -> list[int]:
+    if isinstance(asked.prompt, str):
+        return models.render(engine.tokenizer, asked.prompt)
+    turns = [(turn["role"], turn["content"]) for turn in asked.prompt]
+    return models.render(engine.tokenizer, turns)
+
+
+def _label_ids(engine: Engine, asked: Query) -> list[list[int]]:
+    return [
+        engine.tokenizer(text, add_special_tokens=False).input_ids for text in asked.continuations
+    ]
+
+
+def _silent(done: int, total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class _Registered:
+    """The ensemble as MLflow's pyfunc calls it."""
+
+    ensemble: PrecisionEnsemble
+
+    def predict(self, rows: Any, params: dict[str, Any] | None = None) -> list[str | None]:
+        """The label of each row {prompt, labels} of a DataFrame; `params`: max_new_tokens."""
+        asked = [
+            Query(row["prompt"], Question(tuple(row["labels"])), **(params or {}))
+            for row in rows.to_dict("records")
+        ]
+        return [answer.label for answer in self.ensemble.ask(asked)]
+
+
+def _load_pyfunc(path: str) -> _Registered:
+    """MLflow calls this for a registered ensemble; `path` holds the folder's path."""
+    return _Registered(PrecisionEnsemble.from_pretrained(Path(path).read_text(encoding="utf-8")))

@@ -1,0 +1,58 @@
+"""The front's members once more in fp32: which answers, and which scores, rounding had moved."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ptsearch import predictions
+from ptsearch.judge import Judge
+from ptsearch.results import SHOWN, Row
+from ptsearch.scores import Scores
+from ptsearch.table import Table
+from ptsearch.voting import Codes
+
+
+@dataclass(frozen=True)
+class Recheck:
+    """Flips are answers that are others in fp32, in percent of the samples."""
+
+    flips: dict[str, float]  # of each member
+    voted: list[float]  # of each ensemble of the front, on the search half
+    scores: list[Scores]  # its scores in fp32, on the search half
+
+    def moved(self, front: Sequence[Row], key: str) -> float:
+        """How far a score of the front lies from itself in fp32, at most."""
+        pairs = zip(front, self.scores, strict=True)
+        return max(abs(row.search[key] - exact[key]) for row, exact in pairs)
+
+
+def recheck(table: Table, judge: Judge, front: Sequence[Row]) -> Recheck:
+    """Evaluate the members of the front in fp32; their flips are kept with their predictions."""
+    engine = replace(table.config.engine, dtype="float32")
+    exact = replace(table, config=replace(table.config, engine=engine), entries={})
+    labels = list(dict.fromkeys(label for row in front for label in row.members))
+    exact.ensure(labels)
+    for label in labels:
+        _keep(table, label, exact.entries[label].codes)
+    found = [judge(exact, row.members) for row in front]
+    return Recheck(
+        {name: flips(table.entries[name].codes, exact.entries[name].codes) for name in labels},
+        [flips(judge.vote(table, row.members), judge.vote(exact, row.members)) for row in front],
+        [{key: scores[key] for key in SHOWN} for scores in found],
+    )
+
+
+def flips(found: Codes, exact: Codes) -> float:
+    """Percent of the answers that are others in fp32; a refusal is an answer here."""
+    return 100 * float(np.mean(found != exact))
+
+
+def _keep(table: Table, label: str, exact: Codes) -> None:
+    """Write the flips of each benchmark into the metadata of its predictions."""
+    start, outputs = 0, table.outputs(label)
+    for benchmark in table.benchmarks:
+        rows = slice(start, start + len(benchmark.samples))
+        start = rows.stop
+        rate = flips(table.entries[label].codes[rows], exact[rows])
+        predictions.annotate(outputs[benchmark.name], {"fp32_flips_percent": f"{rate:.4f}"})

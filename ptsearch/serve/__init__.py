@@ -1,0 +1,89 @@
+"""An exported ensemble behind an OpenAI-compatible endpoint: `+serve=local`, `+serve=gateway`.
+
+    app -> api (request) -> members.ask -> replies (vote) -> api (response)
+                                 |
+              local: one process, batches over clients; gateway: one engine a member
+
+The server goes live only if the votes logged at export come out again (`replay`).
+"""
+
+import asyncio
+import importlib
+import socket
+import sys
+from collections.abc import Callable
+
+import uvicorn
+
+from ptsearch.checks import secret
+from ptsearch.config import Config, EngineConfig
+from ptsearch.config_serve import ServeConfig
+from ptsearch.exported import open_folder
+from ptsearch.serve import app, replay
+from ptsearch.serve.meter import Meter
+
+Live = Callable[[str, uvicorn.Server], None]
+
+
+def run(config: Config) -> None:
+    """Serve until a signal ends it. ValueError: the folder, an engine or a vote is not right."""
+    assert config.serve is not None
+    asyncio.run(serve(config.serve, config.engine, _say_live))
+
+
+async def serve(settings: ServeConfig, engine: EngineConfig, live: Live) -> None:
+    """Open the members, replay, then answer; `live` is told the URL and the server."""
+    if not settings.dir:
+        raise ValueError("serve.dir is missing: give serve.dir=DIR, an exported ensemble")
+    folder = open_folder(settings.dir)
+    labels = list(folder.members)
+    if settings.quorum > len(labels):
+        raise ValueError(f"serve.quorum={settings.quorum}: there are {len(labels)} members")
+    key = secret("serve.api_key_env", settings.api_key_env)
+    # The port is taken before the models are loaded, and listened to only when all is well.
+    with _bound(settings.host, settings.port) as bound:
+        members = importlib.import_module(f"ptsearch.serve.{settings.mode}").members
+        async with members(folder, settings, engine) as opened:
+            calibrated = settings.mode == "local"
+            await replay.check(folder, opened.ask, calibrated, settings.differ)
+            service = app.Service(
+                settings.name or folder.folder.name,
+                labels,
+                opened,
+                settings,
+                key,
+                Meter(labels, settings.alarm_disagreement),
+            )
+            server = uvicorn.Server(
+                uvicorn.Config(
+                    app.build(service),
+                    log_config=None,
+                    access_log=False,  # paths and addresses of every request
+                    lifespan="off",
+                    ws="none",
+                    timeout_graceful_shutdown=int(settings.timeout) + 1,
+                )
+            )
+            host, port = bound.getsockname()[:2]
+            bound.listen()
+            live(f"http://{host}:{port}/v1", server)
+            await server.serve([bound])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise ValueError(
+            f"serve.host={host} serve.port={port} cannot be used: {error.strerror}"
+        ) from None
+    return bound
+
+
+def _say_live(url: str, server: uvicorn.Server) -> None:
+    sys.stdout.write(f"serving at {url}\n")
+    sys.stdout.flush()

@@ -1,0 +1,204 @@
+"""Members behind OpenAI-compatible engines (vLLM and others), one a member, asked side by side.
+
+An engine that fails or is too slow counts as away for this vote and is left alone for
+`serve.rest` seconds; the vote goes on with the rest.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from ptsearch import query, rules
+from ptsearch.checks import secret
+from ptsearch.config import EngineConfig
+from ptsearch.config_serve import ServeConfig
+from ptsearch.exported import Exported
+from ptsearch.query import Query
+from ptsearch.serve.replies import Members, Reply, answered
+
+MIN_TOKENS = 16  # of a reply, where an engine is not bound to the labels
+BACK_OFF = 0.05  # seconds before the first retry, doubled each time
+
+
+class EngineError(Exception):
+    """An engine answered with something that another try may mend."""
+
+
+@dataclass
+class Engine:
+    """One member's engine."""
+
+    label: str
+    url: str  # up to and with /v1
+    model: str = ""  # its name there
+    rests_until: float = 0.0  # on the monotonic clock
+
+
+@asynccontextmanager
+async def members(
+    folder: Exported, settings: ServeConfig, _engine: EngineConfig
+) -> AsyncIterator[Members]:
+    """The ensemble once every engine has said that it serves its member.
+
+    ValueError: an engine is missing in `serve.engines`, does not come up within `serve.wait`
+    seconds, or serves another model.
+    """
+    labels = list(folder.members)
+    if len(settings.engines) != len(labels):
+        raise ValueError(
+            f"serve.engines must name {len(labels)} URLs, one for each member in the order "
+            f"{', '.join(labels)}; got {len(settings.engines)}"
+        )
+    engines = [
+        Engine(label, url.rstrip("/")) for label, url in zip(labels, settings.engines, strict=True)
+    ]
+    key = secret("serve.engine_key_env", settings.engine_key_env)
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        headers={"Authorization": f"Bearer {key}"} if key else {},
+        timeout=aiohttp.ClientTimeout(total=None),  # `_reply` bounds all tries together
+        cookie_jar=aiohttp.DummyCookieJar(),
+    ) as session:
+        await asyncio.gather(*(_meet(session, engine, labels, settings.wait) for engine in engines))
+
+        async def ask(asked: Query) -> list[Reply]:
+            return await asyncio.gather(
+                *(_reply(session, engine, asked, settings) for engine in engines)
+            )
+
+        yield Members(ask, lambda: [e.label for e in engines if e.rests_until > time.monotonic()])
+
+
+async def _meet(
+    session: aiohttp.ClientSession, engine: Engine, labels: Sequence[str], wait: float
+) -> None:
+    """Wait until the engine is up; find its name for the member: the label, or its only one."""
+    try:
+        async with asyncio.timeout(wait):
+            while not (names := await _served(session, engine)):
+                await asyncio.sleep(0.5)
+    except TimeoutError:
+        raise ValueError(f"no engine for {engine.label} at {engine.url} in {wait} s") from None
+    if engine.label not in names and (len(names) > 1 or names[0] in labels):
+        raise ValueError(
+            f"{engine.url} serves {', '.join(names)}, not {engine.label}: start it with "
+            f"--served-model-name {engine.label}"
+        )
+    engine.model = engine.label if engine.label in names else names[0]
+
+
+async def _served(session: aiohttp.ClientSession, engine: Engine) -> list[str]:
+    """Names of the models that the engine serves; none while it is not up."""
+    try:
+        async with session.get(f"{engine.url}/models") as response:
+            found = await response.json(content_type=None) if response.status == 200 else {}
+            return [str(model["id"]) for model in found["data"]]
+    except (aiohttp.ClientError, KeyError, TypeError, ValueError):
+        return []
+
+
+async def _reply(
+    session: aiohttp.ClientSession, engine: Engine, asked: Query, settings: ServeConfig
+) -> Reply:
+    """The engine's reply within `serve.timeout` seconds, all retries included."""
+    started = time.monotonic()
+    if engine.rests_until > started:
+        return Reply(rules.UNUSABLE, "resting")
+    outcome, note = "slow", f"no reply in {settings.timeout} s"
+    try:
+        async with asyncio.timeout(settings.timeout):
+            for attempt in range(settings.retries + 1):
+                if attempt:
+                    await asyncio.sleep(BACK_OFF * 2 ** (attempt - 1))
+                try:
+                    reply = await _ask(session, engine, asked, settings.constrain)
+                    return reply._replace(ms=1000 * (time.monotonic() - started))
+                except (aiohttp.ClientError, EngineError) as error:
+                    outcome, note = "down", str(error) or type(error).__name__
+    except TimeoutError:
+        pass
+    engine.rests_until = time.monotonic() + settings.rest
+    return Reply(rules.UNUSABLE, outcome, 1000 * (time.monotonic() - started), note=note)
+
+
+async def _ask(
+    session: aiohttp.ClientSession, engine: Engine, asked: Query, constrain: str
+) -> Reply:
+    path, body = request(engine.model, asked, constrain)
+    async with session.post(
+        engine.url + path, data=body, headers={"Content-Type": "application/json"}
+    ) as response:
+        content = await response.read()
+        if response.status == 429 or response.status >= 500:
+            raise EngineError(f"status {response.status}")
+        if response.status != 200:
+            return Reply(rules.UNUSABLE, "rejected", note=_message(content, response.status))
+    return read(content, engine.label, asked)
+
+
+def request(model: str, asked: Query, constrain: str) -> tuple[str, bytes]:
+    """(path, body) that ask an engine, greedily: for a label and nothing else, or for a reply."""
+    choices = [] if asked.max_new_tokens else asked.continuations
+    longest = max((len(choice.encode()) for choice in choices), default=0)
+    body: dict[str, Any] = {
+        "model": model,
+        "temperature": 0,
+        "max_tokens": asked.max_new_tokens or max(MIN_TOKENS, longest),  # a token has a byte
+    }
+    if asked.stop:
+        body["stop"] = asked.stop
+    if choices and constrain == "structured_outputs":
+        body["structured_outputs"] = {"choice": choices}
+    elif choices and constrain == "response_format":
+        schema = {"type": "string", "enum": choices}
+        body["response_format"] = {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "strict": True, "schema": schema},
+        }
+    if isinstance(asked.prompt, str):
+        return "/completions", json.dumps({**body, "prompt": asked.prompt}).encode()
+    return "/chat/completions", json.dumps({**body, "messages": list(asked.prompt)}).encode()
+
+
+def read(content: bytes, member: str, asked: Query) -> Reply:
+    """An engine's response as a reply. EngineError: it is none."""
+    try:
+        found = json.loads(content)
+        choice, usage = found["choices"][0], found.get("usage") or {}
+        message = choice.get("message") or {}
+        text = message.get("content") or choice.get("text") or ""
+        declined = not text and bool(message.get("refusal"))
+        tokens = int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
+        code = rules.REFUSED if declined else answer_code(text, member, asked)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise EngineError("its response is no completion") from error
+    return answered(code, tokens=tokens)
+
+
+def answer_code(text: str, member: str, asked: Query) -> int:
+    """The label that a reply is, or is as a JSON string; else what the rules read in it."""
+    if asked.max_new_tokens:
+        return query.code(asked, member, query.Said(reply=text))
+    labels = [label.strip() for label in asked.continuations]
+    bare = text.strip()
+    if bare[:1] == '"':
+        with suppress(ValueError):
+            bare = str(json.loads(bare)).strip()
+    if bare in labels:
+        return labels.index(bare)
+    return rules.words(bare, asked.question)
+
+
+def _message(content: bytes, status: int) -> str:
+    """An engine's own words of why it said no."""
+    try:
+        error = json.loads(content)
+        return str(error.get("error", error)["message"])[:300]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return f"status {status}"

@@ -1,0 +1,61 @@
+"""What each member replies to a query, and the vote on it: what both servers share.
+
+Members stand in the vote's total order everywhere: the first of the tied wins.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
+
+from ptsearch import voting
+from ptsearch.query import Query
+from ptsearch.rules import CONTRADICTORY, REFUSED, UNUSABLE
+
+OUTCOMES = {REFUSED: "refused", UNUSABLE: "unusable", CONTRADICTORY: "contradictory"}
+# Replies that never came: the engine is not there, was too slow, is left alone for a while, or
+# said no to the request (4xx).
+AWAY = ("down", "slow", "resting", "rejected")
+NOT_ASKED = "not asked"  # the vote was decided without it
+
+
+class Reply(NamedTuple):
+    """What one member said."""
+
+    code: int  # a label's index, or a negative answer code
+    outcome: str  # answered, one of OUTCOMES, one of AWAY, or NOT_ASKED
+    ms: float = 0.0
+    tokens: tuple[int, int] = (0, 0)  # of the prompt, of the answer
+    note: str = ""  # why there is no reply
+
+
+class Vote(NamedTuple):
+    """The outcome over the members that replied."""
+
+    code: int
+    shares: list[float]  # per label, of the usable answers
+    agreed: bool  # no two usable answers differ
+    away: int  # members whose reply never came
+    tokens: tuple[int, int]
+
+
+Ask = Callable[[Query], Awaitable[list[Reply]]]
+
+
+class Members(NamedTuple):
+    """An open ensemble."""
+
+    ask: Ask
+    away: Callable[[], list[str]]  # members that are left alone at the moment
+
+
+def answered(code: int, ms: float = 0.0, tokens: tuple[int, int] = (0, 0)) -> Reply:
+    return Reply(code, OUTCOMES.get(code, "answered"), ms, tokens)
+
+
+def count(replies: Sequence[Reply], n_labels: int) -> Vote:
+    """The search's majority vote over those who replied."""
+    codes = [reply.code for reply in replies]
+    usable = [code for code in codes if code >= 0]
+    shares = [usable.count(label) / len(usable) if usable else 0.0 for label in range(n_labels)]
+    away = sum(reply.outcome in AWAY for reply in replies)
+    tokens = max((reply.tokens for reply in replies), default=(0, 0))
+    return Vote(voting.vote(codes), shares, len(set(usable)) <= 1, away, tokens)
