@@ -60,9 +60,26 @@ def test_scores_are_those_of_compressed_tensors_itself(built: Path, number: int)
         [one_score(theirs, prompt, label) for label in labels]
         for prompt, labels in zip(PROMPTS, LABELS, strict=True)
     ]
-    assert off(engines.score(engine, PROMPTS, LABELS, silent), expected, unrounded) < 0.1
+    assert off(engines.score(engine, PROMPTS, LABELS, silent), expected, unrounded) < 0.6
     slow = engines.score(plain(engine), PROMPTS, LABELS, silent)
-    assert off(slow, expected, unrounded) < 0.1
+    assert off(slow, expected, unrounded) < 0.6
+
+
+@pytest.mark.parametrize("number", TOKENWISE)
+def test_linears_are_those_of_compressed_tensors_itself(built: Path, number: int) -> None:
+    folder = build.folder_of(built, pool(ROWS)[number])
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ours = dict(plain(engines.load(folder, FP32)).model.named_modules())
+    theirs(torch.tensor([PROMPTS[0]]))  # the first call unpacks its weights
+    rng = torch.Generator().manual_seed(number)
+    compared = 0
+    for name, linear in theirs.named_modules():
+        if isinstance(linear, torch.nn.Linear):
+            X = torch.randn(5, linear.in_features, generator=rng)
+            with torch.inference_mode():
+                torch.testing.assert_close(ours[name](X), linear(X), rtol=1e-4, atol=1e-4)
+            compared += 1
+    assert compared == 15  # the head too, where nothing is rounded
 
 
 def test_rounded_inputs_are_the_same_in_both_paths(built: Path) -> None:
@@ -80,7 +97,8 @@ def test_rounded_inputs_are_the_same_in_both_paths(built: Path) -> None:
 
 def off(found: Scores, expected: Scores, unrounded: Scores) -> float:
     """Mean error, as a share of what rounding changes. It is not 0: the last bit of a float now
-    and then decides which way a value is rounded.
+    and then decides which way a value is rounded, and in a tiny model one value is much. 1 would
+    be as if nothing were rounded.
     """
     a, b, c = (np.concatenate([np.array(row) for row in rows])
                for rows in (found, expected, unrounded))  # fmt: skip
