@@ -44,18 +44,19 @@ def build(name: str, model: str, text: str, out: str) -> None:
     defaults = {"group_size": GROUP_SIZE, "damp_percent": DAMP}
     dense = variant.Variant("model", "0")
     variants = variant.expand_pool(dense, POOLS[name], defaults, calibration.identity)
-    seconds: dict[str, float] = {}
+    written: dict[str, float] = {}
 
     def report(stage: str, _done: int, _total: int) -> None:
-        seconds.setdefault("checking" if stage.startswith("checking") else "pass", _processor())
+        if stage.startswith("checking") and not written:
+            written.update(cpu_s=_processor(), peak_rss_mb=_peak())
 
     started = time.perf_counter()
     build.build_pool(BaseModel("model", "0", Path(model)), variants, calibration, Path(out), report)
     row = {
-        "cpu_s": seconds["checking"],
+        **written,
         "checked_cpu_s": _processor(),
+        "checked_peak_rss_mb": _peak(),
         "wall_s": time.perf_counter() - started,
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
         "folders": {v.label: str(build.folder_of(Path(out), v)) for v in variants},
     }
     sys.stdout.write(json.dumps(row) + "\n")
@@ -64,6 +65,10 @@ def build(name: str, model: str, text: str, out: str) -> None:
 def _processor() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def main() -> None:
