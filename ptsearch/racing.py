@@ -66,11 +66,14 @@ def race(table: Table, judge: Judge) -> None:
     """
     wanted = the_study(table.config)
     limited = [n for given in (wanted.min, wanted.max) for n in limits(given)]
-    if table.reader or set(limited) - {"memory_gb", "latency_ms"}:
+    skilled = wanted.min_skill == "require"
+    if table.reader or skilled or set(limited) - {"memory_gb", "latency_ms"}:
         raise ValueError(
-            "study.racing=true needs benchmarks.extract=rules and no limits on scores: "
+            "study.racing=true needs benchmarks.extract=rules and no limits on scores or skill: "
             "it bounds scores that are not known yet"
         )
+    if table.config.vote.rule != "majority":
+        raise ValueError("study.racing=true bounds the majority vote only: take vote=majority")
     rng = np.random.default_rng(wanted.seed)
     course = plan_course(judge, len(table.variants), LOOKS, rng)
     inside: Rows = np.flatnonzero(judge.mask)
@@ -81,6 +84,8 @@ def race(table: Table, judge: Judge) -> None:
         rows = np.concatenate([rows, new])
         said = table.ask(labels, inside[rows])
         labels = list(said)
+        if not labels:
+            return  # all degenerate
         codes = np.stack([said[label][judge.mask] for label in labels])
         metas = [table.cost_meta(label) for label in labels]
         field = open_field(judge, [table.variants[label] for label in labels], metas)

@@ -105,6 +105,10 @@ def test_limits_on_scores_are_refused(tmp_path) -> None:
     judge, _ = judges(table)
     with pytest.raises(ValueError, match="no limits on scores"):
         racing.race(table, judge)
+    table.config.study.min.ethics = None
+    table.config.vote.rule = "weighted"
+    with pytest.raises(ValueError, match="majority vote only"):
+        racing.race(table, judge)
 
 
 def test_chunks_give_the_predictions_of_one_go(tiny_model, tmp_path) -> None:
