@@ -154,9 +154,8 @@ def test_a_study_under_another_vote(finished, tiny_model, monkeypatch, tmp_path,
     assert ptsearch(monkeypatch, finished, *soft) == 0
     assert "soft vote: " in capfd.readouterr().out
     job = ("+export=ensemble", "export.study=soft", f"export.out={tmp_path / 'out'}")
-    assert ptsearch(monkeypatch, finished, *job) == 0
-    described = yaml.safe_load((tmp_path / "out" / "ensemble.yaml").read_text())
-    assert described["vote"]["rule"] == "soft"
+    assert ptsearch(monkeypatch, finished, *job) == 2
+    assert "study 'soft' has vote=soft: only vote=majority is served" in capfd.readouterr().err
 
 
 def test_limits_first(finished, tiny_model, monkeypatch, tmp_path, capfd) -> None:
