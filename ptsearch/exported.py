@@ -75,10 +75,16 @@ def read_verify(exported: Exported) -> list[Logged]:
 
 
 def _check_safe(member: Path) -> None:
-    """ValueError for what could run code, or a meta.json, which could lead to another folder."""
+    """ValueError for what could run code, or leads to another folder."""
     for file in member.rglob("*"):
-        if file.suffix in UNSAFE or file.name == "meta.json":
+        if file.suffix in UNSAFE:
             raise ValueError(f"{file}: a member has safetensors only, no pickle and no code")
+    if (member / "meta.json").exists():
+        meta = json.loads((member / "meta.json").read_text(encoding="utf-8"))
+        if (meta["checkpoint"], meta["trust_remote_code"]) != (".", False):
+            raise ValueError(f"{member}/meta.json: a member is its own folder, without code")
+        if meta["variant"]["decode_schedule"]:
+            raise ValueError(f"{member}/meta.json: a member of two checkpoints is not served")
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -143,7 +143,7 @@ def expected_seconds(known: Known, new: Variant) -> float:
 
 
 def expected_meta(known: Known, new: Variant) -> dict[str, Any]:
-    """Stored tensors and latency: own bytes follow the bits, the rest is shared as by the known."""
+    """Tensors, cache and latency: own bytes follow the bits, the rest is shared as by the known."""
     dense = {t["sha256"]: t["bytes"] for t in known.metas[0]["tensors"].values()}
     shared: dict[str, Any] = {}
     own = []  # bits, bytes that the variant does not share with the dense model
@@ -155,8 +155,10 @@ def expected_meta(known: Known, new: Variant) -> dict[str, Any]:
     base = sum(dense.values()) - sum(t["bytes"] for t in shared.values())
     bits, size = min(own, key=lambda each: abs(each[0] - new.bits), default=(16, base))
     mine = {"bytes": int(size * new.bits / bits), "sha256": new.id}
-    latency = known.metas[0]["latency_ms"]
-    return {"tensors": {**shared, "own": mine}, "latency_ms": latency}
+    first = known.metas[0]
+    cache = int(first["kv_bytes"] * new.kv_bits / 16)
+    tensors = {**shared, "own": mine}
+    return {"tensors": tensors, "kv_bytes": cache, "latency_ms": first["latency_ms"]}
 
 
 def _values(judge: Judge, known: Known, new: Variant | None) -> Floats:

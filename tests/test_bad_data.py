@@ -7,7 +7,10 @@ from fakes import fake_table
 
 from ptsearch import results
 from ptsearch.benchmarks.split import half
+from ptsearch.gains import gains
 from ptsearch.judge import judges
+from ptsearch.statistics import clusters_needed
+from ptsearch.table import DENSE
 
 
 def test_a_benchmark_with_one_class_is_named(tmp_path) -> None:
@@ -26,3 +29,11 @@ def test_a_half_without_samples_of_a_benchmark(tmp_path) -> None:
     table.benchmarks = [replace(mmlu, samples=tuple(kept)), *others]
     with pytest.raises(ValueError, match=r"held-out half has no samples of mmlu: raise benchmarks"):
         judges(table)
+
+
+def test_too_small_a_holdout_says_how_many_items_it_takes(tmp_path) -> None:
+    table = fake_table(tmp_path, samples=12)
+    _, holdout = judges(table)
+    needed = clusters_needed(6, 0.95)
+    with pytest.raises(ValueError, match=rf"take {needed}: about .* see benchmarks.limit"):
+        gains(table, holdout, [("v0-3b", "v4-8b")], {"dense": (DENSE,)})

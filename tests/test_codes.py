@@ -134,15 +134,15 @@ def test_nested_members_share_their_planes(built: Path) -> None:
         planes = [name for name in narrow["tensors"] if ".plane" in name]
         assert len(planes) == narrow["variant"]["bits"] * 14
         assert all(narrow["tensors"][name] == wide["tensors"][name] for name in planes)
-    members = [{**meta, "latency_ms": 1.0} for meta in (three, four, eight)]
-    together = scores.cost(members, 0, "sequential").memory_gb
+    members = [{**meta, "kv_bytes": 0, "latency_ms": 1.0} for meta in (three, four, eight)]
+    together = scores.cost(members, "sequential").memory_gb
     own = [
         tensor["bytes"]
         for meta in (three, four)
         for name, tensor in meta["tensors"].items()
         if name.endswith((".scale", ".offset"))
     ]
-    alone = scores.cost(members[2:], 0, "sequential").memory_gb
+    alone = scores.cost(members[2:], "sequential").memory_gb
     assert together * 1e9 == pytest.approx(alone * 1e9 + sum(own))
 
 

@@ -1,6 +1,7 @@
 """Racing: the bounds hold, what leaves is on no front, samples are asked once, whole at the end."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from ptsearch.judge import judges
 from ptsearch.rules import UNUSABLE
 from ptsearch.table import Table
 from ptsearch.truth import true_front
+from ptsearch.variant import Variant
 
 
 def field_of(table: Table, judge) -> racing.Field:
@@ -119,7 +121,13 @@ def test_chunks_give_the_predictions_of_one_go(tiny_model, tmp_path) -> None:
     folder = tmp_path / "variant"
     folder.mkdir()
     (folder / "meta.json").write_text(
-        json.dumps({"checkpoint": str(tiny_model), "trust_remote_code": False})
+        json.dumps(
+            {
+                "variant": asdict(Variant("tiny", "0")),
+                "checkpoint": str(tiny_model),
+                "trust_remote_code": False,
+            }
+        )
     )
     ids = [sample.id for sample in benchmark.samples]
     for stop in (2, 5):

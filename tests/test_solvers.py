@@ -32,9 +32,9 @@ def loss(W: Tensor, H: Tensor, found: Quantized | Coded) -> float:
     return float(((d @ H) * d).sum())
 
 
-def stored_bits(found: Quantized | Coded, sym: bool = True) -> float:
+def stored_bits(found: Quantized | Coded) -> float:
     """A weight, everything that is stored counted."""
-    tensors = checkpoint.tensors("w", found, sym)
+    tensors = checkpoint.tensors("w", found, Variant("tiny", "0"))
     stored = sum(t.nbytes for name, t in tensors.items() if not name.endswith("shape"))
     return 8 * stored / found.dense().numel()
 
