@@ -128,9 +128,8 @@ def _description(
             "rule": "majority",
             "ties": "the first of the tied in this order",
             "order": list(forms),
-            "ask": study["ask"][
-                row["run_id"]
-            ],  # until the vote is decided, where that is asked for
+            "ask": study["ask"][row["run_id"]],  # in this order, where asking may stop early
+            "cascade": study["cascade"].get(row["run_id"], {}),  # may differ from the vote
         },
         "members": [
             {
