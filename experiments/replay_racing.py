@@ -1,6 +1,6 @@
 """What racing saves on an evaluated pool, and how often it stops what is on the front.
 
-    python experiments/replay_racing.py REPLAYS pool=wide [OVERRIDES]
+    python experiments/replay_racing.py REPLAYS pool=wide [OVERRIDES] [--races search,joined]
 
 Each replay asks the samples in another random order; `joined` races on both halves as if all were
 the search half; `replicated` on every sample ten times over, as a benchmark of ten times the size
@@ -20,8 +20,6 @@ from ptsearch import exact, racing
 from ptsearch.judge import Judge, halves
 from ptsearch.rules import UNUSABLE
 from ptsearch.table import Table
-
-MEMBERS = (5, 3, 1)
 
 
 def on_front(judge: Judge, codes: Any, field: racing.Field, keys: tuple[str, ...]) -> set[int]:
@@ -63,19 +61,22 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("replays", type=int)
     parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--races", default="search,joined,replicated")
+    parser.add_argument("--members", default="5,3,1")  # study.max_members
     given = parser.parse_args()
-    report(real_table(given.overrides), given.replays)
+    members = [int(m) for m in given.members.split(",")]
+    report(real_table(given.overrides), given.races.split(","), members, given.replays)
 
 
-def report(table: Table, replays: int) -> None:
-    for name, times in (("search", 1), ("joined", 1), ("replicated", 10)):
-        for members in MEMBERS:
+def report(table: Table, races: list[str], sizes: list[int], replays: int) -> None:
+    for name in races:
+        for members in sizes:
             assert table.config.study is not None
             table.config.study.max_members = members
             judge = halves(table)["search" if name == "search" else "all"]
             labels = [label for label in table.variants if label not in table.degenerate()]
             codes = np.stack([table.entries[label].codes[judge.mask] for label in labels])
-            judge, codes = replicated(judge, codes, times)
+            judge, codes = replicated(judge, codes, 10 if name == "replicated" else 1)
             rows = [replay(table, judge, codes, labels, seed) for seed in range(replays)]
             whole, holdout = codes.shape[1] * len(labels), int((~judge.mask).sum())
             asked, early, stopped, false = (

@@ -1,6 +1,6 @@
 """What may be claimed of an ensemble of a front, and what the claim rests on: `certificate.json`.
 
-Plain values in a fixed order, without dates or paths: the same study gives the same bytes.
+Plain values in a fixed order, without dates: the same command gives the same bytes.
 """
 
 import json

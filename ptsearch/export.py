@@ -50,7 +50,7 @@ def write(study: Mapping[str, Any], config: ExportConfig, cache: Path) -> Path:
                 if members[label].method != "path":
                     _write_meta(members[label], part / "members" / label)
             else:
-                models.write_dense(sources[label], part / "members" / label)
+                models.write_dense(sources[label], "bfloat16", part / "members" / label)
         described = _description(study, config, row, forms, part)
         _write(part / "ensemble.yaml", yaml.safe_dump(described, sort_keys=False))
         _write(part / "certificate.json", certificate.to_json(row["certificate"]))

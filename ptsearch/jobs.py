@@ -44,9 +44,9 @@ def run_search(config: Config) -> None:
     screen = terminal.console()
     need_pool(config)
     with tables(config, terminal.progress(screen)) as (table, *others):
+        halves, search = judges(table), studies.the_study(config)
         study, tracker = _open(config, table)
-        halves, on_trial = judges(table), _recorder(table, tracker)
-        search = studies.the_study(config)
+        on_trial = _recorder(table, tracker)
         try:
             studies.check_limits(config, halves[0])
             if search.max_builds:
@@ -55,8 +55,7 @@ def run_search(config: Config) -> None:
                 racing.race(table, halves[0])
             studies.search(study, table, halves[0], on_trial)
             truth = report.complete(study, table, halves[0], on_trial)
-            found = studies.front(study)
-            result = report.compile_result(table, others, study, halves, found, truth)
+            result = report.compile_result(table, others, study, halves, truth)
             report.log_result(tracker, table, study, result)
         except BaseException:
             tracking.fail(tracker)
@@ -69,8 +68,8 @@ def run_slo(config: Config) -> None:
     screen = terminal.console()
     need_pool(config)
     with tables(config, terminal.progress(screen)) as (table, *others):
-        study, tracker = _open(config, table)
         halves, result = judges(table), None
+        study, tracker = _open(config, table)
         try:
             studies.check_limits(table.config, halves[0])
             answer = slo_report.answer_limits(table, halves[0])
@@ -80,7 +79,7 @@ def run_slo(config: Config) -> None:
                 found = studies.named(
                     study, table, halves[0], _recorder(table, tracker), answer.pick
                 )
-                result = report.compile_result(table, others, study, halves, [found], None)
+                result = report.compile_result(table, others, study, halves, None, [found])
                 result.remarks.insert(0, slo_report.verdict(answer))
                 report.log_result(tracker, table, study, result)
         except BaseException:

@@ -149,8 +149,7 @@ def hopeless(course: Course, look: int, codes: Codes, field: Field) -> list[int]
     estimate = np.concatenate([-bounds.estimate, field.cost], axis=1)
     rivals = exact.pareto_front(estimate, ["minimize"] * estimate.shape[1])[:RIVALS]
     out = np.zeros(field.masks.size, dtype=bool)
-    for rival in rivals:
-        highest = bounds.highest_gain(rival)  # (ensembles, keys)
+    for rival, highest in zip(rivals, bounds.highest_gains(rivals), strict=True):
         dearer = (field.cost >= field.cost[rival]).all(axis=1)
         strictly = (field.cost > field.cost[rival]).any(axis=1) | (highest < 0).any(axis=1)
         out |= dearer & (highest <= 0).all(axis=1) & strictly
@@ -158,7 +157,7 @@ def hopeless(course: Course, look: int, codes: Codes, field: Field) -> list[int]
     if singles.size and "trust" in course.keys:
         trust = course.keys.index("trust")
         best = singles[bounds.estimate[singles, trust].argmax()]
-        out[singles] &= bounds.highest_gain(int(best))[singles, trust] < 0
+        out[singles] &= bounds.highest_gains(np.array([best]))[0, singles, trust] < 0
     alive = np.bitwise_or.reduce(field.masks[~out], initial=np.uint32(0))
     return [v for v in range(len(codes)) if not int(alive) >> v & 1]
 
@@ -204,27 +203,29 @@ class Bounds(NamedTuple):
             float(pairs + np.log(len(columns) * len(LAMBDAS) / ALPHA)),
         )  # fmt: skip
 
-    def highest_gain(self, rival: int) -> Floats:
-        """(ensembles, keys): upper bounds of each ensemble's score minus the rival's."""
+    def highest_gains(self, rivals: Rows) -> Floats:
+        """(rivals, ensembles, keys): upper bounds of each ensemble's score minus the rival's."""
         found = []
-        mine = self.hits[rival]
+        theirs = self.hits[rivals]  # (rivals, counts)
         for k, worth in enumerate(self.worth):
-            settled = self.known[:, k] - self.known[rival, k]
-            plain = settled + (self.hits - mine) @ worth + self.unseen[k]
+            certain = self.known[:, k] + self.hits @ worth
+            plain = certain - certain[rivals, None] + self.unseen[k]
             size = float(self.largest[k])
             if not self.unseen[k] or not size:
                 found.append(np.round(plain, 9))
                 continue
-            square = (self.step * worth / size) ** 2
-            spread = self.hits @ (square * (1 - 2 * mine)) + mine @ square
-            reach = np.min(
-                [(self.threshold + (-np.log1p(-x) - x) * spread) / x for x in LAMBDAS], axis=0
-            )
-            fair = (
-                settled + ((self.hits - mine) @ (self.drift * worth) + size * reach) / self.growth
-            )
+            square = ((self.step * worth / size) ** 2).astype(np.float32)
+            common = (theirs * square) @ self.hits.T  # (rivals, ensembles)
+            alone = self.hits @ square
+            spread = np.maximum(alone + alone[rivals, None] - 2 * common, 0.0)
+            # The least over lambda: pointwise, as all of them hold together.
+            reach = np.full(spread.shape, np.inf)
+            for x in LAMBDAS:
+                np.minimum(reach, (self.threshold + (-np.log1p(-x) - x) * spread) / x, out=reach)
+            drawn = self.known[:, k] + self.hits @ (self.drift * worth) / self.growth
+            fair = drawn - drawn[rivals, None] + size * reach / self.growth
             found.append(np.minimum(plain, fair))
-        return np.stack(found, axis=1)
+        return np.stack(found, axis=2)
 
 
 def _hits(plan: Plan, counts: Rows, codes: Codes, field: Field) -> NDArray[np.float32]:

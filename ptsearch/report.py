@@ -23,7 +23,7 @@ from ptsearch import (
     tracking,
 )
 from ptsearch import study as studies
-from ptsearch.config import Config
+from ptsearch.config import Config, StudyConfig
 from ptsearch.explain import Explanation
 from ptsearch.gains import gains
 from ptsearch.judge import Judge, judges
@@ -78,13 +78,14 @@ def compile_result(
     others: Sequence[Table],
     study: optuna.Study,
     halves: tuple[Judge, Judge],
-    found: Sequence[Found],
     truth: Truth | None,
+    found: Sequence[Found] | None = None,
 ) -> Result:
-    """Every row of the result, `found` first: what was chosen on search. The holdout half is read
-    once, for it and what it is compared with.
+    """Every row of the result; the holdout half is read once, for what was chosen on search: the
+    study's front, or what was `found` otherwise.
     """
     (search, holdout), wanted = halves, studies.the_study(table.config)
+    found = studies.front(study) if found is None else found
     table.voters()  # at least one
     classes = results.about_classes({"search": search, "held-out": holdout})
     if not found:
@@ -121,6 +122,10 @@ def compile_result(
         explained=explain.explain(table, halves, front, _baselines(best)),
         recheck=recheck(table, search, front) if wanted.check_fp32 else None,
     )
+
+
+def _how(search: StudyConfig) -> dict[str, str]:
+    return {"sampler": search.sampler} if search.kind == "pareto" else {}
 
 
 def _baselines(best: Row | None) -> dict[str, Members]:
@@ -201,7 +206,7 @@ def log_result(tracker: Tracker, table: Table, study: optuna.Study, result: Resu
         data.write_text(json.dumps(study.user_attrs["data"], indent=2), encoding="utf-8")
         tracking.finish(
             tracker,
-            params=config.choices() | {"sampler": studies.the_study(config).sampler},
+            params=config.choices() | _how(studies.the_study(config)),
             metrics={
                 "front_size": len(result.front),
                 "trials": len(result.trials),

@@ -51,8 +51,8 @@ def answer(every: Everything, wanted: StudyConfig) -> Answer:
     found = []
     for place in range(len(keys)):
         others = np.delete(meets, place, axis=1).all(axis=1)
-        if others.any():
-            least = np.where(others, beyond[:, place], np.inf)
+        least = np.where(others, beyond[:, place], np.inf)
+        if np.isfinite(least).any():
             found.append(_relaxation(every, keys, meets, np.flatnonzero(least == least.min())))
     scaled = np.maximum(beyond, 0) / _ranges(every, keys)
     order = (scaled.sum(axis=1), scaled.max(axis=1))
@@ -67,7 +67,7 @@ def violations(every: Everything, wanted: StudyConfig) -> tuple[list[str], Float
     columns = {f"study.min.{n}": v - every.found[n] for n, v in limits(wanted.min).items()}
     columns |= {f"study.max.{n}": every.found[n] - v for n, v in limits(wanted.max).items()}
     beyond = np.stack([*columns.values(), np.zeros(len(every.masks))], axis=1)[:, :-1]
-    return list(columns), beyond
+    return list(columns), np.where(np.isnan(beyond), np.inf, beyond)
 
 
 def as_overrides(relaxed: Relaxation) -> str:
@@ -94,7 +94,8 @@ def _most_trusted(every: Everything, places: NDArray[np.intp]) -> int:
 
 
 def _ranges(every: Everything, keys: Iterable[str]) -> Floats:
-    spans = np.array([np.ptp(every.found[_metric(key)]) for key in keys])
+    known = [every.found[_metric(key)] for key in keys]
+    spans = np.array([np.nanmax(values) - np.nanmin(values) for values in known])
     return np.where(spans > 0, spans, 1.0)
 
 

@@ -16,7 +16,12 @@ from ptsearch.truth import enumerate_scores
 
 
 def answer_limits(table: Table, judge: Judge) -> Answer:
-    """Among every ensemble of the pool, all of it built and evaluated."""
+    """Among every ensemble of the pool, all of it built and evaluated.
+
+    ValueError: too many ensembles, or a limit that they cannot all be tested for.
+    """
+    if the_study(table.config).min_skill == "require":
+        raise ValueError("study=slo knows no study.min_skill=require: unskilled ones are marked *")
     table.ensure(table.variants)
     return slo.answer(enumerate_scores(table, judge), the_study(table.config))
 

@@ -35,6 +35,15 @@ def test_every_segment_is_used_and_follows_its_path(sequences, max_run, min_savi
         assert plan.segments[chain[-1]].path == chain[:-1]
 
 
+@given(sequences, st.integers(1, 4), st.integers(1, 3), st.integers(1, 20))
+def test_segments_can_be_made_to_start_at_multiples(sequences, align, runs, min_saving):
+    plan = share(sequences, align * runs, min_saving, align)
+    assert [spell(plan, chain) for chain in plan.chains] == sequences
+    assert all(segment.start % align == 0 for segment in plan.segments)
+    for chain in plan.chains:
+        assert plan.segments[chain[-1]].path == chain[:-1]
+
+
 @given(sequences, st.integers(1, 8), st.integers(1, 20))
 def test_last_is_the_last_descendant(sequences, max_run, min_saving):
     plan = share(sequences, max_run, min_saving)

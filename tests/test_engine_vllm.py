@@ -7,13 +7,16 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 import vllm_server
+from safetensors.torch import load_file
 
-from ptsearch import build, evaluate
+from ptsearch import build, evaluate, models
 from ptsearch import engine as engines
 from ptsearch.benchmarks import sources
 from ptsearch.calibration import Calibration
 from ptsearch.config import BenchmarksConfig, EngineConfig
+from ptsearch.engine import runtime
 from ptsearch.models import BaseModel
 from ptsearch.variant import Variant, expand_pool
 
@@ -138,10 +141,33 @@ def test_a_form_that_vllm_does_not_load_is_written_out(bits, form, pool, python)
         assert re.search(form, engine.form)
 
 
+def test_what_is_written_out_is_an_ordinary_checkpoint(pool, tiny_model, tmp_path):
+    models.write_dense(pool[8], "bfloat16", tmp_path)
+    written, base = (load_file(f / "model.safetensors") for f in (tmp_path, tiny_model))
+    assert written.keys() == base.keys()
+    model, _ = models.load(pool[8])
+    for name, weight in written.items():
+        assert torch.equal(weight, model.state_dict()[name])
+    assert "quantization_config" not in models.read_json(tmp_path / "config.json")
+
+
 def test_all_members_can_be_asked_for_as_dense_weights(pool, python):
     settings = EngineConfig(name="vllm", python=python, form="dense")
     with engines.opened(pool[4], settings) as engine:
         assert engine.form == "dense: asked for by engine.form=dense"
+
+
+@pytest.mark.parametrize(
+    ("asked", "bits", "message"),
+    [
+        (runtime.Runtime(kv="kivi", kv_bits=4), 4, "does not round keys and values"),
+        (runtime.Runtime(act_bits=8), 8, "rounds the inputs of its layers"),
+    ],
+)
+def test_what_a_server_would_not_round_is_refused(asked, bits, message, pool, python, monkeypatch):
+    monkeypatch.setattr(runtime, "of", lambda folder: asked)
+    with pytest.raises(ValueError, match=message):
+        engines.load(pool[bits], EngineConfig(name="vllm", python=python))
 
 
 def test_a_model_that_vllm_does_not_run_at_all_is_an_error(tiny_model, tmp_path):

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors import safe_open
 
 from ptsearch import build, deploy, export, exported, forms, models, store
 from ptsearch import engine as engines
@@ -187,6 +188,8 @@ def test_what_a_target_does_not_run_is_written_dense(study, cache, tmp_path) -> 
     )
     weights = [name for name in dense if name.endswith("proj.weight")]
     assert weights
+    with safe_open(exported_.members[three.label] / "model.safetensors", "pt") as file:
+        assert not [name for name in file.keys() if "scale" in name or "packed" in name]  # noqa: SIM118
     for name in weights:
         assert (stored[name] == dense[name]).all()
 

@@ -31,6 +31,23 @@ def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch, backend: st
         library.check_available(variant)
 
 
+@pytest.mark.parametrize(
+    "variant",
+    [
+        Variant("m", "r", "nested", backend="llmcompressor", bits=4, group_size=32),
+        Variant("m", "r", "gptq", "llmcompressor", bits=4, group_size=32, rounding_seed=0),
+        Variant("m", "r", "awq", backend="gptqmodel", bits=4, group_size=32),
+    ],
+    ids=lambda variant: variant.label,
+)
+def test_what_a_library_does_not_build_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variant: Variant
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    with pytest.raises(ValueError, match=rf"builds .* only here, .*{variant.label}"):
+        library.check_available(variant)
+
+
 @given(st.integers(2, 8), st.booleans(), st.integers(0, 99))
 def test_codes_are_found_again_from_values(bits: int, sym: bool, seed: int) -> None:
     W = torch.randn(6, 64, generator=torch.Generator().manual_seed(seed))

@@ -46,7 +46,7 @@ def test_bounds_hold_at_every_look_and_end_exact(seed: int, tmp_path) -> None:
         masked = np.full_like(codes, UNUSABLE)
         masked[:, seen] = codes[:, seen]
         bounds = racing.Bounds.at(course, look, masked, field)
-        gap = np.stack([bounds.highest_gain(rival) - (true - true[rival]) for rival in range(9)])
+        gap = bounds.highest_gains(np.arange(9)) - (true - true[:9, None])
         assert gap.min() > -1e-6
         widths.append(gap.mean())
         assert np.abs(bounds.estimate - true).mean() < 20

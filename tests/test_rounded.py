@@ -15,11 +15,13 @@ from test_runtime import off
 from tiny import write_tiny_model
 from transformers.models.llama import modeling_llama
 
-from ptsearch import build, models
+from ptsearch import build, evaluate, models
 from ptsearch import engine as engines
+from ptsearch.benchmarks import Benchmark, Sample, Scenario
 from ptsearch.engine import memory, rounded
 from ptsearch.quantize import cache
 from ptsearch.quantize.cache import KV, Rounding
+from ptsearch.rules import Question
 
 Array = NDArray[np.float32]
 ROWS: list[dict[str, Any]] = [
@@ -244,3 +246,17 @@ def test_a_model_without_reachable_keys_is_refused(tmp_path: Path) -> None:
         model, _ = models.load(write_tiny_model(tmp_path / architecture, architecture, **sizes))
         with pytest.raises(ValueError, match=r"kv_bits: .*ForCausalLM"):
             rounded.attach(model, "kivi", 2, 0, {})
+
+
+def test_a_window_that_no_prompt_leaves_is_no_member(built: Path) -> None:
+    engine = engines.load(build.folder_of(built, pool(ROWS)[1]), FP32)  # 40 tokens, 32 a group
+
+    def asked(prompt: str) -> Benchmark:
+        sample = Sample("1", "i", "s", prompt, Question(("no", "yes")), 0)
+        return Benchmark("ethics", "fake", 1, {"s": Scenario("s", "s")}, (sample,), {})
+
+    reason = evaluate.unexercised(engine, [asked("x" * 71)])
+    assert (
+        reason == "kv_bits: no prompt with its reply is longer than 72 tokens: nothing is rounded"
+    )
+    assert evaluate.unexercised(engine, [asked("x" * 71), asked("x" * 72)]) == ""

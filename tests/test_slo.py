@@ -117,6 +117,21 @@ def test_contradictory_limits() -> None:
         StudyConfig(min=Limits(ethics=60), max=Limits(ethics=50))
 
 
+def test_an_unknown_value_meets_no_limit() -> None:
+    every = everything(0)
+    every.found["latency_ms"][:30] = np.nan
+    every.found["latency_ms"][30] = 9.0
+    told = slo.answer(every, StudyConfig(max=Limits(latency_ms=5)))
+    assert told.pick is None
+    assert [each.limits for each in told.relaxations] == [{"study.max.latency_ms": 9.0}]
+
+
+def test_skill_is_not_a_limit_here(tmp_path) -> None:
+    table = fake_table(tmp_path, kind="slo", min_skill="require")
+    with pytest.raises(ValueError, match=r"study=slo knows no study.min_skill=require"):
+        answer_limits(table, judges(table)[0])
+
+
 def test_a_limit_on_what_is_not_measured(tmp_path) -> None:
     table = fake_table(tmp_path, min=Limits(ethics=60))
     judge, _ = judges(table)

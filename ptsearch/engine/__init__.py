@@ -217,9 +217,18 @@ def check_length(engine: Engine, index: int, prompt: Tokens, new: int) -> None:
 
 
 def _served(folder: Path, settings: EngineConfig) -> Engine:
-    """The engine of a server: its tokenizer and limits are read from the checkpoint here."""
+    """The engine of a server: its tokenizer and limits are read from the checkpoint here.
+
+    ValueError: no server, or what is rounded at run time would not be rounded there.
+    """
     import transformers
 
+    asked = runtime.of(folder)
+    if asked.kv or asked.folders:
+        raise ValueError(
+            f"{folder}: vLLM does not round keys and values as this variant does, nor does it "
+            "change models within a reply; take engine=transformers"
+        )
     checkpoint, trust = models.checkpoint_of(folder)
     options = {"local_files_only": True, "trust_remote_code": trust}
     config = transformers.AutoConfig.from_pretrained(checkpoint, **options)
@@ -230,6 +239,12 @@ def _served(folder: Path, settings: EngineConfig) -> Engine:
     context = getattr(config.get_text_config(), "max_position_embeddings", None) or 0
     tokenizer = models.load_tokenizer(checkpoint, trust)
     server = vllm.connect(folder, settings, context)
+    if asked.act_bits < 16 and server.form.startswith("dense"):
+        server.close()
+        raise ValueError(
+            f"{folder} rounds the inputs of its layers, which dense weights do not, and vLLM does "
+            f"not run it as stored ({server.form}); take engine=transformers"
+        )
     return Engine(
         model=server,
         tokenizer=tokenizer,

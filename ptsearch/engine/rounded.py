@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ptsearch.engine import packed
 from ptsearch.quantize.cache import KV, Recorded, Rotate, Rounding
 
 NAME = "ptsearch_rounded"
@@ -83,11 +84,15 @@ def attention(  # noqa: PLR0913 - transformers' signature
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface. query: (R, H, n, D), key and value: (R, K, n, D)."""
-    if attention_mask is not None or query.shape[2] != key.shape[2]:
-        raise ValueError("kv_bits: this attention needs whole sequences of equal length")
+    unknown = sorted(k for k in others.keys() - packed.HARMLESS if others[k] is not None)
+    if unknown or attention_mask is not None or query.shape[2] != key.shape[2]:
+        raise ValueError(
+            "kv_bits: attention over a rounded cache needs whole sequences of equal length"
+            + (f", and does not know {', '.join(unknown)}" if unknown else "")
+        )
     groups = query.shape[1] // key.shape[1]
     at = torch.arange(key.shape[2], device=key.device)
     seen = at <= at[:, None]

@@ -9,6 +9,7 @@ it: the server keeps the prompt's keys and values, and `logprob_token_ids` needs
 import ctypes
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -87,13 +88,7 @@ def connect(folder: Path, settings: EngineConfig, context: int) -> Server:
                 raise
             reason = str(error)
     with tempfile.TemporaryDirectory(prefix="ptsearch-") as scratch:
-        model, tokenizer = models.load(folder, settings.dtype)
-        model.hf_quantizer = None  # else save_pretrained takes the model for a quantized one
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        del model
+        models.write_dense(folder, settings.dtype, Path(scratch))
         server = _start(Path(scratch), folder.name, settings, context, trust)
     return server._replace(form=f"dense: {reason}")
 
@@ -252,10 +247,10 @@ def _client() -> httpx.Client:
 
 
 def _cause(log: str) -> str:
-    """The first error of vLLM's log: the later ones say only that something went wrong before."""
-    errors = [line for line in log.splitlines() if "Error: " in line]
-    lines = errors or log.splitlines()[-1:] or ["it said nothing"]
-    return lines[0].split("] ")[-1].strip()[:300]
+    """The first exception of vLLM's log: later ones say only that something went wrong before."""
+    said = "\n".join(line for line in log.splitlines() if "WARNING" not in line)
+    found = re.findall(r"\b\w*(?:Error|Exception): .*", said)
+    return (found or log.splitlines()[-1:] or ["it said nothing"])[0].strip()[:300]
 
 
 def _end_with_parent() -> None:

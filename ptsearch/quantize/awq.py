@@ -151,16 +151,21 @@ def divide(
 
 
 def _candidates(module: nn.Module, layer: Layer, slot: int) -> Iterator[Site]:
-    """Norms of the input's width, then linears that ran before and have that many outputs."""
+    """Norms of the input's width, then linears that ran before and have that many outputs.
+
+    What an expert is given is others' too; only linears of its own come before its others.
+    """
+    first = layer.inputs[slot][0]
+    expert = first[: first.rindex(".") + 1] if ".experts." in first else ""
     width = layer.stored[f"{layer.inputs[slot][0]}.weight"].shape[1]
     for name, part in module.named_modules():
         weight = getattr(part, "weight", None)
-        if isinstance(weight, Tensor) and weight.shape == (width,):
+        if not expert and isinstance(weight, Tensor) and weight.shape == (width,):
             yield Site(name, 0.0, slot)
             yield Site(name, 1.0, slot)
     for names in layer.inputs[:slot]:
         for name in names:
-            if layer.stored[f"{name}.weight"].shape[0] == width:
+            if name.startswith(expert) and layer.stored[f"{name}.weight"].shape[0] == width:
                 yield Site(name.removeprefix(layer.prefix), 0.0, slot)
 
 

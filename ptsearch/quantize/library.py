@@ -21,6 +21,7 @@ from ptsearch.quantize.grid import SCALE_DTYPE, Grid, Quantized
 from ptsearch.variant import Variant
 
 PACKAGES = {"llmcompressor": "llmcompressor", "gptqmodel": "gptqmodel"}  # extra -> module
+BUILDS = {"llmcompressor": ("rtn", "gptq", "awq"), "gptqmodel": ("gptq",)}
 
 
 def check_available(variant: Variant) -> None:
@@ -30,8 +31,11 @@ def check_available(variant: Variant) -> None:
         raise ValueError(
             f"pool.backend={backend} needs the package {backend}: pip install 'ptsearch[{backend}]'"
         )
-    if backend == "gptqmodel" and variant.method != "gptq":
-        raise ValueError(f"pool.backend=gptqmodel builds gptq only here, got {variant.label}")
+    if variant.method not in BUILDS[backend] or variant.rounding_seed is not None:
+        raise ValueError(
+            f"pool.backend={backend} builds {', '.join(BUILDS[backend])} only here, rounded to "
+            f"nearest, got {variant.label}"
+        )
 
 
 def llmcompressor(base: BaseModel, variant: Variant, samples: Tensor, folder: Path) -> None:
