@@ -50,7 +50,7 @@ def write(study: Mapping[str, Any], config: ExportConfig, cache: Path) -> Path:
                 if members[label].method != "path":
                     _write_meta(members[label], part / "members" / label)
             else:
-                models.write_dense(sources[label], part / "members" / label)
+                models.write_dense(sources[label], "bfloat16", part / "members" / label)
         described = _description(study, config, row, forms, part)
         _write(part / "ensemble.yaml", yaml.safe_dump(described, sort_keys=False))
         _write(part / "certificate.json", certificate.to_json(row["certificate"]))
@@ -128,9 +128,8 @@ def _description(
             "rule": "majority",
             "ties": "the first of the tied in this order",
             "order": list(forms),
-            "ask": study["ask"][
-                row["run_id"]
-            ],  # until the vote is decided, where that is asked for
+            "ask": study["ask"][row["run_id"]],  # in this order, where asking may stop early
+            "cascade": study["cascade"].get(row["run_id"], {}),  # may differ from the vote
         },
         "members": [
             {

@@ -16,6 +16,7 @@ from ptsearch.query import Query
 
 FORMAT = "ptsearch-ensemble/1"
 UNSAFE = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".py")  # pickles, and code
+META = "meta.json"  # of a member: what it rounds while it runs
 DESCRIPTION, VERIFY = "ensemble.yaml", "verify.jsonl"
 
 
@@ -75,16 +76,19 @@ def read_verify(exported: Exported) -> list[Logged]:
 
 
 def _check_safe(member: Path) -> None:
-    """ValueError for what could run code, or leads to another folder."""
-    for file in member.rglob("*"):
-        if file.suffix in UNSAFE:
-            raise ValueError(f"{file}: a member has safetensors only, no pickle and no code")
-    if (member / "meta.json").exists():
-        meta = json.loads((member / "meta.json").read_text(encoding="utf-8"))
-        if (meta["checkpoint"], meta["trust_remote_code"]) != (".", False):
-            raise ValueError(f"{member}/meta.json: a member is its own folder, without code")
-        if meta["variant"]["decode_schedule"]:
-            raise ValueError(f"{member}/meta.json: a member of two checkpoints is not served")
+    """ValueError for what could run code, or lead to another folder."""
+    found = [file for file in member.rglob("*") if file.suffix in UNSAFE]
+    meta = member / META
+    if meta.is_file():
+        said = json.loads(meta.read_text(encoding="utf-8"))
+        variant = said.get("variant", {})
+        other = variant.get("method") == "path" or variant.get("decode_schedule")
+        here = said.get("checkpoint") == "." and not other
+        found += [meta] if said.get("trust_remote_code") or not here else []
+    if found:
+        raise ValueError(
+            f"{found[0]}: a member has safetensors only, no pickle, no code, no other folder's"
+        )
 
 
 def _inside(folder: Path, name: str) -> Path:

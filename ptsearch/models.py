@@ -101,9 +101,9 @@ def load(folder: Path, dtype: str = "bfloat16", device: str = "cpu") -> tuple[An
     return model.to(device).eval(), load_tokenizer(folder, trust)
 
 
-def write_dense(folder: Path, out: Path) -> None:
-    """The checkpoint in `folder` as transformers reads it, in bfloat16, without quantization."""
-    _save(*load(folder, "bfloat16"), out)
+def write_dense(folder: Path, dtype: str, out: Path) -> None:
+    """The checkpoint in `folder` with its weights dequantized, and nothing else."""
+    _save(*load(folder, dtype), out)
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
@@ -363,5 +363,8 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     model.hf_quantizer = None  # else save_pretrained takes the model for a quantized one
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.save_pretrained(folder)
+    with torch.device("meta"):
+        names = type(model)(model.config).state_dict().keys()  # no scales, no packed shapes
+    weights = {name: value for name, value in model.state_dict().items() if name in names}
+    model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)

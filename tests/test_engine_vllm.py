@@ -16,7 +16,7 @@ from ptsearch import engine as engines
 from ptsearch.benchmarks import sources
 from ptsearch.calibration import Calibration
 from ptsearch.config import BenchmarksConfig, EngineConfig
-from ptsearch.engine import runtime, vllm
+from ptsearch.engine import runtime
 from ptsearch.models import BaseModel
 from ptsearch.variant import Variant, expand_pool
 
@@ -142,7 +142,7 @@ def test_a_form_that_vllm_does_not_load_is_written_out(bits, form, pool, python)
 
 
 def test_what_is_written_out_is_an_ordinary_checkpoint(pool, tiny_model, tmp_path):
-    vllm.write_dense(pool[8], "bfloat16", tmp_path)
+    models.write_dense(pool[8], "bfloat16", tmp_path)
     written, base = (load_file(f / "model.safetensors") for f in (tmp_path, tiny_model))
     assert written.keys() == base.keys()
     model, _ = models.load(pool[8])

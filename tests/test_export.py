@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors import safe_open
 
 from ptsearch import build, deploy, export, exported, forms, models, store
 from ptsearch import engine as engines
@@ -54,7 +55,7 @@ def study(tiny_model: Path) -> dict[str, Any]:
         ],
         "objectives": ["trust", "memory_gb"],
         "ask": {"run": labels},
-        "cascade": {},
+        "cascade": {"run": {"first": labels[1], "margin": 0.5}},
         "variants": {v.label: {"id": v.id, "fields": asdict(v)} for v in POOL},
         "settings": {
             "model.name": "tiny", "model.revision": "0", "engine.dtype": "bfloat16",
@@ -78,6 +79,8 @@ def test_every_text_parses(target: str, study, cache, tmp_path) -> None:
     folder, described, members = write(study, cache, tmp_path / "out", target)
     assert list(members) == [v.label for v in reversed(POOL)]  # the most precise first
     assert described["cost"]["of_dense"] == pytest.approx(90)
+    assert described["vote"]["ask"] == [v.label for v in POOL]
+    assert described["vote"]["cascade"] == {"first": POOL[1].label, "margin": 0.5}
     subprocess.run(["bash", "-n", str(folder / "serve.sh")], check=True)
     assert os.access(folder / "serve.sh", os.X_OK)
     services = yaml.safe_load((folder / "compose.yaml").read_text())["services"]
@@ -185,6 +188,8 @@ def test_what_a_target_does_not_run_is_written_dense(study, cache, tmp_path) -> 
     )
     weights = [name for name in dense if name.endswith("proj.weight")]
     assert weights
+    with safe_open(exported_.members[three.label] / "model.safetensors", "pt") as file:
+        assert not [name for name in file.keys() if "scale" in name or "packed" in name]  # noqa: SIM118
     for name in weights:
         assert (stored[name] == dense[name]).all()
 
@@ -243,6 +248,20 @@ def test_a_member_says_what_it_rounds_while_it_runs(study, cache, tmp_path) -> N
         assert models.checkpoint_of(exported_.members[variant.label])[0].samefile(
             exported_.members[variant.label]
         )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"checkpoint": "/etc"}, {"trust_remote_code": True}, {"variant": {"method": "path"}}],
+)
+def test_a_meta_that_leads_elsewhere_is_refused(change, study, cache, tmp_path) -> None:
+    folder = write(study, cache, tmp_path / "out").folder
+    path = folder / "members" / POOL[0].label / models.META
+    path.write_text(json.dumps(models.read_json(path) | change))
+    (folder / store.MANIFEST).unlink()
+    store._seal(folder)
+    with pytest.raises(ValueError, match=r"meta\.json: a member has safetensors only"):
+        exported.open_folder(folder)
 
 
 def test_weights_are_linked_where_they_can_be_and_copied_elsewhere(

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
-import torch
 
 from ptsearch import models
 from ptsearch.config import EngineConfig
@@ -89,22 +88,9 @@ def connect(folder: Path, settings: EngineConfig, context: int) -> Server:
                 raise
             reason = str(error)
     with tempfile.TemporaryDirectory(prefix="ptsearch-") as scratch:
-        write_dense(folder, settings.dtype, Path(scratch))
+        models.write_dense(folder, settings.dtype, Path(scratch))
         server = _start(Path(scratch), folder.name, settings, context, trust)
     return server._replace(form=f"dense: {reason}")
-
-
-def write_dense(folder: Path, dtype: str, out: Path) -> None:
-    """The variant's checkpoint with its weights dequantized, and nothing else."""
-    model, tokenizer = models.load(folder, dtype)
-    model.hf_quantizer = None  # else save_pretrained takes the model for a quantized one
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    with torch.device("meta"):
-        names = type(model)(model.config).state_dict().keys()  # no scales, no packed shapes
-    weights = {name: value for name, value in model.state_dict().items() if name in names}
-    model.save_pretrained(out, state_dict=weights)
-    tokenizer.save_pretrained(out)
 
 
 def logprobs(server: Server, sequences: Sequences, _limits: Limits, report: Report) -> Found:
