@@ -15,10 +15,9 @@ from ptsearch.engine import packed, prefix
 from ptsearch.engine.prefix import Plan, Segment
 from ptsearch.quantize.cache import KV
 
-STEP = 4  # prefixes of every so many tokens are counted
-OFTEN = 4  # sequences that must have begun with a prefix before it is kept
+OFTEN = 3  # sequences that must have begun with a prefix before it is kept
 GAIN = 32  # tokens that it must be longer than the kept one it begins with
-COUNTED = 2**13  # prefixes that are counted
+COUNTED = 2**16  # prefixes that are counted
 
 Tokens = tuple[int, ...]
 
@@ -28,7 +27,7 @@ class Kept:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.counts: OrderedDict[Tokens, int] = OrderedDict()
+        self.counts: OrderedDict[int, int] = OrderedDict()  # hash of a prefix -> sequences
         self.known: OrderedDict[Tokens, dict[int, KV]] = OrderedDict()  # layer -> (K, tokens, D)
 
     def prefixes(self, model: Any, heads: Sequence[Tokens], max_run: int) -> list[Tokens]:
@@ -50,15 +49,15 @@ class Kept:
 
     def _count(self, head: Tokens) -> Tokens:
         """Count the prefixes of a sequence; the longest that many began with."""
-        often: Tokens = ()
-        for length in range(GAIN, len(head) + 1, STEP):
-            tokens = head[:length]
-            self.counts[tokens] = count = self.counts.pop(tokens, 0) + 1
-            if count >= OFTEN:
-                often = tokens
+        often = key = 0
+        for length, token in enumerate(head, start=1):
+            key = hash((key, token))
+            if length >= GAIN:
+                self.counts[key] = count = self.counts.pop(key, 0) + 1
+                often = length if count >= OFTEN else often
         while len(self.counts) > COUNTED:
             self.counts.popitem(last=False)
-        return often
+        return head[:often]
 
 
 def plan(
