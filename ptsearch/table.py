@@ -25,6 +25,7 @@ from ptsearch.variant import Variant, expand_pool, unique_labels
 from ptsearch.voting import Codes
 
 DENSE = "none"
+IN_FULL = {"bits": 16.0, "window": 0}  # a cache that is not rounded
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,8 @@ class Table:
 
     def meta(self, label: str) -> dict[str, Any]:
         """What was recorded when the variant was built."""
-        return dict(json.loads((self.folder(label) / "meta.json").read_text(encoding="utf-8")))
+        recorded = json.loads((self.folder(label) / "meta.json").read_text(encoding="utf-8"))
+        return {"kv": IN_FULL} | recorded  # older ones do not mention it
 
     def outputs(self, label: str) -> dict[str, Path]:
         """The predictions file of each benchmark."""
