@@ -1,6 +1,7 @@
 """A finished study, made ready for people: rows, figures, MLflow, the terminal."""
 
 import json
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,13 +24,13 @@ from ptsearch import (
     tracking,
 )
 from ptsearch import study as studies
-from ptsearch.config import Config, StudyConfig
+from ptsearch.config import PERSPECTIVES, Config, StudyConfig
 from ptsearch.explain import Explanation
 from ptsearch.gains import gains
 from ptsearch.judge import Judge, judges
 from ptsearch.recheck import Recheck, recheck
 from ptsearch.results import BEST_SINGLE, DENSE_MODEL, Row
-from ptsearch.scores import Scores
+from ptsearch.scores import MMLU, Scores
 from ptsearch.study import Found, Members
 from ptsearch.table import DENSE, Table
 from ptsearch.tracking import Tracker
@@ -349,6 +350,14 @@ def _nothing_meets(table: Table, study: optuna.Study, judge: Judge) -> str:
     if set(table.variants) <= set(table.degenerate()):
         return "every variant of the pool is degenerate: take more bits or another calibration"
     tried = [judge(table, trial.members) for trial in studies.completed(study)]
+    if not tried and studies.unscored(study):
+        found = judge(table, (table.voters()[0],))
+        where = [name for name in (MMLU, *PERSPECTIVES) if math.isnan(found.get(name, 0.0))]
+        return (
+            f"no ensemble has a score under rules={judge.asked.rules}, which divide by the "
+            f"answered samples: in {', '.join(where)} a scenario has none; take rules=clean or "
+            f"leave it out with trust.weights.{where[0]}=0"
+        )
     given = [
         (f"study.min.{name}", name, value, max)
         for name, value in studies.limits(wanted.min).items()

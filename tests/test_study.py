@@ -7,6 +7,7 @@ import optuna
 import pytest
 from fakes import fake_table, undominated
 
+from ptsearch import report
 from ptsearch import study as studies
 from ptsearch.config import Limits
 from ptsearch.judge import judges
@@ -108,3 +109,14 @@ def test_ensembles_without_a_score_are_left_out_and_not_tried_again(tmp_path) ->
     best = best_single(baseline_rows(table, judges(table)[0]))
     assert best is not None
     assert best.search["trust"] > 0
+
+
+def test_rules_under_which_nothing_has_a_score_are_named(tmp_path) -> None:
+    table = fake_table(tmp_path, bits=(3, 4), max_members=2)
+    table.config.benchmarks.rules = "dt"
+    rows = [s.scenario == "jailbreak.1" for b in table.benchmarks for s in b.samples]
+    for label in table.variants:
+        table.entries[label].codes[rows] = REFUSED
+    study, halves = run(table, tmp_path), judges(table)
+    with pytest.raises(ValueError, match=r"score under rules=dt.* in ethics .*weights\.ethics=0"):
+        report.compile_result(table, [], study, halves, None)
