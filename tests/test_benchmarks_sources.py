@@ -36,6 +36,13 @@ def test_every_published_scenario_is_there(root: Path) -> None:
     assert counts == {"mmlu": 1, "adversarial": 3, "fairness": 8, "ethics": 12, "ood": 36}
 
 
+def test_what_counts_and_is_not_asked_is_said(root: Path) -> None:
+    assert not any("leaves out" in note for b in load(root).values() for note in b.notes)
+    found = load(root, scenarios=["-few-shot"])
+    assert found["ethics"].notes[-1].endswith("leaves out few-shot of 12 scenarios")
+    assert found["fairness"].notes == load(root)["fairness"].notes
+
+
 def test_limits_and_modes_reach_the_samples(root: Path) -> None:
     found = load(root, limit=2, mode={"*": "choice", "sst2": "generate"})
     modes = {name: scenario.mode for name, scenario in found["adversarial"].scenarios.items()}

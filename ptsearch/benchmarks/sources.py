@@ -1,6 +1,6 @@
 """The five benchmarks from a source, with the overrides and the limit of a config."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def load(config: BenchmarksConfig, cache: Path) -> list[Benchmark]:
         if not any(select(b, [pattern.removeprefix("-")]).scenarios for b in found):
             raise ValueError(f"benchmarks.scenarios: no scenario matches {pattern!r}")
     _check_names({"mode": config.mode, "calibrate": config.calibrate}, found)
-    chosen = [_overridden(select(benchmark, config.scenarios), config) for benchmark in found]
+    chosen = [_overridden(_chosen(benchmark, config.scenarios), config) for benchmark in found]
     return [
         rendered(limit(benchmark, config.limit, config.split.salt), config.prompt)
         for benchmark in chosen
@@ -73,6 +73,18 @@ def _published(name: str, config: BenchmarksConfig, cache: Path) -> Benchmark:
         return PAPER[name](Path(config.root))
     benchmark = PAPER[name](hub.fetch(name, cache / "benchmarks"))
     return replace(benchmark, source="hub")
+
+
+def _chosen(benchmark: Benchmark, patterns: Sequence[str]) -> Benchmark:
+    """What the patterns select; a note says how much of what counts they leave out."""
+    kept = select(benchmark, patterns)
+    scored = [name for name, scenario in benchmark.scenarios.items() if scenario.scored]
+    left = [name for name in scored if name not in kept.scenarios]
+    if not left:
+        return kept
+    more = f" and {len(left) - 2} more" if len(left) > 2 else ""
+    note = f"benchmarks.scenarios leaves out {', '.join(left[:2])}{more} of {len(scored)} scenarios"
+    return replace(kept, notes=(*kept.notes, note))
 
 
 def _overridden(benchmark: Benchmark, config: BenchmarksConfig) -> Benchmark:
