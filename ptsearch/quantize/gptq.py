@@ -10,7 +10,7 @@ Groups are fitted to the fed-back weights when their first column is reached, or
 diagonal of H.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numba
@@ -120,15 +120,10 @@ def quantize(
     )
     leaf = LEAF if fixed else size
 
-    def solve(start: int, stop: int) -> None:
-        """Halves: the first one's errors reach the second in one matrix product."""
-        leaves = -(-(stop - start) // leaf)
-        if leaves > 1:
-            middle = start + leaves // 2 * leaf
-            solve(start, middle)
+    for start, middle, stop in _halves(0, n, leaf):
+        if middle < stop:
             updated[middle:stop].addmm_(factor.U[start:middle, middle:stop].T, error[start:middle])
-            solve(middle, stop)
-            return
+            continue
         if not fixed:
             # where this group would go if nothing in it were rounded: what GPTQ fits it to
             fed_back = updated[start:stop] - Wt[start:stop]
@@ -140,12 +135,25 @@ def quantize(
             scale[start // size], zero[start // size] = group.scale[:, 0], group.zero[:, 0]
         _solve_leaf(state, *grid.code_range(bits), start, stop)
 
-    solve(0, n)
     ordered = torch.empty_like(codes)
     ordered[factor.order] = codes
     return Quantized(
         ordered.T.contiguous(), Grid(scale.T.contiguous(), zero.T.contiguous(), bits), factor.damp
     )
+
+
+def _halves(start: int, stop: int, leaf: int) -> Iterator[tuple[int, int, int]]:
+    """(start, stop, stop) of each leaf in turn, and (start, middle, stop) where the errors of a
+    first half reach the second in one matrix product.
+    """
+    leaves = -(-(stop - start) // leaf)
+    if leaves <= 1:
+        yield start, stop, stop
+        return
+    middle = start + leaves // 2 * leaf
+    yield from _halves(start, middle, leaf)
+    yield start, middle, stop
+    yield from _halves(middle, stop, leaf)
 
 
 class _State(NamedTuple):
