@@ -51,7 +51,7 @@ def test_or_are_an_error_as_configured(checkpoint: Path, tmp_path: Path) -> None
 def test_a_question_that_is_too_long_by_itself_is_named(checkpoint: Path, tmp_path: Path) -> None:
     whole = benchmark(0)
     sample = replace(whole.samples[0], prompt="y" * 1100)
-    with pytest.raises(ValueError, match="few/0 is longer .* even without demonstrations"):
+    with pytest.raises(ValueError, match=r"few/0 is longer .* even without demonstrations"):
         evaluate.run(
             task(checkpoint, tmp_path), [replace(whole, samples=(sample,))], lambda *_: None
         )

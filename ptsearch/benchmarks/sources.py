@@ -71,8 +71,9 @@ def _published(name: str, config: BenchmarksConfig, cache: Path) -> Benchmark:
         return adult.load(Path(config.root), settings)
     if config.root:
         return PAPER[name](Path(config.root))
-    benchmark = PAPER[name](hub.fetch(name, cache / "benchmarks"))
-    return replace(benchmark, source="hub")
+    root = hub.fetch(name, cache / "benchmarks")
+    benchmark = PAPER[name](root)
+    return replace(benchmark, source="hub", data=benchmark.data | hub.source(root))
 
 
 def _chosen(benchmark: Benchmark, patterns: Sequence[str]) -> Benchmark:
