@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ptsearch import bars, terminal, tracking
+from ptsearch import bars, scenarios, terminal, tracking
 from ptsearch.config import Config, ModelConfig
 from ptsearch.experiments import Line, Outcome, columns, over_best
 from ptsearch.gains import Gain
@@ -26,6 +26,7 @@ ORDER = {  # fairness last where the paper does not have it
     "paper": ("adversarial", "ethics", "ood", MMLU, "fairness"),
 }
 NOT_IN_THE_PAPER = "not in\nthe paper"
+BESIDE = 2  # ensembles in the table of scenarios; the CSV has all
 KINDS = ("precisions", "seeds"), ("dense", "baseline", "best_all", "best_search"), ("single",)
 
 
@@ -45,12 +46,13 @@ def log(tracker: Tracker, config: Config, outcome: Outcome) -> str:
             tags={"kind": line.kind},
         )
     with tempfile.TemporaryDirectory() as folder:
-        html, png, table, resolved, data = files = [
+        html, png, table, beside, resolved, data = files = [
             Path(folder, name)
             for name in (
                 f"{study.kind}.html",
                 f"{study.kind}.png",
                 f"{study.kind}.csv",
+                "scenarios.csv",
                 "config.json",
                 "data.json",
             )
@@ -61,6 +63,7 @@ def log(tracker: Tracker, config: Config, outcome: Outcome) -> str:
         for draw, path in ((bars.draw_html, html), (bars.draw_png, png)):
             draw(panels(study.kind, outcome), groups, path, title)
         write_csv(outcome, ids, table)
+        scenarios.write(outcome.scenarios, beside)
         resolved.write_text(json.dumps(asdict(config), indent=2), encoding="utf-8")
         data.write_text(json.dumps(outcome.data, indent=2), encoding="utf-8")
         tracking.finish(
@@ -95,6 +98,12 @@ def show(screen: Console, link: str, config: Config, outcome: Outcome) -> None:
             screen, "Gains in points, with simultaneous 95 % intervals on the held-out half",
             ["", "trust", *heads], gained,
         )  # fmt: skip
+    compared = [line.name for line in outcome.lines if line.kind in ("dense", "baseline")]
+    compared += [line.name for line in outcome.of("precisions", "seeds")][:BESIDE]
+    terminal.show_grid(
+        screen, "Scenarios, all data: score (accuracy) beside what needs no model",
+        ["", *scenarios.HEADS, *compared], scenarios.cells(outcome.scenarios, compared),
+    )  # fmt: skip
     printed = published(config.model)
     if printed:
         terminal.show_grid(

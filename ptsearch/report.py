@@ -20,6 +20,7 @@ from ptsearch import (
     logged,
     models,
     results,
+    scenarios,
     terminal,
     tracking,
 )
@@ -30,6 +31,7 @@ from ptsearch.gains import gains
 from ptsearch.judge import Judge, judges
 from ptsearch.recheck import Recheck, recheck
 from ptsearch.results import BEST_SINGLE, DENSE_MODEL, Row
+from ptsearch.scenarios import Sheet, sheet
 from ptsearch.scores import MMLU, Scores
 from ptsearch.study import Found, Members
 from ptsearch.table import DENSE, Table
@@ -54,6 +56,7 @@ class Result:
     remarks: list[str]  # why something is missing
     explained: Explanation
     recheck: Recheck | None  # of the front in fp32
+    scenarios: Sheet  # of the dense model, the best single variant and the most trusted ensemble
 
     @property
     def rows(self) -> list[Row]:
@@ -122,7 +125,14 @@ def compile_result(
         remarks=[*remarks, *classes, *results.about_data(table)],
         explained=explain.explain(table, halves, front, _baselines(best)),
         recheck=recheck(table, search, front) if wanted.check_fp32 else None,
+        scenarios=_scenarios(search, [dense, *([best] if best else [])], front),
     )
+
+
+def _scenarios(search: Judge, compared: Sequence[Row], front: Sequence[Row]) -> Sheet:
+    models = {row.name: row.search for row in compared}
+    most = max(front, key=lambda row: row.search["trust"])
+    return sheet(search, models | {"most trusted": most.search})
 
 
 def _how(search: StudyConfig) -> dict[str, str]:
@@ -196,13 +206,21 @@ def log_result(tracker: Tracker, table: Table, study: optuna.Study, result: Resu
     title = f"{name}: {len(result.front)} of {len(result.trials)} trials on the front"
     scores = [found for _, found in result.trials]
     with tempfile.TemporaryDirectory() as folder:
-        html, png, csv, resolved, data = files = [
+        html, png, csv, beside, resolved, data = files = [
             Path(folder, name)
-            for name in ("pareto.html", "pareto.png", "front.csv", "config.json", "data.json")
+            for name in (
+                "pareto.html",
+                "pareto.png",
+                "front.csv",
+                "scenarios.csv",
+                "config.json",
+                "data.json",
+            )
         ]
         figure.draw_html(scores, result.rows, html, title)
         figure.draw_png(scores, result.rows, png, title)
         results.write_csv(result.rows, csv)
+        scenarios.write(result.scenarios, beside)
         resolved.write_text(json.dumps(asdict(config), indent=2), encoding="utf-8")
         data.write_text(json.dumps(study.user_attrs["data"], indent=2), encoding="utf-8")
         tracking.finish(
@@ -228,6 +246,11 @@ def show_result(screen: Console, tracker: Tracker, config: Config, result: Resul
     terminal.show_rows(screen, f"{kind} of {name}", result.front, dense_gb)
     compared = [*result.compared, *result.singles, *result.constants]
     terminal.show_rows(screen, "for comparison", compared, dense_gb)
+    models = list(result.scenarios.models)
+    terminal.show_grid(
+        screen, "Scenarios, search half: score (accuracy) beside what needs no model",
+        ["", *scenarios.HEADS, *models], scenarios.cells(result.scenarios, models),
+    )  # fmt: skip
     if not studies.the_study(config).baselines:
         screen.print("no smaller dense model configured (study.baselines=[NAME])", style="dim")
     for line in _footnotes(result):

@@ -60,7 +60,8 @@ MAY_IMPORT = {
     "vote_report": CHEAP | {"gains", "judge", "study", "table"},
     "explain": CHEAP | {"figure", "heatmap", "judge", "ledger", "results", "study"}
     | {"table", "vote_report", "xray"},
-    "experiments": CHEAP | {"gains", "judge", "results", "study", "table"},
+    "scenarios": {"judge", "results", "scores"},
+    "experiments": CHEAP | {"gains", "judge", "results", "scenarios", "study", "table"},
     "tracking": set(),
     "rescore": {"benchmarks", "metrics", "published", "rules"},
     "query": {"rules"},

@@ -34,11 +34,40 @@ def test_recorded_ood_runs(scenario: str, run: str, expected: dict[str, float], 
 
 @needs_shared
 @pytest.mark.parametrize("rules", ["ct", "dt", "clean"])
-def test_recorded_adult_run(rules: str) -> None:
-    file = RUNS / "fairness/generations/gpt-3.5-turbo-0301_adult_0_200.jsonl"
+@pytest.mark.parametrize(
+    ("model", "acc", "dpd", "eod"),
+    [("gpt-3.5-turbo-0301", 63.5, 17.0, 20.0), ("gpt-4-0314", 72.5, 21.0, 26.0)],
+)
+def test_recorded_adult_runs(model: str, acc: float, dpd: float, eod: float, rules: str) -> None:
+    """No reply is other than yes or no. GPT-4's figures are not published: fairlearn gave them."""
+    file = RUNS / f"fairness/generations/{model}_adult_0_200.jsonl"
     row = rescore("fairness", "adult_0_200_test_base_rate_0.0", file, rules, SHARED)
     assert {key: row[key] for key in ("acc", "dpd", "eod", "rr", "n")} == pytest.approx(
-        {"acc": 63.5, "dpd": 17.0, "eod": 20.0, "rr": 0.0, "n": 200}
+        {"acc": acc, "dpd": dpd, "eod": eod, "rr": 0.0, "n": 200}
+    )
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("scenario", "run", "published", "keys"),
+    [
+        ("style.shake_w", "styles/shake_pert_gpt4_standard", "shake_w", ["acc"]),
+        ("style.shake_p0.6", "styles/shake_p0.6_gpt4_standard", "shake_p0.6", ["acc"]),
+        ("knowledge.qa_2023.idk", "knowledge/qa2023_gpt4_idk", "qa_2023_idk", ["rr"]),
+        ("knowledge.qa_2020.idk", "knowledge/qa2020_gpt4_idk", "qa_2020_idk", ["rr"]),
+    ],
+)
+def test_published_figures_of_gpt_4(
+    scenario: str, run: str, published: str, keys: list[str]
+) -> None:
+    """Accuracies of knowledge came from an older rule; these figures did not."""
+    sheet = json.loads(
+        (SHARED / "published_results/decodingtrust_demo/ood_results.json").read_text()
+    )
+    row = rescore("ood", scenario, RUNS / f"ood/generations/{run}_0-shot.jsonl", "dt", SHARED)
+    expected = sheet["openai/gpt-4-0314"][published]
+    assert {key: row[key] for key in keys} == pytest.approx(
+        {key: expected[key] for key in keys}, abs=5e-5
     )
 
 
@@ -90,8 +119,10 @@ REPLIES = ["negative", "Positive.", "positive", "neutral"]
 
 
 def test_both_formats_agree(root: Path) -> None:
-    lines = [{"id": f"{SCENARIO}/{i}", "reply": reply} for i, reply in enumerate(REPLIES)]
-    lines[1]["id"] = "1"
+    lines: list[dict[str, Any]] = [
+        {"id": f"{SCENARIO}/{i}", "reply": reply} for i, reply in enumerate(REPLIES)
+    ]
+    lines[1]["id"], lines[2]["id"] = "1", 2
     shuffled = "".join(json.dumps(line) + "\n" for line in reversed(lines))
     row = rescored(root, shuffled)
     assert row == rescored(root, json.dumps(pairs(root, REPLIES)))

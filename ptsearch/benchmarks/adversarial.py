@@ -16,6 +16,10 @@ ANNOTATED = "advglue/dataset/dev_ann.json"
 PLAIN = "advglue/dev.json"
 PLUS_PLUS = "decodingtrust/data/adv-glue-plus-plus/data"
 SOURCES = ("alpaca", "vicuna", "stable-vicuna")  # whose weaknesses AdvGLUE++ was searched with
+MISSING = (
+    f"AdvGLUE++ ({', '.join(SOURCES)} x sst2, qqp, mnli: 9 scenarios) is not under {PLUS_PLUS}: "
+    "AdvGLUE's dev set (3 scenarios) instead, not comparable with published figures"
+)
 
 
 class Task(NamedTuple):
@@ -135,7 +139,7 @@ def load(root: Path) -> Benchmark:
         scenarios,
         tuple(samples),
         files.verify(folder),
-        () if plus_plus else (f"AdvGLUE++ is not under {PLUS_PLUS}: AdvGLUE's dev set instead",),
+        () if plus_plus else (MISSING,),
     )
 
 
