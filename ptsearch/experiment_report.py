@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ptsearch import bars, scenarios, terminal, tracking
-from ptsearch.config import Config, ModelConfig
+from ptsearch.config import CONF, Config, ModelConfig
 from ptsearch.experiments import Line, Outcome, columns, over_best
 from ptsearch.gains import Gain
 from ptsearch.results import BEST_SINGLE
@@ -19,7 +19,7 @@ from ptsearch.scores import MMLU, Scores
 from ptsearch.study import the_study
 from ptsearch.tracking import Tracker
 
-PUBLISHED = Path(__file__).with_name("published.csv")
+PUBLISHED = CONF / "published/published.csv"
 NAMES = {"adversarial": "adv", "fairness": "fair", "ethics": "ethics", "ood": "ood", MMLU: "MMLU"}
 ORDER = {  # fairness last where the paper does not have it
     "benchmark": ("adversarial", "fairness", "ethics", "ood", MMLU),
@@ -27,7 +27,12 @@ ORDER = {  # fairness last where the paper does not have it
 }
 NOT_IN_THE_PAPER = "not in\nthe paper"
 BESIDE = 2  # ensembles in the table of scenarios; the CSV has all
-KINDS = ("precisions", "seeds"), ("dense", "baseline", "best_all", "best_search"), ("single",)
+BLOCKS = (  # of the tables
+    ("precisions",),
+    ("seeds",),
+    ("dense", "baseline", "best_all", "best_search"),
+    ("single",),
+)
 
 
 def log(tracker: Tracker, config: Config, outcome: Outcome) -> str:
@@ -79,7 +84,7 @@ def log(tracker: Tracker, config: Config, outcome: Outcome) -> str:
 def show(screen: Console, link: str, config: Config, outcome: Outcome) -> None:
     """Tables of scores and gains, published figures of the model, and where to look further."""
     kind = the_study(config).kind
-    blocks = [block for kinds in KINDS if (block := outcome.of(*kinds))]
+    blocks = [block for kinds in BLOCKS if (block := outcome.of(*kinds))]
     heads = [_heading(kind, key) for key in ORDER[kind]]
     cells = [[_all_cells(kind, line) for line in block if "all" in line.scores] for block in blocks]
     terminal.show_grid(

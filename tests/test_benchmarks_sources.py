@@ -9,8 +9,7 @@ from paper_root import SUBJECTS, plus_plus, write, write_root
 from test_benchmarks_adult import rows
 
 from ptsearch.benchmarks import Benchmark, adult, adversarial, mmlu, sources
-from ptsearch.cli import CONF
-from ptsearch.config import BenchmarksConfig
+from ptsearch.config import CONF, BenchmarksConfig
 
 
 @pytest.fixture
