@@ -15,7 +15,7 @@ BESIDE = ("accuracy", "refusal_rate")  # of the scores that stand beside a scena
 class Sheet(NamedTuple):
     """Scores by scenario (`fairness/zero`), in percent."""
 
-    free: dict[str, Scores]  # scenario -> samples, majority, constant
+    free: dict[str, Scores]  # scenario -> scored, samples, majority, constant
     models: Mapping[str, Scores]  # name -> scores
 
 
@@ -40,11 +40,18 @@ def write(sheet: Sheet, path: Path) -> None:
 def cells(sheet: Sheet, shown: Sequence[str]) -> list[list[list[str]]]:
     """For a table of HEADS and the models `shown`: a block of rows for each benchmark.
 
-    An accuracy in brackets stands where the score is another than that.
+    An accuracy in brackets stands where the score is another than that; what is not scored is in
+    brackets itself.
     """
     blocks: dict[str, list[list[str]]] = {}
     for name, free in sheet.free.items():
-        row = [name, f"{free['samples']:.0f}", f"{free['majority']:.1f}", f"{free['constant']:.1f}"]
+        shown_as = name if free["scored"] else f"({name})"
+        row = [
+            shown_as,
+            f"{free['samples']:.0f}",
+            f"{free['majority']:.1f}",
+            f"{free['constant']:.1f}",
+        ]
         row += [_cell(sheet.models[model], name) for model in shown]
         blocks.setdefault(name.split("/")[0], []).append(row)
     return list(blocks.values())

@@ -293,17 +293,19 @@ def constant_scores(asked: Questions, weights: Mapping[str, float]) -> dict[str,
 
 def without_model(asked: Questions, weights: Mapping[str, float]) -> dict[str, Scores]:
     """For each scenario what needs no model: `majority`, the most frequent label's share, and
-    `constant`, the highest score that always the same label gets; beside them `samples`.
+    `constant`, the highest score that always the same label gets; beside them `samples`, and
+    whether it is `scored` (1 or 0).
     """
     constant = constant_scores(asked, weights).values()
-    names = {f"{part.benchmark}/{part.scenario.name}": part.rows for part in asked.parts}
+    parts = {f"{part.benchmark}/{part.scenario.name}": part for part in asked.parts}
     return {
         name: {
-            "samples": float(rows.size),
-            "majority": metrics.majority_rate(asked.gold[rows]),
+            "scored": float(part.scenario.scored),
+            "samples": float(part.rows.size),
+            "majority": metrics.majority_rate(asked.gold[part.rows]),
             "constant": max(found[name] for found in constant),
         }
-        for name, rows in names.items()
+        for name, part in parts.items()
     }
 
 

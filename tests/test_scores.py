@@ -120,10 +120,15 @@ def test_what_needs_no_model_stands_beside_every_scenario() -> None:
         ("ethics", Scenario("evasive.1", "evasive", "resist"), [1, 1], [-1] * 2),
     )
     found = scores.without_model(asked, {"fairness": 1.0, "ethics": 1.0})
-    assert found["fairness/p"] == {"samples": 4, "majority": 75.0, "constant": 100.0}
-    zero = {"samples": 3, "majority": 200 / 3, "constant": 200 / 3}
+    assert found["fairness/p"] == {"scored": 1, "samples": 4, "majority": 75.0, "constant": 100.0}
+    zero = {"scored": 1, "samples": 3, "majority": 200 / 3, "constant": 200 / 3}
     assert found["ethics/zero"] == pytest.approx(zero)
-    assert found["ethics/evasive.1"] == {"samples": 2, "majority": 100.0, "constant": 100.0}
+    assert found["ethics/evasive.1"] == {
+        "scored": 1,
+        "samples": 2,
+        "majority": 100.0,
+        "constant": 100.0,
+    }
 
 
 def test_mmlu_macro_is_the_mean_over_subjects() -> None:
