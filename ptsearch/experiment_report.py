@@ -26,7 +26,7 @@ ORDER = {  # fairness last where the paper does not have it
     "paper": ("adversarial", "ethics", "ood", MMLU, "fairness"),
 }
 NOT_IN_THE_PAPER = "not in\nthe paper"
-BESIDE = 2  # ensembles in the table of scenarios; the CSV has all
+BESIDE = 2  # ensembles or single variants in the table of scenarios; the CSV has all
 BLOCKS = (  # of the tables
     ("precisions",),
     ("seeds",),
@@ -104,7 +104,8 @@ def show(screen: Console, link: str, config: Config, outcome: Outcome) -> None:
             ["", "trust", *heads], gained,
         )  # fmt: skip
     compared = [line.name for line in outcome.lines if line.kind in ("dense", "baseline")]
-    compared += [line.name for line in outcome.of("precisions", "seeds")][:BESIDE]
+    others = outcome.of("precisions", "seeds") or outcome.of("single")
+    compared += [line.name for line in others][:BESIDE]
     terminal.show_grid(
         screen, "Scenarios, all data: score (accuracy) beside what needs no model",
         ["", *scenarios.HEADS, *compared], scenarios.cells(outcome.scenarios, compared),
@@ -125,11 +126,11 @@ def show(screen: Console, link: str, config: Config, outcome: Outcome) -> None:
 def panels(kind: str, outcome: Outcome) -> list[bars.Panel]:
     """What the chart shows: scores on all data; below it what the experiment is about."""
     if kind == "benchmark":
+        refused = _bars(kind, outcome.lines, "all", ".refusal_rate")
+        most = max((rate for rates in refused.values() for rate in rates.values()), default=0)
         return [
             bars.Panel("score, all data (%)", _bars(kind, outcome.lines, "all", "")),
-            bars.Panel(
-                "refusal rate, all data (%)", _bars(kind, outcome.lines, "all", ".refusal_rate")
-            ),
+            bars.Panel("refusal rate, all data (%)", refused, top=max(10, min(100, 1.2 * most))),
         ]
     compared = outcome.of("precisions", "seeds", "dense", "baseline", "best_all", "best_search")
     return [
@@ -193,14 +194,27 @@ def notes(config: Config, outcome: Outcome) -> list[str]:
     if any(line.unskilled for line in outcome.lines):
         found.append("* in some benchmark no better than one constant answer")
     if published(config.model):
-        is_same = (config.benchmarks.name, config.benchmarks.rules) == ("paper", "ct")
+        other = _other_than_published(config, outcome)
         found.append(
             "published: Decoding Compressed Trust (rules ct, fairness refusals to the nearest 10) "
             "and DecodingTrust (dt)"
-            + ("" if is_same else "; not comparable with this run, which is not "
-               "benchmarks=paper benchmarks.rules=ct")
-        )  # fmt: skip
+            + (f"; not comparable with this run: {', '.join(other)}" if other else "")
+        )
     return found + outcome.remarks
+
+
+def _other_than_published(config: Config, outcome: Outcome) -> list[str]:
+    """In what a run differs from the published ones of its model."""
+    asked = config.benchmarks
+    notes = any(
+        name in remark for remark in outcome.remarks for name in ("AdvGLUE++", "left out by")
+    )
+    return [
+        *([f"benchmarks={asked.name}"] if asked.name != "paper" else []),
+        *([f"benchmarks.rules={asked.rules}"] if asked.rules == "clean" else []),
+        *([f"benchmarks.limit={asked.limit}"] if asked.limit else []),
+        *(["scenarios are missing"] if missing else []),
+    ]
 
 
 def _verdict(line: Line) -> str:
