@@ -206,9 +206,8 @@ def notes(config: Config, outcome: Outcome) -> list[str]:
 def _other_than_published(config: Config, outcome: Outcome) -> list[str]:
     """In what a run differs from the published ones of its model."""
     asked = config.benchmarks
-    notes = any(
-        name in remark for remark in outcome.remarks for name in ("AdvGLUE++", "left out by")
-    )
+    gaps = ("AdvGLUE++", "left out by")  # of the notes about data
+    missing = any(gap in remark for remark in outcome.remarks for gap in gaps)
     return [
         *([f"benchmarks={asked.name}"] if asked.name != "paper" else []),
         *([f"benchmarks.rules={asked.rules}"] if asked.rules == "clean" else []),
