@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ptsearch import bars, scenarios, terminal, tracking
+from ptsearch import bars, results, scenarios, terminal, tracking
 from ptsearch.config import CONF, Config, ModelConfig
 from ptsearch.experiments import Line, Outcome, columns, over_best
 from ptsearch.gains import Gain
@@ -154,7 +154,7 @@ def _bars(kind: str, lines: Iterable[Line], half: str, end: str) -> dict[str, di
 def write_csv(outcome: Outcome, run_ids: dict[str, str], path: Path) -> None:
     """Every number of every line."""
     (best,) = outcome.of("best_all") or (None,)
-    rows = []
+    rows: list[dict[str, str | int | float]] = []
     for line in outcome.lines:
         numbers = columns(line)
         if best and line.kind in ("precisions", "seeds"):
@@ -165,17 +165,13 @@ def write_csv(outcome: Outcome, run_ids: dict[str, str], path: Path) -> None:
                 "kind": line.kind,
                 "name": line.name,
                 "members": " + ".join(line.members),
-                **{name: f"{value:.4f}" for name, value in numbers.items()},
+                **numbers,
                 "chosen": " ".join(f"{key}={name}" for key, name in line.chosen.items()),
                 "unskilled": " ".join(line.unskilled),
                 "run_id": run_ids[line.name],
             }
         )
-    names = dict.fromkeys(name for row in rows for name in row)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(names), restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+    results.write_rows(rows, path)
 
 
 def notes(config: Config, outcome: Outcome) -> list[str]:
