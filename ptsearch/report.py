@@ -29,7 +29,7 @@ from ptsearch.config import PERSPECTIVES, Config, StudyConfig
 from ptsearch.explain import Explanation
 from ptsearch.gains import gains
 from ptsearch.judge import Judge, judges
-from ptsearch.recheck import Recheck, recheck
+from ptsearch.recheck import NEAR_TIE, Recheck, recheck
 from ptsearch.results import BEST_SINGLE, DENSE_MODEL, Row
 from ptsearch.scenarios import Sheet, sheet
 from ptsearch.scores import MMLU, Scores
@@ -342,7 +342,8 @@ def _footnotes(result: Result) -> list[str]:
         notes.append(
             f"in fp32 {sum(flips.values()) / len(flips):.2f} % of the members' answers are others "
             f"(at most {flips[worst]:.2f} %: {worst}); the front's trust moves by at most "
-            f"{moved['trust']:.2f}, its MMLU by {moved['mmlu']:.2f} points"
+            f"{moved['trust']:.2f}, its MMLU by {moved['mmlu']:.2f} points; "
+            f"{result.recheck.open:.2f} % of the choices there are ties within {NEAR_TIE} nats"
         )
     return notes + explain.lines(result.explained) + result.remarks
 

@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "study": CHEAP | {"judge", "sampler", "table"},
     "proposal": {"config", "exact", "judge", "study", "table", "variant", "voting"},
     "results": CHEAP | {"ballot", "gains", "judge", "study", "table"},
-    "recheck": CHEAP | {"judge", "results", "table"},
+    "recheck": CHEAP | {"cascade", "judge", "results", "table"},
     "gains": {"config", "judge", "rates", "scores", "statistics", "study", "table", "voting"},
     "racing": {"config", "exact", "judge", "rates", "study", "table", "voting"},
     "certificate": CHEAP | {"benchmarks", "gains", "judge", "results", "study", "table"},
