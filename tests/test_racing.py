@@ -41,26 +41,20 @@ def masked(course: racing.Course, look: int, codes: np.ndarray) -> np.ndarray:
     return found
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_evidence_against_an_equal_is_one_in_the_mean(whole: bool, tmp_path) -> None:
-    """Over orders of asking, its mean is at most 1, and close to it where steps are small."""
+def test_evidence_against_an_equal_is_at_most_one_in_the_mean(tmp_path) -> None:
+    """Over orders of asking; the two differ in many answers and not in the score."""
     table = fake_table(tmp_path, bits=(3, 3, 4), samples=120, max_members=1)
     judge, _ = judges(table)
     codes, rng = codes_of(table, judge), np.random.default_rng(5)
-    for part in judge.asked.parts:  # the second says what the first says of another sample
-        half = part.rows.size // 2
-        if part.scenario.metric != "parity" or whole:
-            codes[1, part.rows] = codes[0, part.rows]
-        if part.benchmark == "mmlu":
-            gold = judge.asked.gold[part.rows]
-            codes[0, part.rows] = np.where(np.arange(gold.size) % 2, gold, 1 - gold)
-            codes[1, part.rows[:half]] = gold[:half]
-            codes[1, part.rows[half:]] = 1 - gold[half:]
+    (part,) = (part for part in judge.asked.parts if part.benchmark == "mmlu")
+    gold, half = judge.asked.gold[part.rows], 1 - np.arange(part.rows.size) % 2
+    codes[:2, part.rows] = np.where(half, gold, 1 - gold), np.where(half, 1 - gold, gold)
     field, found = field_of(table, judge), []
     mmlu = scores(judge, codes, field, ["mmlu"])[:, 0]
     first, second = (int(np.flatnonzero(field.masks == 1 << v)[0]) for v in (0, 1))
-    assert mmlu[second] <= mmlu[first]
-    for _ in range(400):
+    assert mmlu[first] == pytest.approx(mmlu[second], abs=2)
+    assert mmlu[first] >= mmlu[second]
+    for _ in range(100):
         course = racing.plan_course(judge, 4, rng)
         key = course.keys.index("mmlu")
         logs = [
