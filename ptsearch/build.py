@@ -26,12 +26,16 @@ from ptsearch.quantize import awq, cache, checkpoint, fisher, grid, hqq, layerwi
 from ptsearch.quantize.grid import Quantized
 from ptsearch.quantize.layer import Layer, Part
 from ptsearch.readback import Work
+from ptsearch.stored import Tensors
 from ptsearch.variant import CALIBRATED, DENSE_WEIGHTS, SEQUENTIAL, Variant
 
 Report = Callable[[str, int, int], None]  # what is under way, done, of how many
+Packed = tuple[Variant, Part, dict[str, Tensor]]  # with the tensors to store
 
+UNSOLVABLE = (ValueError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 CACHE_SAMPLES = 4  # of the calibration samples, for keys and values
 CACHE_TOKENS = 1024  # of them that are kept
+NO_ROOM = "no space left on the disk; make room and run it again"
 NOT_COPIED = {"config.json", store.MANIFEST, models.META}
 
 
@@ -81,9 +85,9 @@ def build_pool(
         for done, work in enumerate(works):
             report("checking the built variants", done, len(works))
             ratio = max_perplexity_ratio
-            if work.no_room:
+            if work.failure:
                 continue
-            with _room_for(work):
+            with _alone(work):
                 if work.variant.decode_schedule:
                     parts = [folder_of(store_root, v) for v in work.variant.phases()[1:]]
                     readback.join_phases(work, parts)
@@ -92,23 +96,30 @@ def build_pool(
                         base, work, calibration, folder_of(store_root, dense), ratio, seconds
                     )
                 work.finish()
-        if left := [work.variant.label for work in works if work.no_room]:
-            raise ValueError(
-                f"no space left in {store_root}: {', '.join(left)} could not be written, the "
-                f"other {len(works) - len(left)} were; make room and run it again"
-            )
+        if left := [work for work in works if work.failure]:
+            labels: dict[str, list[str]] = {}
+            for work in left:
+                labels.setdefault(work.failure, []).append(work.variant.label)
+            reasons = [f"{', '.join(those)}: {reason}" for reason, those in labels.items()]
+            built = f"(the other {len(works) - len(left)} variants are built)"
+            raise ValueError(" ".join([*reasons, built]))
     report("checking the built variants", len(missing), len(missing))
 
 
 @contextmanager
-def _room_for(work: Work) -> Iterator[None]:
-    """A full disk ends only the work on this variant; what it has written is removed."""
+def _alone(work: Work) -> Iterator[None]:
+    """A full disk, or what cannot be solved, ends only the work on this variant; what it has
+    written is removed.
+    """
     try:
         yield
-    except (OSError, store.FullDiskError) as error:
-        if isinstance(error, OSError) and error.errno not in store.FULL:
-            raise
-        work.no_room = True
+    except (OSError, *UNSOLVABLE) as error:
+        full = isinstance(error, store.FullDiskError)
+        if isinstance(error, OSError):
+            if error.errno not in store.FULL:
+                raise
+            full = True
+        work.failure = NO_ROOM if full else str(error)
         if work.writer:
             work.writer.give_up()
 
@@ -141,7 +152,7 @@ def _one_pass(
         if work.variant.method == "hqq":
             hqq.check_available(work.variant)
     tokens, seeds = _draw(base, works, calibration)
-    tensors = layerwise.Tensors(base.path)
+    tensors = Tensors(base.path)
     root, layers = layerwise.layers_of(model)
     places = awq.Places([work.variant for work in works])
     with ExitStack() as stack:
@@ -163,11 +174,11 @@ def _one_pass(
                 tensor = tensors.read([name])[name]
                 for work in works:
                     _add(work, name, tensor)
-        layerwise.walk(base, model, tokens, seeds, visit)
+        layerwise.walk(tensors.under, model, tokens, seeds, visit)
     report("building the pool: layer", len(layers), len(layers))
     for work in works:
-        if not work.no_room:
-            with _room_for(work):
+        if not work.failure:
+            with _alone(work):
                 _write_config(base, work, _dense_linears(model, linears))
 
 
@@ -195,7 +206,7 @@ def _with_libraries(
 
 def _write_whole(base: BaseModel, work: Work, quantized: Mapping[str, Quantized]) -> None:
     """A checkpoint of which every quantized linear is at hand."""
-    tensors = layerwise.Tensors(base.path)
+    tensors = Tensors(base.path)
     room = checkpoint.header_room(tensors.file_of, quantized)
     with checkpoint.Writer(work.folder / checkpoint.WEIGHTS, room) as work.writer:
         for name in tensors.file_of:
@@ -309,8 +320,13 @@ def _solve_layer(
     changed: dict[str, Tensor] = {}
     by_id = {work.variant.id: work for work in works}
     unchanged = {work.variant.id: set(layer.stored) for work in works}
-    jobs = quantize.jobs(layer, [work.variant for work in works], places)
-    for solved in pool.map(_packed, jobs):
+    wanted = [work.variant for work in works if not work.failure]
+    for job, solved in pool.map(_packed, quantize.jobs(layer, wanted, places)):
+        if isinstance(solved, Exception):
+            for variant in job.variants:
+                with _alone(by_id[variant.id]):
+                    raise solved
+            continue
         for variant, part, packed in solved:
             work = by_id[variant.id]
             _note(work, part)
@@ -341,21 +357,24 @@ def _note(work: Work, part: Part) -> None:
             work.coded[name] = linear.entry()
 
 
-def _packed(job: quantize.Job) -> list[tuple[Variant, Part, dict[str, Tensor]]]:
-    """What a job gives, with the tensors to store."""
-    solved = []
-    for variant, part in job():
-        stored = dict(part.replaced)
-        for name, linear in part.quantized.items():
-            stored |= checkpoint.tensors(name, linear, variant)
-        solved.append((variant, part, stored))
-    return solved
+def _packed(job: quantize.Job) -> tuple[quantize.Job, list[Packed] | Exception]:
+    """What a job gives, with the tensors to store, or why it could not be done."""
+    packed = []
+    try:
+        for variant, part in job.solve():
+            stored = dict(part.replaced)
+            for name, linear in part.quantized.items():
+                stored |= checkpoint.tensors(name, linear, variant)
+            packed.append((variant, part, stored))
+    except UNSOLVABLE as error:
+        return job, error
+    return job, packed
 
 
 def _add(work: Work, name: str, tensor: Tensor) -> None:
     assert work.writer is not None
-    if not work.no_room:
-        with _room_for(work):
+    if not work.failure:
+        with _alone(work):
             work.writer.add(name, tensor)
 
 

@@ -26,15 +26,17 @@ MAY_IMPORT = {
     "store": {"variant"},
     "compute": set(),
     "codes": set(),
+    "stored": {"codes"},
     "benchmarks": {"rules", "benchmarks", "config"},
     "scores": {"benchmarks", "metrics", "published", "rules", "voting"},
-    "models": {"benchmarks", "codes", "config", "store", "variant"},
+    "models": {"benchmarks", "codes", "config", "store", "stored", "variant"},
     "fetch": {"config", "models", "store"},
     "calibration": {"benchmarks", "config"},
-    "quantize": {"codes", "quantize", "variant", "models", "store", "calibration", "config"},
-    "build": {"calibration", "codes", "engine", "models", "quantize", "readback", "store"}
+    "quantize": {"codes", "quantize", "variant", "models", "store", "calibration", "config"}
+    | {"stored"},
+    "build": {"calibration", "codes", "engine", "models", "quantize", "readback", "store", "stored"}
     | {"variant"},
-    "readback": {"calibration", "codes", "engine", "models", "quantize", "store", "variant"},
+    "readback": {"calibration", "engine", "models", "quantize", "store", "stored", "variant"},
     "engine": {"engine", "models", "config", "quantize", "variant"},
     "extract": {"checks", "benchmarks", "config", "engine", "models", "rules"},
     "evaluate": {"benchmarks", "config", "engine", "models", "predictions"},
@@ -45,7 +47,7 @@ MAY_IMPORT = {
     "study": CHEAP | {"judge", "sampler", "table"},
     "proposal": {"config", "exact", "judge", "study", "table", "variant", "voting"},
     "results": CHEAP | {"ballot", "gains", "judge", "study", "table"},
-    "recheck": CHEAP | {"judge", "results", "table"},
+    "recheck": CHEAP | {"cascade", "judge", "results", "table"},
     "gains": {"config", "judge", "rates", "scores", "statistics", "study", "table", "voting"},
     "racing": {"config", "exact", "judge", "rates", "study", "table", "voting"},
     "certificate": CHEAP | {"benchmarks", "gains", "judge", "results", "study", "table"},
@@ -95,7 +97,17 @@ ONLY_IN = {
     "aiohttp": {"serve"},
     "prometheus_client": {"serve"},
     "rich": {"terminal", "report", "experiment_report", "slo_report"},
-    "torch": {"codes", "models", "fetch", "calibration", "quantize", "build", "readback", "engine"}
+    "torch": {
+        "codes",
+        "stored",
+        "models",
+        "fetch",
+        "calibration",
+        "quantize",
+        "build",
+        "readback",
+        "engine",
+    }
     | {"compute"},
     "transformers": {"models", "fetch", "quantize", "build", "engine"},
 }
