@@ -18,7 +18,7 @@ from ptsearch.benchmarks import Benchmark, Sample, Scenario, digest
 from ptsearch.benchmarks.fit import fit
 from ptsearch.config import EngineConfig
 
-EVALUATE_VERSION = 1  # bump when equal inputs would give another reply or log-probability
+EVALUATE_VERSION = 2  # bump when equal inputs would give another reply or log-probability
 LATENCY_SEED = 0
 
 Report = Callable[[str, int, int], None]

@@ -67,7 +67,7 @@ def _split(sequences: Sequences, lanes: int, tokens: int) -> Iterator[Sequences]
     """So many parts, of about equally many computed tokens; one where all fit a forward."""
     order = sorted(sequences)
     pairs = zip([(), *order], order, strict=False)
-    costs = [len(key) - prefix.common(before, key) for before, key in pairs]
+    costs = [len(key) - prefix.alike(before, key) for before, key in pairs]
     through = list(itertools.accumulate(costs))
     lanes = lanes if through and through[-1] > tokens else 1
     cuts = [bisect_left(through, through[-1] * n / lanes) for n in range(1, lanes)]
