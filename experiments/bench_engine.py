@@ -26,6 +26,7 @@ from typing import Any
 
 SUBJECTS = "clinical_knowledge,moral_scenarios"
 SHOTS = {"zero_shot": 0, "five_shot": 5}
+LIMITS = {"zero_shot": 96, "five_shot": 40}  # items a subject: several seconds for the fastest tool
 PARTS = (*SHOTS, "pareto")
 BATCHES = (1, 8, 16)  # of the harness in bf16
 PEAK = ((2048, 2048, 2048), (2048, 576, 3072), (2048, 1536, 576))  # rows, in, out
@@ -100,7 +101,8 @@ def commands(args: argparse.Namespace, part: str, batch: int | None) -> dict[str
     if part not in SHOTS:
         me += ["--ours", "pareto", "--pocket", str(args.pocket)]
         return {"ours": me, "plain": [*me, "--plain"]}
-    asked = ["--root", str(args.root), "--subjects", args.subjects, "--limit", str(args.limit)]
+    asked = ["--root", str(args.root), "--subjects", args.subjects]
+    asked += ["--limit", str(args.limit or LIMITS[part])]
     asked += ["--shots", str(SHOTS[part])]
     harness = [args.lm_eval, str(PEERS / "lm_eval_mmlu.py"), *same, *asked]
     tools = {
@@ -251,8 +253,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vllm", default="", help="python with vLLM; none: left out")
     parser.add_argument("--root", type=Path, default=os.environ.get("BENCHMARKS"))
     parser.add_argument("--subjects", default=SUBJECTS)
-    parser.add_argument("--limit", type=int, default=16, help="items a subject")
-    parser.add_argument("--pocket", type=int, default=8, help="samples a scenario")
+    parser.add_argument("--limit", type=int, default=0, help=f"items a subject, 0: {LIMITS}")
+    parser.add_argument("--pocket", type=int, default=16, help="samples a scenario")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")

@@ -19,16 +19,17 @@ from ptsearch.benchmarks.sources import PAPER
 from ptsearch.published import Answers, measure
 from ptsearch.rules import RULES
 
-SHOWN = ("acc", "macc", "rr", "dpd", "eod", "fpr", "fpr_answered")
+SHOWN = ("acc", "macc", "acc_all", "rr", "dpd", "eod", "fpr", "fpr_answered", "fpr_all")
 _PAIR = "[messages, response]"
 
 
 def rescore(
     benchmark: str, scenario: str, replies: Path, rules: str, root: Path
 ) -> dict[str, float | int | str]:
-    """One row: `acc`, `macc`, `rr`, `dpd`, `eod`, `fpr`, `fpr_answered`, `macro` (over MMLU's
-    subjects), `abstained` in percent, `n`, as they apply; under `clean` also why replies were no
-    answers.
+    """One row: `acc`, `macc` (among the answered), `rr`, `dpd`, `eod`, `fpr` in percent and `n`, as
+    they apply. Of ethics with either denominator: `acc_all` where `acc` is among the answered,
+    `fpr_all`, `fpr_answered`; of MMLU `macro` over subjects; under `clean` also `abstained`, and
+    why replies were no answers.
     """
     for key, value, known in (("benchmark", benchmark, PAPER), ("rules", rules, RULES)):
         if value not in known:
@@ -113,6 +114,8 @@ def _by_id(records: Sequence[files.Record], path: Path, samples: Sequence[Sample
     places |= {sample.id.split("/", 1)[1]: place for place, sample in enumerate(samples)}
     replies: dict[int, str] = {}
     for record in records:
+        if isinstance(record.value, dict) and isinstance(record.value.get("id"), int):
+            record.value["id"] = str(record.value["id"])
         name = files.field(record, "id")
         if name not in places:
             raise ValueError(

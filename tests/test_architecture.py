@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "study": CHEAP | {"judge", "sampler", "table"},
     "proposal": {"config", "exact", "judge", "study", "table", "variant", "voting"},
     "results": CHEAP | {"ballot", "gains", "judge", "study", "table"},
-    "recheck": CHEAP | {"judge", "results", "table"},
+    "recheck": CHEAP | {"cascade", "judge", "results", "table"},
     "gains": {"config", "judge", "rates", "scores", "statistics", "study", "table", "voting"},
     "racing": {"config", "exact", "judge", "rates", "study", "table", "voting"},
     "certificate": CHEAP | {"benchmarks", "gains", "judge", "results", "study", "table"},
@@ -65,7 +65,8 @@ MAY_IMPORT = {
     "vote_report": CHEAP | {"gains", "judge", "study", "table"},
     "explain": CHEAP | {"figure", "heatmap", "judge", "ledger", "results", "study"}
     | {"table", "vote_report", "xray"},
-    "experiments": CHEAP | {"gains", "judge", "results", "study", "table"},
+    "scenarios": {"judge", "results", "scores"},
+    "experiments": CHEAP | {"gains", "judge", "results", "scenarios", "study", "table"},
     "tracking": set(),
     "rescore": {"benchmarks", "metrics", "published", "rules"},
     "query": {"rules"},
