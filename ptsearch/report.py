@@ -25,6 +25,7 @@ from ptsearch import (
 )
 from ptsearch import study as studies
 from ptsearch.config import PERSPECTIVES, Config, StudyConfig
+from ptsearch.experiments import about_bytes
 from ptsearch.explain import Explanation
 from ptsearch.gains import gains
 from ptsearch.judge import Judge, judges
@@ -119,7 +120,7 @@ def compile_result(
         holdout_reads=reads,
         truth=truth,
         shares=shares(truth, proposed) if truth else [],
-        remarks=[*remarks, *classes, *results.about_data(table)],
+        remarks=[*remarks, *classes, *results.about_data(table), *about_bytes(table)],
         explained=explain.explain(table, halves, front, _baselines(best)),
         recheck=recheck(table, search, front) if wanted.check_fp32 else None,
     )
