@@ -14,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from test_cli import ptsearch
+from tiny import write_tiny_model
 
 from ptsearch import exported, store
 from ptsearch.benchmarks import NAMES
@@ -160,6 +161,29 @@ def test_a_study_under_another_vote(finished, tiny_model, monkeypatch, tmp_path,
     job = ("+export=ensemble", "export.study=soft", f"export.out={tmp_path / 'out'}")
     assert ptsearch(monkeypatch, finished, *job) == 2
     assert "only vote=majority is served" in capfd.readouterr().err
+
+
+def test_another_dense_model_is_a_baseline(
+    finished, tiny_model, monkeypatch, tmp_path, capfd
+) -> None:
+    """Named by a file of the user's own; the gain over it has an interval, in the certificate."""
+    smaller = write_tiny_model(tmp_path / "smaller", num_hidden_layers=1)
+    (tmp_path / "conf/model").mkdir(parents=True)
+    own = {"name": "smaller", "source": "path", "path": str(smaller)}
+    (tmp_path / "conf/model/smaller.yaml").write_text(yaml.safe_dump(own))
+    named = (f"--config-dir={tmp_path}/conf", "study.baselines=[smaller]")
+    job = ("+study=slo", *study(tiny_model)[1:-2], "study.name=weighed", *named)
+    assert ptsearch(monkeypatch, finished, *job) == 0
+    assert "no smaller dense model" not in capfd.readouterr().out
+    with sqlite3.connect(finished / "mlruns" / "optuna.db") as database:
+        query = "select value_json from study_user_attributes where key = 'front' order by rowid"
+        *_, (found,) = database.execute(query)
+    (pick,) = json.loads(found)
+    gains = pick["certificate"]["gains"]
+    assert gains.keys() == {"dense model", "best single variant", "smaller dense"}
+    gain = gains["smaller dense"]["trust"]
+    assert gain["low"] < gain["estimate"] < gain["high"]
+    assert "smaller dense" in pick["certificate"]["verdict"]
 
 
 def test_limits_first(finished, tiny_model, monkeypatch, tmp_path, capfd) -> None:
