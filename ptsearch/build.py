@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
+
 from ptsearch import models, onepass, readback, resume, store
 from ptsearch.calibration import Calibration
-from ptsearch.engine import rounded
+from ptsearch.engine import memory, rounded
 from ptsearch.models import BaseModel
 from ptsearch.quantize import cache, checkpoint, layerwise, library
 from ptsearch.quantize.grid import Quantized
@@ -39,8 +41,9 @@ def build_pool(
 ) -> None:
     """Build what is not there yet, the dense model's folder included.
 
-    What was interrupted goes on where it stopped. ValueError: a group_size that does not divide,
-    too little calibration text; after all others were built, variants that cannot be solved or have
+    What was interrupted goes on where it stopped. ValueError: a model that does not fit into
+    memory, since each variant is read back whole; a group_size that does not divide, too little
+    calibration text; after all others were built, variants that cannot be solved or have
     no room on the disk.
     """
     dense = Variant(base.name, base.revision)
@@ -51,6 +54,7 @@ def build_pool(
     ]
     if not missing:
         return
+    memory.check_fits(base.path, base.trust_remote_code, torch.bfloat16, "cpu")
     asked = [variant.id for variant in (dense, *variants)]
     with resume.unfinished(store_root, asked) as kept, ExitStack() as stack:
         works = []
