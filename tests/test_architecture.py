@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "results": CHEAP | {"ballot", "gains", "judge", "study", "table"},
     "recheck": CHEAP | {"cascade", "judge", "results", "table"},
     "gains": {"config", "judge", "rates", "scores", "statistics", "study", "table", "voting"},
-    "racing": {"config", "exact", "judge", "rates", "study", "table", "voting"},
+    "racing": {"config", "exact", "judge", "rates", "rules", "study", "table", "voting"},
     "certificate": CHEAP | {"benchmarks", "gains", "judge", "results", "study", "table"},
     "truth": {"config", "exact", "judge", "scores", "study", "table"},
     "figure": {"results", "scores"},
