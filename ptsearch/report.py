@@ -26,6 +26,7 @@ from ptsearch import (
 )
 from ptsearch import study as studies
 from ptsearch.config import PERSPECTIVES, Config, StudyConfig
+from ptsearch.experiments import about_bytes
 from ptsearch.explain import Explanation
 from ptsearch.gains import gains
 from ptsearch.judge import Judge, judges
@@ -124,7 +125,7 @@ def compile_result(
         truth=truth,
         shares=shares(truth, [scores for _, scores in proposed]) if truth else [],
         reachable=reachable(truth, [members for members, _ in proposed]) if truth else [],
-        remarks=[*remarks, *classes, *results.about_data(table)],
+        remarks=[*remarks, *classes, *results.about_data(table), *about_bytes(table)],
         explained=explain.explain(table, halves, front, _baselines(best)),
         recheck=recheck(table, search, front) if wanted.check_fp32 else None,
         scenarios=scenarios.of_front(search, [dense, *([best] if best else [])], front),

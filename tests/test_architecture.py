@@ -34,8 +34,11 @@ MAY_IMPORT = {
     "calibration": {"benchmarks", "config"},
     "quantize": {"codes", "quantize", "variant", "models", "store", "calibration", "config"}
     | {"stored"},
-    "build": {"calibration", "codes", "engine", "models", "quantize", "readback", "store", "stored"}
-    | {"variant"},
+    "build": {"calibration", "engine", "models", "onepass", "quantize", "readback", "resume"}
+    | {"store", "stored", "variant"},
+    "resume": {"quantize", "readback", "variant"},
+    "onepass": {"calibration", "codes", "models", "quantize", "readback", "resume", "store"}
+    | {"stored", "variant"},
     "readback": {"calibration", "engine", "models", "quantize", "store", "stored", "variant"},
     "engine": {"engine", "models", "config", "quantize", "variant"},
     "extract": {"checks", "benchmarks", "config", "engine", "models", "rules"},
@@ -108,7 +111,7 @@ ONLY_IN = {
         "readback",
         "engine",
     }
-    | {"compute"},
+    | {"compute", "onepass", "resume", "stored"},
     "transformers": {"models", "fetch", "quantize", "build", "engine"},
 }
 

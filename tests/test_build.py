@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import write_tiny_model
 
-from ptsearch import build, models, store
+from ptsearch import build, models, resume, store
 from ptsearch import calibration as calibrations
 from ptsearch.calibration import Calibration
 from ptsearch.models import BaseModel
@@ -195,6 +195,43 @@ def test_what_was_checked_before_an_interruption_is_kept(tiny_model: Path, tmp_p
     assert len(list((tmp_path / "variants").iterdir())) == 3
     build_tiny(tiny_model, tmp_path, variants)
     assert all(store.is_whole(build.folder_of(tmp_path, variant)) for variant in variants)
+
+
+@pytest.mark.parametrize("stage", ["building the pool: layer", "checking the built variants"])
+def test_an_interrupted_pool_goes_on_where_it_stopped(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    rows = [
+        *ROWS,
+        {"method": "rptq", "bits": 4, "act_bits": 8},
+        {"method": "squeezellm", "bits": 3},
+    ]
+    variants = pool([*rows, {"method": "gptq", "bits": 4, "damp_percent": 0.05, "seed": 2}])
+    variants.append(variants[6].sequential())
+    monkeypatch.setattr(resume, "KEEP_SECONDS", 0.0)
+    base, seen = BaseModel("tiny", "0", tiny_model), list[tuple[str, int]]()
+
+    def interrupt(now: str, done: int, _total: int) -> None:
+        if (now, done) == (stage, 1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build.build_pool(base, variants, CALIBRATION, tmp_path / "one", interrupt)
+    build.build_pool(
+        base, variants, CALIBRATION, tmp_path / "one", lambda *event: seen.append(event[:2])
+    )
+    layers = [done for now, done in seen if now == "building the pool: layer"]
+    in_layers = stage.startswith("building")
+    assert layers == ([1, 2, 0, 1, 2] if in_layers else [])  # of the pool, of the sequential one
+    build_tiny(tiny_model, tmp_path / "two", variants)
+    assert not list((tmp_path / "one" / "unfinished").glob("*/"))
+    for variant in variants:
+        one, two = (build.folder_of(tmp_path / root, variant) for root in ("one", "two"))
+        assert store.verify_folder(one) == []
+        found, expected = (models.read_json(folder / models.META) for folder in (one, two))
+        for key in ("tensors", "perplexity", "calibration_indices", "damp_raised"):
+            assert found[key] == expected[key], (variant.label, key)
+        assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()}
 
 
 def test_a_disk_with_room_for_some_gets_these(

@@ -8,7 +8,7 @@ micro-batches while the moments of its linear inputs are summed, is handed to `v
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -74,18 +74,28 @@ def forwards(layers: nn.ModuleList, forward: Callable[..., Tensor]) -> Iterator[
             layer.__dict__.pop("forward", None)
 
 
+class Start(NamedTuple):
+    """Where a walk begins."""
+
+    layers: int = 0  # that were done before
+    hidden: Tensor | None = None  # what left the last of them
+    keep: Callable[[int, Tensor], None] = lambda _layers, _hidden: None  # told after each layer
+
+
 def walk(
     read: Read,
     model: Any,
     tokens: Tensor,
     seeds: Mapping[int, Sequence[int]],
     visit: Callable[[Layer], Mapping[str, Tensor]],
+    start: Start = Start(),  # noqa: B008 - immutable
 ) -> Tensor:
     """Run `tokens` (n, length) through the model, with `visit` for each layer in turn.
 
     `seeds`: seed -> rows of `tokens` whose moments it sums. `visit` returns tensors that take the
     place of the layer's, by full name, before its output goes to the next one; with none of them
-    layers' inputs are the dense model's. Returns what leaves the last layer, (n, length, hidden).
+    layers' inputs are the dense model's. `start`: where an earlier walk stopped.
+    Returns what leaves the last layer, (n, length, hidden).
     """
     root, layers = layers_of(model)
     decoder = model.get_submodule(root.rpartition(".")[0])
@@ -96,6 +106,9 @@ def walk(
 
     def run_layer(index: int, *args: Any, **kwargs: Any) -> Tensor:
         nonlocal last
+        if index < start.layers:
+            last = args[0] if start.hidden is None else start.hidden
+            return last
         prefix, layer = f"{root}.{index}.", layers[index]
         stored = read(prefix)
         materialise(layer, stored, prefix)
@@ -119,6 +132,7 @@ def walk(
             materialise(layer, {**stored, **changed}, prefix)
             last = run()
         layer.to("meta")
+        start.keep(index + 1, last)
         return last
 
     fill_around(read, decoder, root.rpartition(".")[0] + ".", layers)
