@@ -106,10 +106,7 @@ def show(screen: Console, link: str, config: Config, outcome: Outcome) -> None:
     compared = [line.name for line in outcome.lines if line.kind in ("dense", "baseline")]
     others = outcome.of("precisions", "seeds") or outcome.of("single")
     compared += [line.name for line in others][:BESIDE]
-    terminal.show_grid(
-        screen, "Scenarios, all data: score (accuracy) beside what needs no model",
-        ["", *scenarios.HEADS, *compared], scenarios.cells(outcome.scenarios, compared),
-    )  # fmt: skip
+    terminal.show_scenarios(screen, "all data", outcome.scenarios, compared)
     printed = published(config.model)
     if printed:
         terminal.show_grid(

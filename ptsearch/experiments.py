@@ -20,6 +20,8 @@ from ptsearch.table import DENSE, Table
 from ptsearch.variant import Variant
 
 PRECISIONS = (3, 4, 8)  # bits of the published ensembles
+# Bits a weight of 3 + 4 + 8 bits in groups of 64: each with a scale a group of its own, and nested.
+APART, NESTED = 15.75, 9.5
 PREFIX = {"all": "all.", "search": "", "holdout": "holdout."}  # of a half's scores, as in MLflow
 
 
@@ -98,6 +100,32 @@ def precisions(variants: Mapping[str, Variant]) -> dict[str, Members]:
         for method, found in first.items()
         if all(b in found for b in PRECISIONS)
     }
+
+
+def about_bytes(table: Table) -> list[str]:
+    """What 3 + 4 + 8 bits store beside the dense model, apart and nested: of the pool's variants,
+    or else by their bits; [] where no variant tells which weights are quantized.
+    """
+    table.ensure([DENSE, *table.variants])
+    metas = {label: entry.meta for label, entry in table.entries.items() if "tensors" in entry.meta}
+    known = {tensor["sha256"] for tensor in metas[DENSE]["tensors"].values()}
+    shared = [
+        sum(t["bytes"] for t in meta["tensors"].values() if t["sha256"] in known)
+        for meta in metas.values()
+    ]
+    linears = max(shared) - min(shared)  # bytes of the dense model's
+    sets = precisions({label: table.variants[label] for label in metas if label in table.variants})
+    dense = scores.cost([metas[DENSE]], "parallel").memory_gb
+    said = f"bytes, KV caches included: dense {dense:.3f} GB"
+    for name, is_nested, bits in (("3+4+8 bits", False, APART), ("the same nested", True, NESTED)):
+        found = [of for method, of in sets.items() if method.startswith("nested") == is_nested]
+        if found:
+            stored = scores.cost([metas[label] for label in found[0]], "parallel").memory_gb
+        else:
+            stored = (min(shared) + linears * bits / 16 + 3 * metas[DENSE]["kv_bytes"]) / 1e9
+        how = "" if found else ", by its bits"
+        said += f"; {name} {stored:.3f} ({100 * stored / dense:.0f} % of dense{how})"
+    return [said] if linears else []
 
 
 def seeds(variants: Mapping[str, Variant]) -> dict[str, Members]:
@@ -244,7 +272,7 @@ def _with_gains(
 
 
 def _remarks(table: Table, others: Sequence[Table]) -> list[str]:
-    remarks = []
+    remarks = about_bytes(table)
     if not others:
         remarks.append("no smaller dense model configured (study.baselines=[NAME])")
     if table.degenerate():

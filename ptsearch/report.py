@@ -26,12 +26,13 @@ from ptsearch import (
 )
 from ptsearch import study as studies
 from ptsearch.config import PERSPECTIVES, Config, StudyConfig
+from ptsearch.experiments import about_bytes
 from ptsearch.explain import Explanation
 from ptsearch.gains import gains
 from ptsearch.judge import Judge, judges
 from ptsearch.recheck import NEAR_TIE, Recheck, recheck
 from ptsearch.results import BEST_SINGLE, DENSE_MODEL, Row
-from ptsearch.scenarios import Sheet, sheet
+from ptsearch.scenarios import Sheet
 from ptsearch.scores import MMLU, Scores
 from ptsearch.study import Found, Members
 from ptsearch.table import DENSE, Table
@@ -124,17 +125,11 @@ def compile_result(
         truth=truth,
         shares=shares(truth, [scores for _, scores in proposed]) if truth else [],
         reachable=reachable(truth, [members for members, _ in proposed]) if truth else [],
-        remarks=[*remarks, *classes, *results.about_data(table)],
+        remarks=[*remarks, *classes, *results.about_data(table), *about_bytes(table)],
         explained=explain.explain(table, halves, front, _baselines(best)),
         recheck=recheck(table, search, front) if wanted.check_fp32 else None,
-        scenarios=_scenarios(search, [dense, *([best] if best else [])], front),
+        scenarios=scenarios.of_front(search, [dense, *([best] if best else [])], front),
     )
-
-
-def _scenarios(search: Judge, compared: Sequence[Row], front: Sequence[Row]) -> Sheet:
-    models = {row.name: row.search for row in compared}
-    most = max(front, key=lambda row: row.search["trust"])
-    return sheet(search, models | {"most trusted": most.search})
 
 
 def _how(search: StudyConfig) -> dict[str, str]:
@@ -252,11 +247,7 @@ def show_result(screen: Console, tracker: Tracker, config: Config, result: Resul
     terminal.show_rows(screen, f"{kind} of {name}", result.front, dense_gb)
     compared = [*result.compared, *result.singles, *result.constants]
     terminal.show_rows(screen, "for comparison", compared, dense_gb)
-    models = list(result.scenarios.models)
-    terminal.show_grid(
-        screen, "Scenarios, search half: score (accuracy) beside what needs no model",
-        ["", *scenarios.HEADS, *models], scenarios.cells(result.scenarios, models),
-    )  # fmt: skip
+    terminal.show_scenarios(screen, "search half", result.scenarios, list(result.scenarios.models))
     if not studies.the_study(config).baselines:
         screen.print("no smaller dense model configured (study.baselines=[NAME])", style="dim")
     for line in _footnotes(result):

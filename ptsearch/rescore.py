@@ -8,6 +8,7 @@ completion; or JSON lines with `id` and `reply`, in any order, id as our samples
 import json
 import math
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,12 @@ def rescore(
             raise ValueError(f"rescore.{key} must be one of {', '.join(known)}, got {value!r}")
     loaded = PAPER[benchmark](root)
     if scenario not in loaded.scenarios:
+        near = get_close_matches(scenario, loaded.scenarios, n=5) or loaded.scenarios
         raise ValueError(
-            f"rescore.scenario: {benchmark} has no {scenario!r}; "
-            f"it has {', '.join(loaded.scenarios)}"
+            f"rescore.scenario: {benchmark} has no {scenario!r}; it has {', '.join(near)}"
         )
+    if replies == Path():
+        raise ValueError("rescore.replies=FILE is missing: the recorded replies")
     samples = [sample for sample in loaded.samples if sample.scenario == scenario]
     row = score_replies(loaded, samples, read_replies(replies, samples), rules)
     return {"benchmark": benchmark, "scenario": scenario, "rules": rules, **row}

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ptsearch import results, scores
 from ptsearch.judge import Judge
+from ptsearch.results import Row
 from ptsearch.scores import Scores
 
 HEADS = ("samples", "majority\nclass", "constant\nanswer")
@@ -22,6 +23,13 @@ class Sheet(NamedTuple):
 def sheet(judge: Judge, models: Mapping[str, Scores]) -> Sheet:
     """`models`: their scores on the samples of the judge."""
     return Sheet(scores.without_model(judge.asked, judge.config.trust.weights), models)
+
+
+def of_front(search: Judge, compared: Sequence[Row], front: Sequence[Row]) -> Sheet:
+    """On the search half what the front is compared with, and the most trusted ensemble of it."""
+    most = max(front, key=lambda row: row.search["trust"])
+    models = {row.name: row.search for row in compared} | {"most trusted": most.search}
+    return sheet(search, models)
 
 
 def write(sheet: Sheet, path: Path) -> None:

@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "certificate": CHEAP | {"benchmarks", "gains", "judge", "results", "study", "table"},
     "truth": {"config", "exact", "judge", "scores", "study", "table"},
     "figure": {"results", "scores"},
-    "terminal": {"compute", "results"},
+    "terminal": {"compute", "results", "scenarios"},
     "bars": set(),
     "heatmap": set(),
     "xray": {"metrics", "rules", "scores", "variant", "voting"},

@@ -56,6 +56,20 @@ def test_the_ensembles_of_a_pool() -> None:
     assert experiments.seeds(pool) == {"gptq 3 bits, 2 seeds": ("a", "b")}
 
 
+def test_bytes_beside_the_dense_models(tmp_path) -> None:
+    """Fake variants share 50 MB and have 10 MB a bit; dense has 160 of its own; a cache has 1."""
+    table = fake_table(tmp_path, bits=BITS)
+    dense = table.entries["none"].meta["tensors"]["layers"]
+    dense["bytes"] = 160_000_000
+    assert experiments.about_bytes(table) == [
+        "bytes, KV caches included: dense 0.211 GB; 3+4+8 bits 0.203 (96 % of dense); "
+        "the same nested 0.148 (70 % of dense, by its bits)"
+    ]
+    four = fake_table(tmp_path, bits=(4,))
+    four.entries["none"].meta["tensors"]["layers"]["bytes"] = 160_000_000
+    assert "3+4+8 bits 0.210 (100 % of dense, by its bits)" in experiments.about_bytes(four)[0]
+
+
 def test_groups_of_seeds_that_look_alike_have_names_of_their_own() -> None:
     row = Variant("m", "r", "gptq", bits=3, group_size=64)
     kinds = [row, replace(row, sym=False)]

@@ -227,5 +227,9 @@ def test_unknown_names(root: Path) -> None:
         rescore("ood", "x", file, "strict", root)
     with pytest.raises(ValueError, match=r"rescore\.scenario: ood has no 'x'; it has style\.base"):
         rescore("ood", "x", file, "ct", root)
+    with pytest.raises(ValueError, match=r"no .style.shake.; it has style.shake_w, style"):
+        rescore("ood", "style.shake", file, "ct", root)
+    with pytest.raises(ValueError, match=r"rescore\.replies=FILE is missing"):
+        rescore("ood", SCENARIO, Path(), "ct", root)
     with pytest.raises(FileNotFoundError, match=r"replies\.jsonl: no such file"):
         rescore("ood", SCENARIO, file, "ct", root)

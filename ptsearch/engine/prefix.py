@@ -46,7 +46,7 @@ def share(
     No segment is longer than `max_run`; all start at multiples of `align`, which divides it.
     """
     order = sorted(range(len(sequences)), key=sequences.__getitem__)
-    common = [common(sequences[a], sequences[b]) for a, b in itertools.pairwise(order)]
+    common = [alike(sequences[a], sequences[b]) for a, b in itertools.pairwise(order)]
     common = [0, *(count // align * align for count in common)]
     segments: list[Segment] = []
     chains: list[tuple[int, ...]] = [()] * len(sequences)
@@ -77,7 +77,7 @@ def share(
     return Plan(segments, chains, last)
 
 
-def common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+def alike(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     """How many leading tokens are equal."""
     for index, (left, right) in enumerate(zip(a, b, strict=False)):
         if left != right:

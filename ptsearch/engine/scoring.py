@@ -67,7 +67,7 @@ def _split(sequences: Sequences, lanes: int, tokens: int) -> Iterator[Sequences]
     """So many parts, of about equally many computed tokens; one where all fit a forward."""
     order = sorted(sequences)
     pairs = zip([(), *order], order, strict=False)
-    costs = [len(key) - prefix.common(before, key) for before, key in pairs]
+    costs = [len(key) - prefix.alike(before, key) for before, key in pairs]
     through = list(itertools.accumulate(costs))
     lanes = lanes if through and through[-1] > tokens else 1
     cuts = [bisect_left(through, through[-1] * n / lanes) for n in range(1, lanes)]
@@ -86,9 +86,9 @@ def _lane(
     if kept:
         heads = [key[: min(target.position for target in sequences[key])] for key in keys]
         max_run = min(MAX_RUN, limits.tokens)
-        prefixes = kept.prefixes(model, heads, max_run)
+        prefixes, states = kept.prefixes(model, heads, max_run)
         shared, known = keeping.plan(keys, prefixes, max_run, MIN_SAVING)
-        store |= {number: dict(kept.known[tokens]) for number, tokens in enumerate(known)}
+        store |= {number: dict(states[tokens]) for number, tokens in enumerate(known)}
         first = len(known)
     asked = _targets(shared, keys, sequences)
     rows = [len(asked.get(number, ())) for number in range(first, len(shared.segments))]
