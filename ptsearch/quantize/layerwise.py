@@ -116,14 +116,14 @@ def walk(
         sums = _Sums(prefix, layer)
 
         def run() -> Tensor:
-            outputs, start = [], 0
+            outputs, done = torch.empty_like(args[0]), 0
             for rows, drawn_by in parts:
-                taken = slice(start, start := start + len(rows))
+                taken = slice(done, done := done + len(rows))
                 part = _rows((args, kwargs), len(tokens), taken)
                 sums.drawn_by = drawn_by
                 output = type(layer).forward(layer, *part[0], **part[1])
-                outputs.append(output[0] if isinstance(output, tuple) else output)
-            return torch.cat(outputs)
+                outputs[taken] = output[0] if isinstance(output, tuple) else output
+            return outputs
 
         last = run()
         sums.close()
