@@ -36,7 +36,7 @@ MAY_IMPORT = {
     | {"stored"},
     "build": {"calibration", "engine", "models", "onepass", "quantize", "readback", "resume"}
     | {"store", "stored", "variant"},
-    "resume": {"quantize", "readback", "variant"},
+    "resume": {"quantize", "readback", "store", "variant"},
     "onepass": {"calibration", "codes", "models", "quantize", "readback", "resume", "store"}
     | {"stored", "variant"},
     "readback": {"calibration", "engine", "models", "quantize", "store", "stored", "variant"},
