@@ -24,7 +24,8 @@ def draw_png(trials: Sequence[Scores], rows: Sequence[Row], path: Path, title: s
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
-    for axes, x in zip(figure.subplots(1, 2), ("memory_gb", "mmlu"), strict=True):
+    both = figure.subplots(1, 2, sharey=True)
+    for axes, x in zip(both, ("memory_gb", "mmlu"), strict=True):
         axes.scatter(
             [trial[x] for trial in trials], [trial["trust"] for trial in trials],
             s=14, color=TRIAL, label=f"trials ({len(trials)})",
@@ -37,11 +38,11 @@ def draw_png(trials: Sequence[Scores], rows: Sequence[Row], path: Path, title: s
                     s=size, color=colour, marker=marker, label=f"{kind} ({len(of_kind)})", zorder=3,
                 )  # fmt: skip
         axes.set_xlabel(TITLES[x])
-        axes.set_ylabel(TITLES["trust"])
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(frameon=False, loc="best", fontsize=8)
-    figure.suptitle(title)
+    both[0].set_ylabel(TITLES["trust"])
+    both[0].legend(frameon=False, loc="best", fontsize=8)
+    figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=140)
 
 
@@ -69,6 +70,7 @@ def draw_html(trials: Sequence[Scores], rows: Sequence[Row], path: Path, title: 
             )  # fmt: skip
         figure.update_xaxes(title_text=TITLES[x], row=1, col=column)
     figure.update_yaxes(title_text=TITLES["trust"], row=1, col=1)
+    title = title.replace("\n", "<br>")
     figure.update_layout(title=title, template="plotly_white", height=520)
     figure.write_html(path, include_plotlyjs=True)
 
