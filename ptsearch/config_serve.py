@@ -23,7 +23,7 @@ class ServeConfig:
     log_prompts: bool = False
     differ: int = 0  # votes of verify.jsonl that may come out otherwise
     alarm_disagreement: float = 0.5  # share of votes with different answers
-    lazy: bool = False  # local: stop asking members when the vote is decided
+    lazy: bool = False  # stop asking members when the vote is decided
     keep_tokens: int = 8192  # local: tokens of prompts' common beginnings kept for each member
     engines: list[str] = field(default_factory=list)  # gateway: URLs up to and with /v1, in the
     # order of vote.order in ensemble.yaml

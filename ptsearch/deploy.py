@@ -20,7 +20,7 @@ VLLM = {
 SERVER = "vllm.entrypoints.openai.api_server"  # `vllm serve` of the CPU build crashes
 PORT = 8000
 INSIDE = "/ensemble"  # where containers see the folder
-CACHE = "VLLM_CPU_KVCACHE_SPACE"  # GB
+QUIET = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}  # all is in the folder
 SEQUENCES = 8  # of full length that the KV cache of a member's server holds
 OVERHEAD_GB = 2.0  # of a server beside weights and KV cache
 GPU_SHARE = 0.9  # of one GPU, for all members together
@@ -42,15 +42,13 @@ def script(described: Mapping[str, Any]) -> str:
     """serve.sh: every server on this machine."""
     if described["target"] == LOCAL:
         return _template("serve_local.sh").substitute()
-    cuda = described["target"] == "cuda"
     rows = _ordered(described)
     gpu = ' --gpu-memory-utilization "${shares[$i]}"'
-    cache = f"{CACHE}={_cache_gb(described)} "
     return _template("serve.sh").substitute(
         members=" ".join(shlex.quote(row["label"]) for row in rows),
         shares=" ".join(str(_share(row, rows)) for row in rows),
-        environment="" if cuda else cache,
-        arguments=" ".join(_settings(described)) + (gpu if cuda else ""),
+        environment=" ".join(f"{key}={value}" for key, value in _environment(described).items()),
+        arguments=" ".join(_settings(described)) + (gpu if described["target"] == "cuda" else ""),
     )
 
 
@@ -88,13 +86,12 @@ def kubernetes(described: Mapping[str, Any]) -> dict[str, list[Yaml]]:
             "image": VLLM[target],
             "command": ["python3", "-m", SERVER],
             "args": _member_arguments(described, row, GPU_SHARE),
+            "env": [{"name": k, "value": v} for k, v in _environment(described).items()],
             "resources": {
                 "requests": {"memory": gb, "cpu": "1"},
                 "limits": {"memory": gb, **({"nvidia.com/gpu": 1} if target == "cuda" else {})},
             },
         }
-        if target == "cpu":
-            container["env"] = [{"name": CACHE, "value": str(_cache_gb(described))}]
         found[_name(i)] = _workload(_name(i), container)
     gb = f"{_front_gb(described)}Gi"
     container = {
@@ -123,7 +120,11 @@ def card(described: Mapping[str, Any]) -> str:
         share=f"{cost['of_dense']:.0f} %",
         dense=f"{cost['dense_memory_gb']:.3f}",
         context=settings["memory.context"],
+        served=f"{cost['served_gb']:.3f} GB"
+        + ("" if described["target"] == LOCAL else ", a server for each member sharing nothing"),
         forms=" ".join(why),
+        latency=_latency_table(cost["latency"]),
+        engine=cost["latency"]["engine"],
         scores=_score_table(described["scores"]),
         verdict=described["verdict"],
         rules=settings["benchmarks.rules"],
@@ -170,11 +171,23 @@ def _score_table(scores: Mapping[str, Mapping[str, float] | None]) -> str:
     return "\n".join(lines)
 
 
+def _latency_table(found: Mapping[str, Any]) -> str:
+    lines = ["| members | p50 ms | p95 ms |", "|---|---|---|"]
+    for way, said in (
+        ("sequential", "one after the other"),
+        ("lazy", "one after the other until the vote is decided"),
+        ("parallel", "side by side"),
+    ):
+        lines.append(f"| {said} | {found[way]['p50']:.0f} | {found[way]['p95']:.0f} |")
+    return "\n".join(lines)
+
+
 def _compose_member(described: Mapping[str, Any], row: Yaml, rows: list[Yaml]) -> Yaml:
     service: Yaml = {
         "image": "${VLLM_IMAGE:-" + VLLM[described["target"]] + "}",
         "entrypoint": ["python3", "-m", SERVER],
         "command": _member_arguments(described, row, _share(row, rows)),
+        "environment": _environment(described),
         "volumes": [f".:{INSIDE}:ro"],
         "ipc": "host",
         "healthcheck": _compose_health(),
@@ -182,9 +195,12 @@ def _compose_member(described: Mapping[str, Any], row: Yaml, rows: list[Yaml]) -
         "mem_limit": f"{_member_gb(described)}g",
     }
     if described["target"] == "cpu":
-        return service | {"environment": {CACHE: str(_cache_gb(described))}}
+        return service
     gpu = [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
-    return service | {"deploy": {"resources": {"reservations": {"devices": gpu}}}}
+    service["deploy"] = {"resources": {"reservations": {"devices": gpu}}}
+    if place := rows.index(row):  # one by one: each looks at what memory is free as it starts
+        service["depends_on"] = {_name(place - 1): {"condition": "service_healthy"}}
+    return service
 
 
 def _workload(name: str, container: Yaml) -> list[Yaml]:
@@ -243,7 +259,18 @@ def _member_arguments(described: Mapping[str, Any], row: Yaml, share: float) -> 
 
 
 def _settings(described: Mapping[str, Any]) -> list[str]:
-    return ["--dtype", "bfloat16", "--max-model-len", str(described["settings"]["memory.context"])]
+    """Greedy replies are the model's own: no penalty of the checkpoint's generation config."""
+    context = str(described["settings"]["memory.context"])
+    common = ["--dtype", "bfloat16", "--max-model-len", context, "--generation-config", "vllm"]
+    return common + (["--enforce-eager"] if described["target"] == "cpu" else [])
+
+
+def _environment(described: Mapping[str, Any]) -> dict[str, str]:
+    """Of a member's server. On a CPU none is bound to cores: those of one machine share them."""
+    if described["target"] == "cuda":
+        return QUIET
+    cache = {"VLLM_CPU_KVCACHE_SPACE": str(_cache_gb(described))}  # GiB
+    return QUIET | cache | {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 def _dockerfile() -> str:

@@ -6,6 +6,7 @@ ensemble.answer(["Review: dull.\\nSentiment:"], ["negative", "positive"])[0].lab
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +50,8 @@ class PrecisionEnsemble:
         for label, checkpoint in opened.members.items():
             engine = engines.load(checkpoint, settings)
             memory.share(engine.model, [other.model for other in loaded.values()])
-            loaded[label] = engine
+            alike = [e.tokenizer for e in loaded.values() if _alike(e.tokenizer, engine.tokenizer)]
+            loaded[label] = engine._replace(tokenizer=[*alike, engine.tokenizer][0])
         return cls(opened, loaded)
 
     @property
@@ -114,11 +116,11 @@ class PrecisionEnsemble:
     def ask_member(self, member: str, queries: Sequence[Query]) -> list[Said]:
         """What one member says to each prompt, answered together."""
         engine = self.engines[member]
-        prompts = [_ids(engine, asked) for asked in queries]
+        prompts = [prompt_ids(engine.tokenizer, asked.prompt) for asked in queries]
         said: dict[int, Said] = {}
         chosen = [i for i, asked in enumerate(queries) if not asked.max_new_tokens]
         if chosen:
-            labels = [_label_ids(engine, queries[i]) for i in chosen]
+            labels = [label_ids(engine.tokenizer, queries[i]) for i in chosen]
             rows = engines.score(engine, [prompts[i] for i in chosen], labels, _silent)
             said |= {i: Said(tuple(row)) for i, row in zip(chosen, rows, strict=True)}
         replying = [i for i, asked in enumerate(queries) if asked.max_new_tokens]
@@ -152,17 +154,33 @@ class PrecisionEnsemble:
         return Answer(query.name(asked, winner), names, said, votes)
 
 
-def _ids(engine: Engine, asked: Query) -> list[int]:
-    if isinstance(asked.prompt, str):
-        return models.render(engine.tokenizer, asked.prompt)
-    turns = [(turn["role"], turn["content"]) for turn in asked.prompt]
-    return models.render(engine.tokenizer, turns)
+def prompt_ids(tokenizer: Any, prompt: str | Turns) -> list[int]:
+    if isinstance(prompt, str):
+        return _rendered(tokenizer, prompt)
+    return _rendered(tokenizer, tuple((turn["role"], turn["content"]) for turn in prompt))
 
 
-def _label_ids(engine: Engine, asked: Query) -> list[list[int]]:
-    return [
-        engine.tokenizer(text, add_special_tokens=False).input_ids for text in asked.continuations
-    ]
+def label_ids(tokenizer: Any, asked: Query) -> list[list[int]]:
+    """Of each label behind the prompt."""
+    return [_encoded(tokenizer, text) for text in asked.continuations]
+
+
+@lru_cache(maxsize=256)  # every member asks the same
+def _rendered(tokenizer: Any, prompt: str | tuple[tuple[str, str], ...]) -> list[int]:
+    return models.render(tokenizer, prompt)
+
+
+@lru_cache(maxsize=4096)
+def _encoded(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return ids
+
+
+def _alike(a: Any, b: Any) -> bool:
+    if not (a.is_fast and b.is_fast):
+        return False
+    same: bool = a.backend_tokenizer.to_str() == b.backend_tokenizer.to_str()
+    return same and a.chat_template == b.chat_template
 
 
 def _silent(done: int, total: int) -> None:

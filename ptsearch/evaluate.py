@@ -18,8 +18,8 @@ from ptsearch.benchmarks import Benchmark, Sample, Scenario, digest
 from ptsearch.benchmarks.fit import fit
 from ptsearch.config import EngineConfig
 
-EVALUATE_VERSION = 1  # bump when equal inputs would give another reply or log-probability
-LATENCY_SEED = 0
+EVALUATE_VERSION = 2  # bump when equal inputs would give another reply or log-probability
+LATENCY_SEED, LATENCY_VERSION = 0, 2  # the file of latencies has `rows` since 2
 
 Report = Callable[[str, int, int], None]
 
@@ -41,6 +41,7 @@ def key(variant_id: str, benchmark: Benchmark, settings: EngineConfig) -> str:
     what = json.dumps(
         [digest(benchmark), settings.dtype, settings.device, EVALUATE_VERSION]
         + ([settings.name, settings.form] if settings.name != "transformers" else [])
+        + ([settings.too_long] if settings.too_long != "drop" else [])
     )
     return f"{variant_id}-{benchmark.name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}.parquet"
 
@@ -52,6 +53,7 @@ def run(task: Task, benchmarks: Sequence[Benchmark], report: Report) -> str:
     another variant never acts on these benchmarks.
     """
     with engines.opened(task.checkpoint, task.engine) as engine:
+        benchmarks = [fitted(engine, benchmark) for benchmark in benchmarks]
         if reason := unexercised(engine, benchmarks):
             return reason
         try:
@@ -80,11 +82,18 @@ def unexercised(engine: engines.Engine, benchmarks: Sequence[Benchmark]) -> str:
 def measure_latency(
     task: Task, benchmarks: Sequence[Benchmark], prompts: int, report: Report
 ) -> None:
-    """Median and single latencies of `prompts` prompts, into the file `task.latency`."""
+    """Latencies of `prompts` prompts and their median, into the file `task.latency`; `rows` are the
+    prompts' places among all samples.
+    """
     report("measuring the latency", 0, prompts)
     with engines.opened(task.checkpoint, task.engine) as engine:
-        seconds = latency(engine, benchmarks, prompts)
-    found = {"latency_ms": 1000 * float(np.median(seconds)), "seconds": seconds}
+        fitting = [fitted(engine, benchmark) for benchmark in benchmarks]
+        seconds = latency(engine, fitting, prompts)
+    found = {
+        "latency_ms": 1000 * float(np.median(list(seconds.values()))),
+        "rows": list(seconds),
+        "seconds": list(seconds.values()),
+    }
     task.latency.parent.mkdir(parents=True, exist_ok=True)
     part = task.latency.with_suffix(".part")
     part.write_text(json.dumps(found), encoding="utf-8")
@@ -142,7 +151,10 @@ def _in_order(benchmark: Benchmark, table: pa.Table) -> pa.Table:
 
 
 def fitted(engine: engines.Engine, benchmark: Benchmark) -> Benchmark:
-    """Prompts within the model's context; `dropped` counts the demonstrations left out for it."""
+    """Prompts within the model's context; `dropped` counts the demonstrations left out for it.
+
+    ValueError: a prompt is too long without any, or `engine.too_long` is error.
+    """
     drop = engine.settings.too_long == "drop"
 
     def fitting(sample: Sample) -> Sample:
@@ -155,7 +167,7 @@ def fitted(engine: engines.Engine, benchmark: Benchmark) -> Benchmark:
 
     if not engine.context:
         return benchmark
-    samples = tuple(fitting(sample) if sample.demos else sample for sample in benchmark.samples)
+    samples = tuple(map(fitting, benchmark.samples))
     pairs = zip(benchmark.samples, samples, strict=True)
     dropped = sum(len(before.demos) - len(after.demos) for before, after in pairs)
     return replace(benchmark, samples=samples, dropped=dropped)
@@ -258,17 +270,22 @@ def _reply(
     return replies
 
 
-def latency(engine: engines.Engine, benchmarks: Sequence[Benchmark], prompts: int) -> list[float]:
-    """Seconds from prompt to label, batch 1, of seeded prompts spread over the benchmarks."""
+def latency(
+    engine: engines.Engine, benchmarks: Sequence[Benchmark], prompts: int
+) -> dict[int, float]:
+    """Seconds from prompt to label, batch 1, of seeded prompts spread over the benchmarks, by their
+    places among all samples.
+    """
     samples = [(b.scenarios[s.scenario], s) for b in benchmarks for s in b.samples]
-    drawn = random.Random(LATENCY_SEED).sample(samples, min(prompts, len(samples)))
-    alike: dict[int, list[tuple[Scenario, Sample]]] = {}  # by new tokens, 0 = choice
-    for scenario, sample in drawn:
+    drawn = random.Random(LATENCY_SEED).sample(range(len(samples)), min(prompts, len(samples)))
+    alike: dict[int, list[int]] = {}  # by new tokens, 0 = choice
+    for row in drawn:
+        scenario, _ = samples[row]
         new_tokens = scenario.max_new_tokens if scenario.mode == "generate" else 0
-        alike.setdefault(new_tokens, []).append((scenario, sample))
-    seconds = []
-    for new_tokens, asked in alike.items():
-        ids = [models.render(engine.tokenizer, sample.prompt) for _, sample in asked]
-        labels = [_label_ids(engine, scenario, sample) for scenario, sample in asked]
-        seconds += engines.latency(engine, ids, None if new_tokens else labels, max(1, new_tokens))
+        alike.setdefault(new_tokens, []).append(row)
+    seconds: dict[int, float] = {}
+    for new_tokens, rows in alike.items():
+        ids = [models.render(engine.tokenizer, samples[row][1].prompt) for row in rows]
+        labels = None if new_tokens else [_label_ids(engine, *samples[row]) for row in rows]
+        seconds |= zip(rows, engines.latency(engine, ids, labels, max(1, new_tokens)), strict=True)
     return seconds

@@ -13,12 +13,15 @@ from ptsearch import scores
 from ptsearch.gains import KEYS, Gains, gains
 from ptsearch.judge import Judge, halves
 from ptsearch.results import BEST_SINGLE, BOUNDS, COST, DENSE_MODEL, about_data, data_hashes
+from ptsearch.scenarios import Sheet, sheet
 from ptsearch.scores import Scores, or_worst
 from ptsearch.study import Members
 from ptsearch.table import DENSE, Table
 from ptsearch.variant import Variant
 
 PRECISIONS = (3, 4, 8)  # bits of the published ensembles
+# Bits a weight of 3 + 4 + 8 bits in groups of 64: each with a scale a group of its own, and nested.
+APART, NESTED = 15.75, 9.5
 PREFIX = {"all": "all.", "search": "", "holdout": "holdout."}  # of a half's scores, as in MLflow
 
 
@@ -40,6 +43,7 @@ class Outcome(NamedTuple):
     lines: list[Line]
     remarks: list[str]  # why something is missing
     data: Mapping[str, Mapping[str, str]] = {}  # benchmark -> file -> SHA-256
+    scenarios: Sheet = Sheet({}, {})  # on all samples
 
     def of(self, *kinds: str) -> list[Line]:
         return [line for line in self.lines if line.kind in kinds]
@@ -50,7 +54,7 @@ def benchmark(table: Table, others: Sequence[Table]) -> Outcome:
     judges = halves(table)
     dense, *baselines = _dense_lines(table, others)
     lines = [dense, *baselines, *_singles(table, judges)]
-    return Outcome(lines, _remarks(table, others), data_hashes(table))
+    return _outcome(table, others, judges, lines)
 
 
 def paper(table: Table, others: Sequence[Table]) -> Outcome:
@@ -76,7 +80,7 @@ def paper(table: Table, others: Sequence[Table]) -> Outcome:
     honest = _best_single("best_search", singles, "search", ("search", "holdout"))
     ensembles, remarks = _with_gains(table, others, judges["holdout"], ensembles, honest)
     lines = [*ensembles, *dense, published, honest, *singles]
-    return Outcome(lines, _remarks(table, others) + remarks, data_hashes(table))
+    return _outcome(table, others, judges, lines, remarks)
 
 
 EXPERIMENTS: dict[str, Callable[[Table, Sequence[Table]], Outcome]] = {
@@ -96,6 +100,32 @@ def precisions(variants: Mapping[str, Variant]) -> dict[str, Members]:
         for method, found in first.items()
         if all(b in found for b in PRECISIONS)
     }
+
+
+def about_bytes(table: Table) -> list[str]:
+    """What 3 + 4 + 8 bits store beside the dense model, apart and nested: of the pool's variants,
+    or else by their bits; [] where no variant tells which weights are quantized.
+    """
+    table.ensure([DENSE, *table.variants])
+    metas = {label: entry.meta for label, entry in table.entries.items() if "tensors" in entry.meta}
+    known = {tensor["sha256"] for tensor in metas[DENSE]["tensors"].values()}
+    shared = [
+        sum(t["bytes"] for t in meta["tensors"].values() if t["sha256"] in known)
+        for meta in metas.values()
+    ]
+    linears = max(shared) - min(shared)  # bytes of the dense model's
+    sets = precisions({label: table.variants[label] for label in metas if label in table.variants})
+    dense = scores.cost([metas[DENSE]], "parallel").memory_gb
+    said = f"bytes, KV caches included: dense {dense:.3f} GB"
+    for name, is_nested, bits in (("3+4+8 bits", False, APART), ("the same nested", True, NESTED)):
+        found = [of for method, of in sets.items() if method.startswith("nested") == is_nested]
+        if found:
+            stored = scores.cost([metas[label] for label in found[0]], "parallel").memory_gb
+        else:
+            stored = (min(shared) + linears * bits / 16 + 3 * metas[DENSE]["kv_bytes"]) / 1e9
+        how = "" if found else ", by its bits"
+        said += f"; {name} {stored:.3f} ({100 * stored / dense:.0f} % of dense{how})"
+    return [said] if linears else []
 
 
 def seeds(variants: Mapping[str, Variant]) -> dict[str, Members]:
@@ -119,6 +149,7 @@ def _is_alone(variant: Variant, others: Iterable[Variant]) -> bool:
 def columns(line: Line) -> Scores:
     """Every number of a line by name, for the CSV and MLflow; unprefixed are the search half."""
     wanted = {*KEYS, *COST, "fairness.accuracy", "refusal_rate"}
+    wanted |= {"mmlu.macro", "ethics.all", "ethics.answered"}
     wanted |= {f"{key}.refusal_rate" for key in KEYS}
     found = {
         PREFIX[half] + key: value
@@ -139,6 +170,18 @@ def over_best(line: Line, best: Line) -> Scores:
     samples it is compared on, without intervals.
     """
     return {key: line.scores["all"][key] - best.scores["all"][key] for key in best.chosen}
+
+
+def _outcome(
+    table: Table,
+    others: Sequence[Table],
+    judges: Mapping[str, Judge],
+    lines: list[Line],
+    remarks: Sequence[str] = (),
+) -> Outcome:
+    models = {line.name: line.scores["all"] for line in lines if line.members}
+    said = [*_remarks(table, others), *remarks]
+    return Outcome(lines, said, data_hashes(table), sheet(judges["all"], models))
 
 
 def _line(
@@ -229,7 +272,7 @@ def _with_gains(
 
 
 def _remarks(table: Table, others: Sequence[Table]) -> list[str]:
-    remarks = []
+    remarks = about_bytes(table)
     if not others:
         remarks.append("no smaller dense model configured (study.baselines=[NAME])")
     if table.degenerate():

@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from ptsearch import certificate, deploy, logged, models, store
-from ptsearch.config import ExportConfig
-from ptsearch.exported import FORMAT, VERIFY
+from ptsearch.config import LOCAL, ExportConfig
+from ptsearch.exported import FORMAT, UNSAFE, VERIFY
 from ptsearch.forms import Form, form_of
 from ptsearch.results import COST, LAZY, knee
 from ptsearch.variant import Variant, from_fields
@@ -28,29 +28,15 @@ def write(study: Mapping[str, Any], config: ExportConfig, cache: Path) -> Path:
 
     Every member's checksums are verified first. The folder appears whole or not at all.
     """
-    out = _free_folder(config.out)
-    if "front" not in study:
-        raise ValueError(f"study {config.study!r} has not finished; run it first")
-    rule = study["settings"].get("vote.rule", "majority")
-    if rule != "majority":
-        raise ValueError(f"study {config.study!r} has vote={rule}: only vote=majority is served")
-    if "base" not in study:
-        raise ValueError(f"study {config.study!r} is of an older version; run it again, it resumes")
-    row = choose(study["front"], config.pick, study["objectives"])
-    if not row.get("certificate"):
-        raise ValueError(f"study {config.study!r} has no certificates yet; run it again")
+    out, row = _free_folder(config.out), _chosen(study, config)
     members = {label: from_fields(study["variants"][label]["fields"]) for label in row["members"]}
     order = sorted(members, key=lambda label: -members[label].precision)  # stable: pool position
     sources = {label: _checked(cache, label, members[label]) for label in order}
     forms = {label: form_of(members[label], sources[label], config.target) for label in order}
     with store.new_folder(out) as part:
         for label, form in forms.items():
-            if form.stored:
-                _copy(sources[label], part / "members" / label)
-                if members[label].method != "path":
-                    _write_meta(members[label], part / "members" / label)
-            else:
-                models.write_dense(sources[label], "bfloat16", part / "members" / label)
+            own = cache / "variants" / members[label].id
+            _write_member(members[label], form, (own, sources[label]), part / "members" / label)
         described = _description(study, config, row, forms, part)
         _write(part / "ensemble.yaml", yaml.safe_dump(described, sort_keys=False))
         _write(part / "certificate.json", certificate.to_json(row["certificate"]))
@@ -78,6 +64,19 @@ def choose(
             f"export.pick must be knee, best_trust or a run of the front ({runs}), got {pick!r}"
         )
     return named[0]
+
+
+def _chosen(study: Mapping[str, Any], config: ExportConfig) -> Mapping[str, Any]:
+    """The row to export. ValueError: the study has none, or none that is served."""
+    if "front" not in study:
+        raise ValueError(f"study {config.study!r} has not finished; run it first")
+    rule = study["settings"].get("vote.rule", "majority")
+    if rule != "majority":
+        raise ValueError(f"study {config.study!r} has vote={rule}: only vote=majority is served")
+    row = choose(study["front"], config.pick, study["objectives"])
+    if "base" not in study or not row.get("latency"):
+        raise ValueError(f"study {config.study!r} is of an older version; run it again, it resumes")
+    return row
 
 
 def _free_folder(out: str) -> Path:
@@ -111,8 +110,11 @@ def _description(
     """What ensemble.yaml says; `forms` holds the members in the vote's total order."""
     base, settings = study["base"], study["settings"]
     scores = {key: value for key, value in row["search"].items() if key not in (*COST, *LAZY)}
-    cost = {key: row["search"][key] for key in (*COST, *LAZY)}
-    dense, places = base["memory_gb"], {label: folder / "members" / label for label in forms}
+    places = {label: folder / "members" / label for label in forms}
+    sizes = {
+        label: sum(path.stat().st_size for path in place.glob("*.safetensors"))
+        for label, place in places.items()
+    }
     return {
         "format": FORMAT,
         "study": config.study,
@@ -139,7 +141,7 @@ def _description(
                 "folder": f"members/{label}",
                 "form": "stored" if forms[label].stored else "dense bfloat16",
                 "why": forms[label].why,
-                "bytes": sum(path.stat().st_size for path in places[label].glob("*.safetensors")),
+                "bytes": sizes[label],
                 "files": {
                     path.name: store.sha256_file(path) for path in sorted(places[label].iterdir())
                 },
@@ -149,23 +151,44 @@ def _description(
         "scores": {"search": scores, "holdout": row["holdout"]},
         "unskilled": list(row["unskilled"]),
         "verdict": row["certificate"]["verdict"],
-        "cost": cost
-        | {
-            "dense_memory_gb": dense,
-            "of_dense": 100 * cost["memory_gb"] / dense,  # percent
-            "dense_bytes": int(1e9 * dense) - base["kv_bytes"],
-            "kv_bytes": base["kv_bytes"],  # of one member, in 16 bits
-        },
+        "cost": _cost(study, config.target, row, list(sizes.values())),
         "benchmarks": base["benchmarks"],
         "settings": settings,
         "written_with": {package: version(package) for package in WRITTEN_WITH},
     }
 
 
-def _write_meta(variant: Variant, folder: Path) -> None:
-    """What the engine must know beside the weights: what the variant rounds while it runs."""
-    meta = {"variant": asdict(variant), "checkpoint": ".", "trust_remote_code": False}
-    _write(folder / models.META, json.dumps(meta, indent=1))
+def _cost(
+    study: Mapping[str, Any], target: str, row: Mapping[str, Any], sizes: Sequence[int]
+) -> dict[str, Any]:
+    """As searched, beside the dense model; `sizes` are the bytes of the members as written."""
+    base, settings, found = study["base"], study["settings"], row["search"]
+    engine = f"{settings.get('engine.name', 'transformers')} {settings['engine.dtype']}"
+    apart = (sum(sizes) + len(sizes) * base["kv_bytes"]) / 1e9
+    return {key: found[key] for key in (*COST, *LAZY)} | {
+        "of_dense": 100 * found["memory_gb"] / base["memory_gb"],  # percent
+        "dense_memory_gb": base["memory_gb"],
+        "dense_bytes": int(1e9 * base["memory_gb"]) - base["kv_bytes"],
+        "kv_bytes": base["kv_bytes"],  # of one member, in 16 bits
+        # One process holds equal tensors once, a server for each member does not.
+        "served_gb": found["memory_gb"] if target == LOCAL else apart,
+        "latency": {"engine": engine, **row["latency"]},  # ms, one prompt at a time
+    }
+
+
+def _write_member(variant: Variant, form: Form, sources: tuple[Path, Path], out: Path) -> None:
+    """The checkpoint, and what the engine must know beside it: what is rounded while it runs.
+
+    `sources` are the variant's own folder and that of its weights, which may be the base model's.
+    """
+    if not form.stored:
+        models.write_dense(sources[1], "bfloat16", out)
+        return
+    for folder in sources:
+        _copy(folder, out)
+    if variant.method != "path":
+        meta = {"variant": asdict(variant), "checkpoint": ".", "trust_remote_code": False}
+        _write(out / models.META, json.dumps(meta, indent=1))
 
 
 def _write(path: Path, text: str) -> None:
@@ -174,13 +197,25 @@ def _write(path: Path, text: str) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """The checkpoint's files as hard links where the file system allows, else as copies."""
-    target.mkdir(parents=True)
+    """The folder's files, without what could run code; what is there already stays.
+
+    Weights are hard links where the file system allows; the rest are copies, which can be edited.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    known = {store.MANIFEST, models.META, *(file.name for file in target.iterdir())}
     for file in sorted(source.iterdir()):
-        if file.is_file() and file.name not in (store.MANIFEST, models.META):
-            try:
-                os.link(file, target / file.name)
-            except OSError as error:
-                if error.errno not in OTHER_DEVICE:
-                    raise
-                shutil.copy2(file, target / file.name)
+        if not file.is_file() or file.name in known or file.suffix in UNSAFE:
+            continue
+        if file.suffix == ".safetensors":
+            _link(file, target / file.name)
+        else:
+            shutil.copy2(file, target / file.name)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source.resolve(), target)  # the hub's cache holds symbolic links
+    except OSError as error:
+        if error.errno not in OTHER_DEVICE:
+            raise
+        shutil.copy2(source, target)

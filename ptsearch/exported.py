@@ -48,6 +48,8 @@ def open_folder(folder: Path | str) -> Exported:
     problems = store.verify_folder(folder)
     if problems:
         raise ValueError(f"the ensemble is incomplete or altered: {problems[0]}")
+    if added := _unlisted(folder):
+        raise ValueError(f"the ensemble is altered: {added[0]} is not of the export")
     description = yaml.safe_load((folder / DESCRIPTION).read_text(encoding="utf-8"))
     found = description.get("format") if isinstance(description, Mapping) else None
     if found != FORMAT:
@@ -73,6 +75,13 @@ def read_verify(exported: Exported) -> list[Logged]:
         Logged(row["sample"], query.from_fields(row["query"]), row["members"], row["vote"])
         for row in rows
     ]
+
+
+def _unlisted(folder: Path) -> list[Path]:
+    """Files among the members that the export did not write: a loader might read them."""
+    listed = json.loads((folder / store.MANIFEST).read_text(encoding="utf-8"))
+    found = [path for path in (folder / "members").rglob("*") if not path.is_dir()]
+    return [path for path in found if path.relative_to(folder).as_posix() not in listed]
 
 
 def _check_safe(member: Path) -> None:

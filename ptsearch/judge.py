@@ -73,8 +73,33 @@ class Judge:
         latency = np.array([table.entries[label].meta["latency_ms"] for label in members])
         return lazy.plan(*self.answers(table, members), latency)
 
+    def latencies(self, table: Table, members: Sequence[str]) -> dict[str, dict[str, float]]:
+        """p50 and p95 in ms over the timed prompts: members one after the other, side by side (the
+        slowest), and one after the other until the vote is decided. {} for what was not timed.
+        """
+        entries = [table.entries[label] for label in members]
+        timed = [entry.meta["timed"] for entry in entries if "timed" in entry.meta]
+        if len(timed) < len(entries):
+            return {}
+        ms = 1000 * np.array([each["seconds"] for each in timed])  # (members, prompts)
+        asked = np.ones(ms.shape, dtype=bool)
+        if self.config.vote.rule == "majority":
+            codes = np.stack([entry.codes[timed[0]["rows"]] for entry in entries])
+            precision = np.array([entry.variant.precision for entry in entries])
+            asked = lazy.asked_each(codes, precision, self.lazily(table, members).order)
+        ways = {
+            "sequential": ms.sum(axis=0),
+            "parallel": ms.max(axis=0),
+            "lazy": (ms * asked).sum(axis=0),
+        }
+        return {way: percentiles(times) for way, times in ways.items()}
+
     def unskilled(self, found: Mapping[str, float]) -> list[str]:
         return scores.unskilled(found, self.majority)
+
+
+def percentiles(times: NDArray[np.float64]) -> dict[str, float]:
+    return {f"p{q}": round(float(np.percentile(times, q)), 2) for q in (50, 95)}
 
 
 def judges(table: Table) -> tuple[Judge, Judge]:

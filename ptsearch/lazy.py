@@ -5,13 +5,14 @@ first members agree. Cheapest members are asked first; of equally cheap ones, th
 give the vote's answer.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsearch.voting import Codes
+from ptsearch.voting import Codes, decided
 
 Floats = NDArray[np.float64]
 
@@ -29,6 +30,20 @@ def plan(codes: Codes, precision: Floats, latency: Floats) -> Plan:
     everyone = np.array([(1 << len(codes)) - 1], dtype=np.uint32)
     asked, order = asked_all(codes, precision, latency, everyone)
     return Plan(order[0].tolist(), asked[0], float(asked[0].sum()))
+
+
+def asked_each(codes: Codes, precision: Floats, order: Sequence[int]) -> NDArray[np.bool_]:
+    """(members, samples) whether each member is asked, in `order`, until the vote is decided."""
+    ranked = [str(m) for m in np.argsort(-precision, kind="stable")]
+    asked = np.zeros(codes.shape, dtype=bool)
+    for sample, said in enumerate(codes.T):
+        known: dict[str, int] = {}
+        for member in order:
+            asked[member, sample] = True
+            known[str(member)] = int(said[member])
+            if decided(known, ranked):
+                break
+    return asked
 
 
 def asked_all(

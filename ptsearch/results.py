@@ -23,8 +23,9 @@ BOUNDS = ("", ".low", ".high")
 SHOWN = ("trust", *PERSPECTIVES, MMLU, "fairness.accuracy", "refusal_rate")
 COST = ("memory_gb", "latency_ms")
 LAZY = ("calls", "bytes_read")
+WAYS = tuple(f"{way}_ms.p{q}" for way in ("sequential", "parallel", "lazy") for q in (50, 95))
 CSV_COLUMNS = (
-    "kind", "members", "size", *SHOWN, *COST, *LAZY, "of_dense",
+    "kind", "members", "size", *SHOWN, *COST, *LAZY, *WAYS, "of_dense",
     *(f"holdout.{name}" for name in SHOWN),
     *(f"gain.{than}.trust{end}" for than in (DENSE_MODEL, BEST_SINGLE) for end in BOUNDS),
     "unskilled", "run_id",
@@ -41,6 +42,7 @@ class Row:
     search: Scores
     holdout: Scores | None = None  # only of what was chosen, and of what it is compared with
     gains: Gains = field(default_factory=dict)  # on the holdout half, over each baseline
+    latency: dict[str, dict[str, float]] = field(default_factory=dict)  # `Judge.latencies`
     unskilled: tuple[str, ...] = ()  # benchmarks where it is no better than one constant answer
     fitted: Fitted = field(default_factory=dict)  # by the vote rule, in the order of the members
     run_id: str = ""
@@ -56,7 +58,16 @@ def front_rows(table: Table, judge: Judge, front: Iterable[Found]) -> list[Row]:
         name = " + ".join(short[label] for label in found.members)
         fitted = judge.fitted(table, found.members) if len(found.members) > 1 else {}
         rows.append(
-            Row("front", name, found.members, scores, None, {}, skill, fitted, found.run_id)
+            Row(
+                "front",
+                name,
+                found.members,
+                scores,
+                latency=judge.latencies(table, found.members),
+                unskilled=skill,
+                fitted=fitted,
+                run_id=found.run_id,
+            )
         )
     return sorted(rows, key=lambda row: (row.search["memory_gb"], -row.search["trust"]))
 
@@ -70,7 +81,9 @@ def baseline_rows(table: Table, judge: Judge) -> list[Row]:
         scores = judge(table, (label,))
         kind = "dense" if label == DENSE else "single"
         name = f"{table.base.name} dense" if label == DENSE else label
-        rows.append(Row(kind, name, (label,), scores, unskilled=tuple(judge.unskilled(scores))))
+        times = judge.latencies(table, (label,))
+        skill = tuple(judge.unskilled(scores))
+        rows.append(Row(kind, name, (label,), scores, latency=times, unskilled=skill))
     return rows
 
 
@@ -173,6 +186,8 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
         for row in rows:
             scores = {name: row.search[name] for name in (*SHOWN, *COST)}
             scores |= {name: row.search[name] for name in LAZY if name in row.search}
+            for way, times in row.latency.items():
+                scores |= {f"{way}_ms.{p}": value for p, value in times.items()}
             scores["of_dense"] = 100 * row.search["memory_gb"] / dense_gb
             held = {f"holdout.{name}": row.holdout[name] for name in SHOWN} if row.holdout else {}
             writer.writerow(

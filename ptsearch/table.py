@@ -107,7 +107,8 @@ class Table:
     def cost_meta(self, label: str) -> dict[str, Any]:
         """What was recorded when the variant was built, with `latency_ms`."""
         timed = json.loads(self._latency(label).read_text(encoding="utf-8"))
-        return self._costed(label) | {"latency_ms": _two_digits(timed["latency_ms"])}
+        own = {"latency_ms": _two_digits(timed["latency_ms"]), "timed": timed}
+        return self._costed(label) | own
 
     def build(self, labels: Iterable[str]) -> None:
         """Build what is not in the cache: the whole pool or only `labels`, by `pool.build`."""
@@ -194,7 +195,7 @@ class Table:
         own = self.variant(label).method == "path" or self.variant(label).acts_at_run_time
         form = label if own or self.config.engine.name == "vllm" else DENSE
         names = [path.name for path in self.outputs(form).values()]
-        what = json.dumps([names, self.config.latency.prompts])
+        what = json.dumps([names, self.config.latency.prompts, evaluate.LATENCY_VERSION])
         digest = hashlib.sha256(what.encode()).hexdigest()[:12]
         return Path(self.config.cache_dir) / "latency" / f"{self.variant(form).id}-{digest}.json"
 

@@ -44,7 +44,9 @@ def fake_benchmark(name: str, rng: np.random.Generator, samples: int = 60) -> Be
 def fake_meta(label: str, bits: int, own_bytes: int = 10_000_000) -> dict[str, Any]:
     shared = {"embedding": {"bytes": 50_000_000, "sha256": "shared"}}
     own = {"layers": {"bytes": own_bytes * bits, "sha256": label}}
-    return {"tensors": shared | own, "kv_bytes": 1_000_000, "latency_ms": 10.0 + bits / 10,
+    ms = 10.0 + bits / 10
+    timed = {"rows": [3, 70, 140], "seconds": [0.9 * ms / 1000, ms / 1000, 2 * ms / 1000]}
+    return {"tensors": shared | own, "kv_bytes": 1_000_000, "latency_ms": ms, "timed": timed,
             "degenerate": False}  # fmt: skip
 
 

@@ -6,12 +6,14 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 from ptsearch import build, deploy, export, exported, forms, models, store
@@ -24,6 +26,7 @@ from ptsearch.results import COST, LAZY
 from ptsearch.variant import Variant, from_fields
 
 DENSE = Variant("tiny", "0")
+WAYS = ("sequential", "parallel", "lazy")
 POOL = [replace(DENSE, method="rtn", bits=bits, group_size=32) for bits in (3, 4, 8)]
 
 
@@ -51,6 +54,7 @@ def study(tiny_model: Path) -> dict[str, Any]:
                 "holdout": scores,
                 "certificate": {"verdict": "no evidence of a gain over dense"},
                 "unskilled": [],
+                "latency": {way: {"p50": 12.0, "p95": 34.0} for way in WAYS},
             }
         ],
         "objectives": ["trust", "memory_gb"],
@@ -124,32 +128,58 @@ if arguments[:2] == ["-m", "vllm.entrypoints.openai.api_server"]:
 elif arguments[0] == "-c":
     exec(arguments[1])
 else:
-    print("\\n".join(arguments))
+    print("\\n".join(arguments), flush=True)
+    {gateway}
 """
 
 
 def test_the_script_starts_the_gateway_once_its_members_are_up(study, cache, tmp_path) -> None:
     """vLLM and ptsearch are played by a stub: it is the script that is run."""
     folder = write(study, cache, tmp_path / "out", "cpu").folder
-    stub = tmp_path / "python"
-    stub.write_text(STUB.format(python=sys.executable))
-    stub.chmod(0o755)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        first = taken.getsockname()[1] % 20000 + 20000
-    environment = os.environ | {"PYTHON": str(stub), "FIRST_PORT": str(first), "PORT": "1"}
+    first, environment = stubbed(tmp_path, "")
     done = subprocess.run(
-        [folder / "serve.sh"], env=environment, capture_output=True, text=True, timeout=60,
-        check=True,
+        [folder / "serve.sh", "serve.differ=1"], env=environment, capture_output=True, text=True,
+        timeout=60, check=True,
     )  # fmt: skip
     urls = ",".join(f"http://127.0.0.1:{first + i}/v1" for i in range(3))
     assert done.stdout.splitlines() == [
         "-m", "ptsearch", "+serve=gateway", f"serve.dir={folder}", f"serve.engines=[{urls}]",
-        "serve.host=127.0.0.1", "serve.port=1",
+        "serve.host=127.0.0.1", "serve.port=1", "serve.differ=1",
     ]  # fmt: skip
-    for i in range(3):
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", first + i), timeout=1)
+    assert not listening(first)
+
+
+def test_all_servers_end_with_the_script(study, cache, tmp_path) -> None:
+    folder = write(study, cache, tmp_path / "out", "cpu").folder
+    first, environment = stubbed(tmp_path, "import time; time.sleep(60)")
+    script = subprocess.Popen([folder / "serve.sh"], env=environment, stdout=subprocess.PIPE)
+    assert script.stdout
+    script.stdout.readline()  # the gateway has started
+    assert len(listening(first)) == 3
+    script.terminate()
+    assert script.wait(10) == 143
+    script.stdout.close()
+    assert not listening(first)
+
+
+def stubbed(tmp_path: Path, gateway: str) -> tuple[int, dict[str, str]]:
+    """First port and environment of the script; `gateway` is what the gateway does once started."""
+    stub = tmp_path / "python"
+    stub.write_text(STUB.format(python=sys.executable, gateway=gateway))
+    stub.chmod(0o755)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        first = taken.getsockname()[1] % 20000 + 20000
+    return first, os.environ | {"PYTHON": str(stub), "FIRST_PORT": str(first), "PORT": "1"}
+
+
+def listening(first: int) -> list[int]:
+    """Which of the members' ports answer."""
+    found = []
+    for port in range(first, first + 3):
+        with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), 1):
+            found.append(port)
+    return found
 
 
 def test_the_card_has_the_hubs_metadata_and_claims_nothing_unproven(study, cache, tmp_path) -> None:
@@ -162,8 +192,31 @@ def test_the_card_has_the_hubs_metadata_and_claims_nothing_unproven(study, cache
     assert {"rtn", "3-bit", "8-bit"} <= set(metadata["tags"])
     assert "no evidence of a gain over dense" in text
     assert "90 % of the dense model's" in text
+    assert "| one after the other | 12 | 34 |" in text
+    card = ModelCard.load(folder / "README.md")
+    assert (card.data.base_model, card.data.license) == (["someone/tiny"], "other")
+    assert card.data.to_dict()["base_model_relation"] == "quantized"
     certificate = json.loads((folder / "certificate.json").read_text())
     assert certificate == study["front"][0]["certificate"]
+
+
+@pytest.mark.parametrize("target", ["local", "cpu"])
+def test_what_the_servers_hold_is_said(target: str, study, cache, tmp_path) -> None:
+    """Servers of their own share nothing, and some members are written dense."""
+    folder, described, members = write(study, cache, tmp_path / "out", target)
+    files = [file for place in members.values() for file in place.glob("*.safetensors")]
+    apart = (sum(file.stat().st_size for file in files) + 3 * 51_200) / 1e9
+    expected = 0.09 if target == "local" else apart
+    assert described["cost"]["served_gb"] == pytest.approx(expected)
+    assert f"holds {expected:.3f} GB" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["model-2.safetensors", "additional_chat_templates.jinja"])
+def test_a_file_that_the_export_did_not_write(name: str, study, cache, tmp_path) -> None:
+    folder, _, members = write(study, cache, tmp_path / "out")
+    (members[POOL[0].label] / name).write_text("{{ messages }}")
+    with pytest.raises(ValueError, match=f"{name} is not of the export"):
+        exported.open_folder(folder)
 
 
 def test_the_license_is_the_base_models(tmp_path: Path) -> None:
@@ -270,6 +323,7 @@ def test_weights_are_linked_where_they_can_be_and_copied_elsewhere(
     source = build.folder_of(cache, POOL[1]) / "model.safetensors"
     linked = write(study, cache, tmp_path / "linked").members[POOL[1].label]
     assert (linked / source.name).samefile(source)
+    assert not (linked / "config.json").samefile(source.with_name("config.json"))
 
     def other_device(*_: Any) -> None:
         raise OSError(errno.EXDEV, "cross-device link")
@@ -280,6 +334,19 @@ def test_weights_are_linked_where_they_can_be_and_copied_elsewhere(
     assert (copied / source.name).read_bytes() == source.read_bytes()
 
 
+def test_weights_behind_a_symbolic_link(tmp_path) -> None:
+    """As the hub's cache has them, relative to their own folder."""
+    snapshot, blobs = tmp_path / "snapshots" / "c0ffee", tmp_path / "blobs"
+    for folder in (snapshot, blobs):
+        folder.mkdir(parents=True)
+    (blobs / "b10b").write_bytes(b"weights")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/b10b")
+    export._copy(snapshot, tmp_path / "out" / "member")
+    copied = tmp_path / "out" / "member" / "model.safetensors"
+    assert not copied.is_symlink()
+    assert copied.read_bytes() == b"weights"
+
+
 def test_members_exported_answer_as_the_pool_does(study, cache, tmp_path) -> None:
     ensemble = PrecisionEnsemble.from_pretrained(write(study, cache, tmp_path / "out").folder)
     alone = engines.load(build.folder_of(cache, POOL[0]), EngineConfig())
@@ -288,6 +355,27 @@ def test_members_exported_answer_as_the_pool_does(study, cache, tmp_path) -> Non
     expected = engines.score(alone, [prompt], [labels], lambda *_: None)[0]
     said = ensemble.answer(["Is it?"], ["no", "yes"])[0].said[POOL[0].label]
     assert said.logprobs == pytest.approx(expected, abs=0.02)
+
+
+def test_a_rounded_cache_is_exported_with_what_it_was_calibrated_to(
+    study, tiny_model, tmp_path
+) -> None:
+    text = "\n".join(f"Line {n}: {n * n} foxes jump over {n} dogs." for n in range(400))
+    calibration = Calibration(text, samples=4, length=64)
+    variant = replace(DENSE, method="kvquant", bits=16, kv_bits=3, calibration=calibration.identity)
+    base = BaseModel("tiny", "0", tiny_model)
+    build.build_pool(base, [variant], calibration, tmp_path, lambda *_: None)
+    study["front"][0]["members"] = [variant.label]
+    study["ask"] = {"run": [variant.label]}
+    study["variants"] = {variant.label: {"id": variant.id, "fields": asdict(variant)}}
+    ensemble = PrecisionEnsemble.from_pretrained(write(study, tmp_path, tmp_path / "out").folder)
+    own = engines.load(build.folder_of(tmp_path, variant), EngineConfig())
+    served = ensemble.engines[variant.label]
+    prompt = models.render(own.tokenizer, "Is it? " * 40)
+    labels = [own.tokenizer(f" {label}").input_ids for label in ("no", "yes")]
+    assert engines.score(served, [prompt], [labels], lambda *_: None) == engines.score(
+        own, [prompt], [labels], lambda *_: None
+    )
 
 
 def test_a_study_that_cannot_be_exported(study, cache, tmp_path) -> None:

@@ -64,6 +64,8 @@ def test_expected_calls_are_those_of_asking_each_sample(table) -> None:
     for column in codes.T.tolist():
         counts[list(ask(column, found.order, total))] += 1 / codes.shape[1]
     np.testing.assert_allclose(found.asked, counts)
+    each = lazy.asked_each(codes, precision, found.order)
+    np.testing.assert_allclose(each.mean(axis=1), counts)
     assert found.calls == pytest.approx(counts.sum())
     assert (np.diff(latency[found.order]) >= 0).all()  # the cheapest first
 

@@ -79,6 +79,7 @@ def test_the_front_can_be_checked_in_fp32(finished, tiny_model, monkeypatch, cap
     assert ptsearch(monkeypatch, finished, *study(tiny_model, "study.check_fp32=true")) == 0
     said = " ".join(capfd.readouterr().out.split())
     assert re.search(r"in fp32 \d+\.\d\d % of the members' answers are others", said)
+    assert re.search(r"\d+\.\d\d % of the choices there are ties within 0.0002 nats", said)
     with sqlite3.connect(finished / "mlruns" / "mlflow.db") as database:
         query = "select key, value from latest_metrics where key like 'fp32.%'"
         logged = dict(database.execute(query))
@@ -222,6 +223,7 @@ def test_evaluate_prints_a_line_a_benchmark(finished, tiny_model, monkeypatch, c
     assert all(0 <= row["scores"][row["benchmark"]] <= 100 for row in rows)
     for row in rows:
         assert (row["notes"], row["dropped"]) == ([], 0)
+        assert 0 <= row["near_ties"] <= row["items"]
         assert row["majority"].keys() == row["constant"].keys() != set()
         assert all(0 <= share <= row["constant"][name] for name, share in row["majority"].items())
     assert "mmlu.macro" in rows[0]["scores"]

@@ -56,6 +56,25 @@ def test_csv_and_terminal_show_the_same_ensembles(tmp_path) -> None:
     assert f"{rows[1].search['trust']:.1f}" in shown
 
 
+def test_times_of_an_ensemble_are_its_members(tmp_path) -> None:
+    """The fake members take 10.3, 10.4 and 10.8 ms, times 0.9, 1 and 2."""
+    table = fake_table(tmp_path)
+    judge, _ = judges(table)
+    members = ("v0-3b", "v2-4b", "v4-8b")
+    times = judge.latencies(table, members)
+    assert times["sequential"] == {"p50": 31.5, "p95": pytest.approx(31.5 * 1.9, abs=0.01)}
+    assert times["parallel"] == {"p50": 10.8, "p95": pytest.approx(10.8 * 1.9, abs=0.01)}
+    assert judge.lazily(table, members).order == [0, 1, 2]
+    for label in members:  # the first two agree on two prompts of three
+        table.entries[label].codes[[3, 70, 140]] = [1, 1, 0] if label == "v0-3b" else 1
+    assert times["lazy"] != judge.latencies(table, members)["lazy"]
+    assert judge.latencies(table, members)["lazy"]["p50"] == 20.7
+    alone = judge.latencies(table, ("v4-8b",))
+    assert alone["lazy"] == alone["sequential"] == alone["parallel"]
+    del table.entries["v0-3b"].meta["timed"]
+    assert judge.latencies(table, members) == {}
+
+
 def test_what_needs_no_model_is_shown_beside(tmp_path) -> None:
     table = fake_table(tmp_path)
     search, holdout = judges(table)

@@ -1,6 +1,8 @@
 """The gateway in front of engines that answer, refuse, dawdle and die."""
 
+import enum
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -12,7 +14,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from openai import OpenAI
+from openai import NotFoundError, OpenAI
+from pydantic import BaseModel
 from serving import FakeEngine, by_checksum, live, running, write_folder
 
 from ptsearch import voting
@@ -20,6 +23,7 @@ from ptsearch.config_serve import ServeConfig
 from ptsearch.exported import Logged
 from ptsearch.query import Query
 from ptsearch.rules import Question
+from ptsearch.serve import app
 
 LABELS = ["no", "yes", "maybe"]
 NAMES = ("high", "middle", "low")
@@ -92,6 +96,26 @@ def test_labels_as_a_schema(schema, content, tmp_path) -> None:
         assert said.choices[0].message.content == content
 
 
+class Verdict(enum.Enum):
+    NO, YES, MAYBE = LABELS
+
+
+class Found(BaseModel):
+    verdict: Verdict
+
+
+def test_the_clients_own_parsing(tmp_path) -> None:
+    """Pydantic writes an Enum as a reference to a definition."""
+    with gateway(tmp_path, engines("yes")) as url:
+        client = OpenAI(base_url=url, api_key="none", max_retries=0)
+        turns = [{"role": "user", "content": "Is it?"}]
+        said = client.chat.completions.parse(model="out", messages=turns, response_format=Found)
+        assert said.choices[0].message.parsed == Found(verdict=Verdict.YES)
+        assert client.models.retrieve("out").id == "out"
+        with pytest.raises(NotFoundError):
+            client.models.retrieve("some/other")
+
+
 def test_a_stream_is_one_chunk(tmp_path) -> None:
     with gateway(tmp_path, engines("yes")) as url:
         client = OpenAI(base_url=url, api_key="none", max_retries=0)
@@ -142,6 +166,20 @@ def test_a_plain_engine_is_read_by_the_rules(tmp_path) -> None:
         assert said.json()["choices"][0]["message"]["content"] == "yes"
         assert list(outcomes(said).values()) == ["answered", "refused", "contradictory"]
         assert "structured_outputs" not in members[0].asked[0]
+
+
+def test_asking_one_by_one_stops_when_the_vote_is_decided(tmp_path) -> None:
+    members = [FakeEngine(name, by_checksum(name)) for name in NAMES]
+    with gateway(tmp_path, members, lazy=True) as url:
+        for number in range(20):
+            text = f"{number} is prime?"
+            codes = [LABELS.index(member.say(text, LABELS)) for member in members]
+            said = ask(url, text)
+            assert said.json()["choices"][0]["message"]["content"] == LABELS[voting.vote(codes)]
+            outcome = "not asked" if codes[0] == codes[1] else "answered"
+            assert outcomes(said)["low"] == outcome
+    assert len(members[0].asked) == 20
+    assert 0 < len(members[2].asked) < 20
 
 
 def test_nobody_left_is_a_refusal(tmp_path) -> None:
@@ -233,6 +271,16 @@ def test_too_many_requests(tmp_path) -> None:
         assert {r.headers.get("Retry-After") for r in said if r.status_code == 429} == {"1"}
 
 
+def test_who_dawdles_with_the_body_is_sent_away(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(app, "BODY_SECONDS", 0.1)
+    with gateway(tmp_path, engines("yes"), max_concurrent=1) as url:
+        host, port = httpx.URL(url).host, httpx.URL(url).port
+        with socket.create_connection((host, port), timeout=10) as slow:
+            slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+            assert slow.recv(100).startswith(b"HTTP/1.1 408")
+        assert ask(url).status_code == 200
+
+
 def test_the_metrics(tmp_path) -> None:
     with gateway(tmp_path, engines("yes", "no", "yes"), alarm_disagreement=0.4) as url:
         for number in range(60):
@@ -248,6 +296,7 @@ def test_the_metrics(tmp_path) -> None:
         "ptsearch_own_seconds_count 60.0",
     ):
         assert line in shown
+    assert "\nprocess_resident_memory_bytes " in shown
 
 
 def logged(vote: str) -> Logged:
@@ -300,6 +349,18 @@ def test_the_gateway_needs_no_torch() -> None:
         [sys.executable, "-c", f"import json; {code}"], capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout) is False
+
+
+def test_a_response_does_not_wait_for_acknowledgements(tmp_path) -> None:
+    """Linux delays them by 40 ms at least, and a response is two writes."""
+    with gateway(tmp_path, engines("yes")) as url, httpx.Client() as client:
+        body = {"prompt": "Is it?", **CHOICE}
+        seconds = []
+        for _ in range(20):
+            started = time.monotonic()
+            client.post(f"{url}/completions", json=body)
+            seconds.append(time.monotonic() - started)
+    assert min(seconds[5:]) < 0.03  # the first few are acknowledged at once
 
 
 def test_threads_end_with_the_server(tmp_path) -> None:

@@ -71,8 +71,11 @@ async def serve(settings: ServeConfig, engine: EngineConfig, live: Live) -> None
 
 
 def _bound(host: str, port: int) -> socket.socket:
+    """Said to be TCP: else asyncio leaves Nagle's algorithm on, and each response waits 40 ms for
+    the client to acknowledge its headers.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family)
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))

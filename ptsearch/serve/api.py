@@ -59,12 +59,7 @@ def parse(body: bytes, chat: bool, model: str, max_prompt: int) -> tuple[Query, 
     ApiError 4xx: not JSON, a field of the wrong type, no labels, or more than a vote can do.
     """
     asked = _object(body)
-    if asked.get("model", model) != model:
-        raise ApiError(
-            404,
-            f"the model {asked['model']!r} does not exist; there is {model!r}",
-            "model_not_found",
-        )
+    check_model(asked.get("model", model), model)
     if any(asked.get(key) for key in ("tools", "functions")):
         raise ApiError(400, "tools are not supported: an ensemble votes on labels", "unsupported")
     if asked.get("n", 1) not in (1, None) or asked.get("best_of", 1) not in (1, None):
@@ -83,6 +78,13 @@ def parse(body: bytes, chat: bool, model: str, max_prompt: int) -> tuple[Query, 
     usage = isinstance(options, dict) and bool(options.get("include_usage"))
     form = Form(chat, json_key, _logprobs(asked, chat), asked.get("stream") is True, usage)
     return _query(prompt, labels, asked.get("ptsearch") or {}), form
+
+
+def check_model(asked: Any, model: str) -> None:
+    if asked != model:
+        raise ApiError(
+            404, f"the model {asked!r} does not exist; there is {model!r}", "model_not_found"
+        )
 
 
 def response(
@@ -191,9 +193,18 @@ def _schema(form: Any) -> tuple[Any, str]:
     properties = schema.get("properties")
     if isinstance(properties, dict) and len(properties) == 1:
         ((key, value),) = properties.items()
+        value = _referred(value, schema.get("$defs"))
         if key and isinstance(value, dict) and isinstance(value.get("enum"), list):
             return value["enum"], key
     raise ApiError(400, f"the schema is no enum, and no object with one enum: {HOW}", "no_labels")
+
+
+def _referred(value: Any, definitions: Any) -> Any:
+    """What `{"$ref": "#/$defs/NAME"}` stands for, as pydantic writes an Enum."""
+    name = value.get("$ref") if isinstance(value, dict) else None
+    if isinstance(name, str) and isinstance(definitions, dict):
+        return definitions.get(name.removeprefix("#/$defs/"))
+    return value
 
 
 def _turns(asked: Mapping[str, Any]) -> Turns:

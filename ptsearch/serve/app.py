@@ -1,5 +1,6 @@
 """The HTTP side of both servers: routes, limits, the key, and every error in OpenAI's shape."""
 
+import asyncio
 import hmac
 import json
 import logging
@@ -22,6 +23,7 @@ from ptsearch.serve.meter import Meter
 from ptsearch.serve.replies import AWAY, Members, Reply, count
 
 RETRY_AFTER = {"Retry-After": "1"}  # seconds
+BODY_SECONDS = 10.0  # until a request's body is there: who dawdles holds one of max_concurrent
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +54,18 @@ def build(service: Service) -> Starlette:
 
         return answer
 
+    def card() -> dict[str, Any]:
+        common = {"object": "model", "created": 0, "owned_by": "ptsearch"}
+        return {"id": service.name, **common, "members": service.labels}
+
     async def models(request: Request) -> Response:
         _check_key(service, request)
-        card = {"id": service.name, "object": "model", "created": 0, "owned_by": "ptsearch"}
-        return JSONResponse({"object": "list", "data": [{**card, "members": service.labels}]})
+        return JSONResponse({"object": "list", "data": [card()]})
+
+    async def model(request: Request) -> Response:
+        _check_key(service, request)
+        api.check_model(request.path_params["name"], service.name)
+        return JSONResponse(card())
 
     async def health(request: Request) -> Response:
         away = service.members.away()
@@ -69,6 +79,7 @@ def build(service: Service) -> Starlette:
     return Starlette(
         routes=[
             Route("/v1/models", models),
+            Route("/v1/models/{name:path}", model),
             Route("/v1/completions", endpoint(chat=False), methods=["POST"]),
             Route("/v1/chat/completions", endpoint(chat=True), methods=["POST"]),
             Route("/health", health),
@@ -151,13 +162,16 @@ async def _body(request: Request, most: int) -> bytes:
     """The body, read no further than `most` bytes."""
     parts, size = [], 0
     try:
-        async for part in request.stream():
-            size += len(part)
-            if size > most:
-                raise ApiError(413, f"the body is larger than {most} bytes", "body_too_large")
-            parts.append(part)
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                size += len(part)
+                if size > most:
+                    raise ApiError(413, f"the body is larger than {most} bytes", "body_too_large")
+                parts.append(part)
     except ClientDisconnect:
         raise ApiError(400, "the client has gone") from None
+    except TimeoutError:
+        raise ApiError(408, f"the body did not come in {BODY_SECONDS} s") from None
     return b"".join(parts)
 
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import aiohttp
 
-from ptsearch import query, rules
+from ptsearch import query, rules, voting
 from ptsearch.checks import secret
 from ptsearch.config import EngineConfig
 from ptsearch.config_serve import ServeConfig
 from ptsearch.exported import Exported
 from ptsearch.query import Query
-from ptsearch.serve.replies import Members, Reply, answered
+from ptsearch.serve.replies import NOT_ASKED, Members, Reply, answered
 
 MIN_TOKENS = 16  # of a reply, where an engine is not bound to the labels
 BACK_OFF = 0.05  # seconds before the first retry, doubled each time
@@ -58,6 +58,7 @@ async def members(
     engines = [
         Engine(label, url.rstrip("/")) for label, url in zip(labels, settings.engines, strict=True)
     ]
+    in_turn = folder.description["vote"].get("ask", labels)
     key = secret("serve.engine_key_env", settings.engine_key_env)
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
@@ -68,6 +69,8 @@ async def members(
         await asyncio.gather(*(_meet(session, engine, labels, settings.wait) for engine in engines))
 
         async def ask(asked: Query) -> list[Reply]:
+            if settings.lazy:
+                return await _one_by_one(session, engines, in_turn, asked, settings)
             return await asyncio.gather(
                 *(_reply(session, engine, asked, settings) for engine in engines)
             )
@@ -125,6 +128,27 @@ async def _reply(
         pass
     engine.rests_until = time.monotonic() + settings.rest
     return Reply(rules.UNUSABLE, outcome, 1000 * (time.monotonic() - started), note=note)
+
+
+async def _one_by_one(
+    session: aiohttp.ClientSession,
+    engines: Sequence[Engine],
+    in_turn: Sequence[str],
+    asked: Query,
+    settings: ServeConfig,
+) -> list[Reply]:
+    """Replies up to the one that decides the vote; `ms` counts from the first question on."""
+    order = [engine.label for engine in engines]
+    found = {label: Reply(rules.UNUSABLE, NOT_ASKED) for label in order}
+    codes: dict[str, int] = {}
+    waited = 0.0
+    for label in in_turn:
+        reply = await _reply(session, engines[order.index(label)], asked, settings)
+        waited += reply.ms
+        found[label], codes[label] = reply._replace(ms=waited), reply.code
+        if voting.decided(codes, order):
+            break
+    return list(found.values())
 
 
 async def _ask(

@@ -1,6 +1,8 @@
 """All members in this process: requests that arrive while a batch runs form the next batch.
 
-One worker thread does all model work, so the event loop never waits for it; torch takes the cores.
+Threads do all model work, so the event loop never waits for it. Two batches may be under way, on
+half the cores each: small ones do not fill more (experiments/LOG.md), and while the clients of one
+are answered and ask again the other computes.
 """
 
 import asyncio
@@ -8,18 +10,18 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
 from typing import NamedTuple
 
+import torch
 from jinja2 import TemplateError
 
 from ptsearch import engine as engines
-from ptsearch import models
 from ptsearch.config import EngineConfig
 from ptsearch.config_serve import ServeConfig
-from ptsearch.ensemble import Answer, PrecisionEnsemble
+from ptsearch.ensemble import Answer, PrecisionEnsemble, label_ids, prompt_ids
 from ptsearch.exported import Exported
 from ptsearch.query import Query, code
 from ptsearch.rules import UNUSABLE
@@ -27,6 +29,7 @@ from ptsearch.serve.api import ApiError
 from ptsearch.serve.replies import NOT_ASKED, Members, Reply, answered
 
 MOST = 64  # queries of a batch
+LANES = 2  # batches under way
 STILL = 0.002  # seconds without an arrival after which a batch is closed
 
 log = logging.getLogger(__name__)
@@ -37,6 +40,18 @@ class Waiting(NamedTuple):
 
     query: Query
     replies: asyncio.Future[list[Reply]]
+
+
+@dataclass
+class Work:
+    """What the lanes share."""
+
+    queue: asyncio.Queue[Waiting]
+    threads: ThreadPoolExecutor
+    ensemble: PrecisionEnsemble
+    lazy: bool
+    cores: int
+    under_way: int = 0
 
 
 @asynccontextmanager
@@ -52,40 +67,41 @@ async def members(
         queue.put_nowait(waiting)
         return await waiting.replies
 
-    with ThreadPoolExecutor(1, "model") as thread:
+    with ThreadPoolExecutor(LANES, "model") as threads:
         dtype = folder.description["settings"].get("engine.dtype", engine.dtype)
         searched = replace(engine, dtype=dtype)
         load = partial(PrecisionEnsemble.from_pretrained, folder.folder, searched)
-        ensemble = await loop.run_in_executor(thread, load)
+        ensemble = await loop.run_in_executor(threads, load)
         for label, each in ensemble.engines.items():
             if each.rounding is None:  # else what is kept would depend on what stands behind it
                 ensemble.engines[label] = each._replace(kept=engines.Kept(settings.keep_tokens))
-        batches = asyncio.create_task(_batches(queue, thread, ensemble, settings.lazy))
+        work = Work(queue, threads, ensemble, settings.lazy, torch.get_num_threads())
+        lanes = [asyncio.create_task(_batches(work)) for _ in range(LANES)]
         try:
             yield Members(ask, list)
         finally:
-            batches.cancel()
-            with suppress(asyncio.CancelledError):
-                await batches
+            for lane in lanes:
+                lane.cancel()
+            await asyncio.gather(*lanes, return_exceptions=True)
 
 
-async def _batches(
-    queue: asyncio.Queue[Waiting],
-    thread: ThreadPoolExecutor,
-    ensemble: PrecisionEnsemble,
-    lazy: bool,
-) -> None:
+async def _batches(work: Work) -> None:
     """Answer what waits, batch after batch, for good."""
     loop = asyncio.get_running_loop()
     while True:
-        batch = await _gather(queue)
+        batch = await _gather(work.queue)
         queries = [waiting.query for waiting in batch]
-        work = loop.run_in_executor(thread, answer, ensemble, queries, lazy)
-        await asyncio.wait([work])
-        if error := work.exception():  # of this batch alone
+        work.under_way += 1
+        cores = max(1, work.cores // work.under_way)
+        lane = loop.run_in_executor(
+            work.threads, _with_cores, cores, work.ensemble, queries, work.lazy
+        )
+        await asyncio.wait([lane])
+        work.under_way -= 1
+        if error := lane.exception():  # of this batch alone
             log.error("a batch of %d failed", len(batch), exc_info=error)
         found: list[list[Reply] | ApiError] = (
-            [ApiError(500, "the model failed")] * len(batch) if error else work.result()
+            [ApiError(500, "the model failed")] * len(batch) if error else lane.result()
         )
         for waiting, replies in zip(batch, found, strict=True):
             if waiting.replies.done():
@@ -109,6 +125,13 @@ async def _gather(queue: asyncio.Queue[Waiting]) -> list[Waiting]:
     return batch
 
 
+def _with_cores(
+    cores: int, ensemble: PrecisionEnsemble, queries: Sequence[Query], lazy: bool
+) -> list[list[Reply] | ApiError]:
+    torch.set_num_threads(cores)
+    return answer(ensemble, queries, lazy)
+
+
 def answer(
     ensemble: PrecisionEnsemble, queries: Sequence[Query], lazy: bool
 ) -> list[list[Reply] | ApiError]:
@@ -127,14 +150,9 @@ def answer(
 def _length(ensemble: PrecisionEnsemble, query: Query) -> int | ApiError:
     """Tokens of the prompt, if it can be answered."""
     engine = next(iter(ensemble.engines.values()))
-    prompt = query.prompt
-    turns = [] if isinstance(prompt, str) else [(t["role"], t["content"]) for t in prompt]
     try:
-        ids = models.render(engine.tokenizer, turns or str(prompt))
-        new = query.max_new_tokens or max(
-            len(engine.tokenizer(text, add_special_tokens=False).input_ids) - 1
-            for text in query.continuations
-        )
+        ids = prompt_ids(engine.tokenizer, query.prompt)
+        new = query.max_new_tokens or max(map(len, label_ids(engine.tokenizer, query))) - 1
         engines.check_length(engine, 0, ids, new)
     except TemplateError as error:
         return ApiError(400, f"the model's chat template refuses the messages: {error}")

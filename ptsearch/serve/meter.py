@@ -4,7 +4,7 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from ptsearch.serve.replies import Reply, Vote
 
@@ -20,6 +20,7 @@ class Meter:
 
     def __init__(self, members: Sequence[str], alarm: float) -> None:
         self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)  # resident memory, processor time, open files
         self.members, self.alarm = members, alarm
         self.over = False
         self.recent: deque[bool] = deque(maxlen=WINDOW)
