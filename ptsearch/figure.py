@@ -17,6 +17,7 @@ TITLES = {
     "latency_ms": "latency (ms)",
 }
 MAX_HOVER = 12
+SYMBOLS = {"^": "triangle-up", "o": "circle", "*": "star", "s": "square"}  # matplotlib's in plotly
 
 
 def draw_png(trials: Sequence[Scores], rows: Sequence[Row], path: Path, title: str) -> None:
@@ -59,9 +60,9 @@ def draw_html(trials: Sequence[Scores], rows: Sequence[Row], path: Path, title: 
             marker={"color": TRIAL, "size": 6}, name=f"trials ({len(trials)})", hoverinfo="skip",
             legendgroup="trials", showlegend=shown, row=1, col=column,
         )  # fmt: skip
-        for kind, colour, _, size in _kinds():
+        for kind, colour, shape, size in _kinds():
             of_kind = [row for row in rows if row.kind == kind]
-            marker = go.scatter.Marker(color=colour, size=size**0.5 * 1.3)
+            marker = go.scatter.Marker(color=colour, size=size**0.5 * 1.3, symbol=SYMBOLS[shape])
             figure.add_scatter(
                 x=[row.search[x] for row in of_kind], y=[row.search["trust"] for row in of_kind],
                 mode="markers", marker=marker, name=f"{kind} ({len(of_kind)})", legendgroup=kind,
@@ -133,4 +134,12 @@ def _hover(row: Row) -> str:
     first = ("trust", "mmlu", "adversarial", "fairness", "ethics", "ood", "refusal_rate")
     lines = [f"{key}: {scores[key]:.1f}" for key in first if key in scores]
     lines += [f"memory: {scores['memory_gb']:.3f} GB", f"latency: {scores['latency_ms']:.0f} ms"]
-    return "<br>".join([*row.members[:MAX_HOVER], "", *lines])
+    if row.holdout:
+        lines.append(f"trust held out: {row.holdout['trust']:.1f}")
+    lines += [
+        f"gain over {baseline}: {by_score['trust'].estimate:+.1f} "
+        f"({by_score['trust'].low:+.1f} to {by_score['trust'].high:+.1f})"
+        for baseline, by_score in row.gains.items()
+    ]
+    named = row.members[:MAX_HOVER] if len(row.members) > 1 else [row.name]
+    return "<br>".join([*named, "", *lines])
