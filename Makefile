@@ -51,7 +51,7 @@ $(OTHERS)/.installed:
 bench-serve: $(READY)
 	$(RUN) experiments/bench_serve.py $(ARGS)
 
-# llm-compressor; PEERS holds the scripts that run it. It goes on where it stopped.
+# llm-compressor and GPTQModel; PEERS holds the scripts that run it. It goes on where it stopped.
 bench-pool: $(READY) $(OTHERS)/pool/.installed
 	PEERS=$(PEERS) PEERS_PYTHON=$(OTHERS)/pool/bin/python $(RUN) experiments/bench_pool.py $(ARGS)
 
@@ -59,7 +59,7 @@ $(OTHERS)/pool/.installed:
 	$(PYTHON) -m venv $(OTHERS)/pool
 	$(OTHERS)/pool/bin/pip install --quiet torch==2.13.0
 	$(OTHERS)/pool/bin/pip install --quiet transformers==5.17.0 compressed-tensors==0.19.0 \
-		llmcompressor==0.14.0.1
+		llmcompressor==0.14.0.1 gptqmodel==7.6.0
 	touch $@
 
 $(READY): pyproject.toml constraints.txt

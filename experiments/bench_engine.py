@@ -26,6 +26,8 @@ from typing import Any
 
 SUBJECTS = "clinical_knowledge,moral_scenarios"
 SHOTS = {"zero_shot": 0, "five_shot": 5}
+LIMITS = {"zero_shot": 48, "five_shot": 24}  # items a subject
+REPEATS = 3  # of the fast tools, whose one measurement is a few seconds; nothing is kept between
 PARTS = (*SHOTS, "pareto")
 BATCHES = (1, 8, 16)  # of the harness in bf16
 PEAK = ((2048, 2048, 2048), (2048, 576, 3072), (2048, 1536, 576))  # rows, in, out
@@ -100,19 +102,21 @@ def commands(args: argparse.Namespace, part: str, batch: int | None) -> dict[str
     if part not in SHOTS:
         me += ["--ours", "pareto", "--pocket", str(args.pocket)]
         return {"ours": me, "plain": [*me, "--plain"]}
-    asked = ["--root", str(args.root), "--subjects", args.subjects, "--limit", str(args.limit)]
+    asked = ["--root", str(args.root), "--subjects", args.subjects]
+    asked += ["--limit", str(args.limit or LIMITS[part])]
     asked += ["--shots", str(SHOTS[part])]
+    again = ["--repeat", str(REPEATS)]
     harness = [args.lm_eval, str(PEERS / "lm_eval_mmlu.py"), *same, *asked]
     tools = {
-        "ours_bf16": [*me, *asked, "--ours", "ours", "--dtype", "bfloat16"],
-        "ours_fp32": [*me, *asked, "--ours", "ours", "--dtype", "float32"],
+        "ours_bf16": [*me, *asked, *again, "--ours", "ours", "--dtype", "bfloat16"],
+        "ours_fp32": [*me, *asked, *again, "--ours", "ours", "--dtype", "float32"],
         "harness_fp32": [*harness, "--dtype", "float32", "--batch-size", "1"],
     }
     for size in [batch] if batch else BATCHES:
         tools[f"harness_bf16_{size}"] = [*harness, "--dtype", "bfloat16", "--batch-size", str(size)]
     if args.vllm:
         script = str(PEERS / "vllm_mmlu.py")
-        tools["vllm_bf16"] = [args.vllm, script, *same, *asked, "--prefix-caching", "on"]
+        tools["vllm_bf16"] = [args.vllm, script, *same, *asked, *again, "--prefix-caching", "on"]
     return {
         tool: [*command, "--out", str(args.out / f"{part}_{tool}.jsonl")]
         for tool, command in tools.items()
@@ -138,16 +142,19 @@ def ours(args: argparse.Namespace) -> Row:
     labels = [letters] * len(prompts)
     engines.score(engine, prompts[:2], labels[:2], silent)  # first-call costs
     peak = gemm_peak(engine.model.dtype, args.clock)
-    with Meter() as meter:
-        logprobs = engines.score(engine, prompts, labels, silent)
-    row: Row = mmlu.report(args, items, logprobs, [meter])
+    meters = []
+    for _ in range(args.repeat):
+        with Meter() as meter:
+            logprobs = engines.score(engine, prompts, labels, silent)
+        meters.append(meter)
+    row: Row = mmlu.report(args, items, logprobs, meters)
     plan = scoring.plan(list(dict.fromkeys(map(tuple, prompts))), engine.limits)
     layers = [m for m in engine.model.modules() if hasattr(m, "out_features")]
     head = engine.model.get_output_embeddings()
     weights = sum(m.in_features * m.out_features for m in layers if m is not head)
     tokens = sum(len(segment.tokens) for segment in plan.segments)
     asked = sum(map(len, prompts))
-    seconds = meter.cpu_s if args.clock == "cpu" else meter.wall_s
+    seconds = row["cpu_s"] if args.clock == "cpu" else row["wall_s"]
     return row | {
         "tokens_an_item": round(asked / len(prompts), 1),
         "computed_tokens_an_item": round(tokens / len(prompts), 1),
@@ -251,14 +258,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vllm", default="", help="python with vLLM; none: left out")
     parser.add_argument("--root", type=Path, default=os.environ.get("BENCHMARKS"))
     parser.add_argument("--subjects", default=SUBJECTS)
-    parser.add_argument("--limit", type=int, default=16, help="items a subject")
-    parser.add_argument("--pocket", type=int, default=8, help="samples a scenario")
+    parser.add_argument("--limit", type=int, default=0, help=f"items a subject, 0: {LIMITS}")
+    parser.add_argument("--pocket", type=int, default=16, help="samples a scenario")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--out", type=Path, default=Path("mlruns/bench_engine"))
     parser.add_argument("--ours", choices=["ours", "pareto"], help="one measurement of our engine")
     parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--shots", type=int, default=0)
     parser.add_argument("--dtype", default="bfloat16")
     args = parser.parse_args()

@@ -1,22 +1,27 @@
 """Processor time of building pools in one pass, beside a library that builds one by one.
 
-    PEERS=FOLDER [PEERS_PYTHON=mlruns/peers/bin/python] python experiments/bench_pool.py
+    PEERS=FOLDER [PEERS_PYTHON=mlruns/peers/pool/bin/python] python experiments/bench_pool.py
 
-FOLDER holds `llmcompressor_pool.py` and `checkpoint.py`, run by PEERS_PYTHON, the Python of an
-environment with llm-compressor. Every measurement is a process of its own with one thread and is
-kept in OUT/results.json (OUT: mlruns/bench_pool): run again, it goes on where it stopped. Ours is
-the processor time of the process until the checkpoints are written, imports included
-(`checked_cpu_s`: until they are read back and their perplexity is known); the peer's is its
-`build_cpu_s`. `checkpoint.py` judges all perplexities. The last line is JSON: `twelve_gptq_vs_peer`
-and `six_mixed_vs_peer` are the peer's seconds over ours (to reach: 4), `one_vs_peer` is ours over
-the peer's (to reach: at most 1.1).
+FOLDER holds `llmcompressor_pool.py`, `gptqmodel_pool.py` and `checkpoint.py`, run by PEERS_PYTHON,
+the Python of an environment with llm-compressor and GPTQModel. Every measurement is a process of
+its own with one thread and is kept in OUT/results.json (OUT: mlruns/bench_pool): run again, it goes
+on where it stopped. Ours is the processor time of the process until the checkpoints are written,
+imports included (`checked_cpu_s`: until they are read back and their perplexity is known); the
+peer's is its `build_cpu_s`. `checkpoint.py` judges our perplexities, and the peers' scripts theirs
+in the same way. The last line is JSON: `twelve_gptq_vs_peer` and `six_mixed_vs_peer` are
+llm-compressor's seconds over ours (to reach: 4), `one_vs_peer` is ours over its (to reach: at most
+1.1).
 """
 
+import argparse
+import ast
+import hashlib
 import json
 import os
 import resource
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from pathlib import Path
@@ -75,73 +80,108 @@ def main() -> None:
     peers = os.environ.get("PEERS")
     if not peers:
         sys.exit("PEERS must name the folder of llmcompressor_pool.py and checkpoint.py")
-    peer_python = os.environ.get("PEERS_PYTHON", "mlruns/peers/bin/python")
+    peer_python = os.environ.get("PEERS_PYTHON", "mlruns/peers/pool/bin/python")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="begin of the keys to measure, such as ours/")
+    only = parser.parse_args().only
     out = Path(os.environ.get("OUT", "mlruns/bench_pool")).resolve()
     out.mkdir(parents=True, exist_ok=True)
     model, text = _model(), out / "text.txt"
-    from ptsearch import calibration
-
-    text.write_text(calibration._python_docs(), encoding="utf-8")
-    kept = out / "results.json"
-    results: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
-
-    def measured(key: str, command: list[str]) -> dict[str, Any]:
-        if key not in results:
-            results[key] = _run(command)
-            kept.write_text(json.dumps(results, indent=1), encoding="utf-8")
-        sys.stdout.write(json.dumps({"measured": key, **results[key]}) + "\n")
-        return results[key]
-
+    text.write_text(_documents(), encoding="utf-8")
+    results = Results(out / "results.json")
+    settings = ["--text", str(text), "--eval-samples", str(JUDGED), "--threads", "1"]
     with tempfile.TemporaryDirectory(dir=out) as scratch:
-        ours, theirs, perplexity = {}, {}, {}
         for name in POOLS:
-            folder = f"{scratch}/{name}"
-            ours[name] = measured(
-                f"ours/{name}", [sys.executable, __file__, name, str(model), str(text), folder]
-            )
-            for label, path in ours[name]["folders"].items():
-                key = f"ours/perplexity/{label}"
-                if name != "one" and label not in perplexity:
-                    judge = [peer_python, f"{peers}/checkpoint.py", "--model", path]
-                    judge += ["--text", str(text), "--eval-samples", str(JUDGED), "--threads", "1"]
-                    perplexity[label] = measured(key, judge)["perplexity"]
-        for method, bits, seed in VARIANTS:
-            command = [peer_python, f"{peers}/llmcompressor_pool.py", "--model", str(model)]
-            command += ["--text", str(text), "--out", f"{scratch}/peer", "--methods", method]
-            command += ["--bits", str(bits), "--seeds", str(seed), "--samples", str(SAMPLES)]
-            command += ["--length", str(LENGTH), "--group-size", str(GROUP_SIZE)]
-            command += ["--eval-samples", str(JUDGED), "--threads", "1"]
-            name = f"{method}-{bits}b-g{GROUP_SIZE}-s{seed}"
-            theirs[name] = measured(f"peer/{name}", command)
-    sys.stdout.write(json.dumps(_summary(ours, theirs, perplexity)) + "\n")
+            if not f"ours/{name}".startswith(only):
+                continue
+            command = [sys.executable, __file__, "--build", name, str(model), str(text)]
+            built = results.measure(f"ours/{name}", [*command, f"{scratch}/{name}"])
+            for label, path in built["folders"].items() if name != "one" else ():
+                judge = [peer_python, f"{peers}/checkpoint.py", "--model", path, *settings]
+                results.measure(f"ours/perplexity/{label}", judge)
+        for peer, method, bits, seed in VARIANTS:
+            key = f"{peer}/{_label(method, bits, seed)}"
+            if not key.startswith(only):
+                continue
+            command = [peer_python, f"{peers}/{peer}_pool.py", "--model", str(model), *settings]
+            command += ["--out", f"{scratch}/{peer}", "--methods", method, "--bits", str(bits)]
+            command += ["--seeds", str(seed), "--samples", str(SAMPLES), "--length", str(LENGTH)]
+            results.measure(key, command)
+    if not only:
+        sys.stdout.write(json.dumps(_summary(results.read())) + "\n")
 
 
+PEERS = ("llmcompressor", "gptqmodel")
 VARIANTS = [
-    *(("gptq", bits, seed) for seed in range(4) for bits in (3, 4, 8)),
-    *(("awq", bits, 0) for bits in (3, 4, 8)),
+    *((peer, "gptq", bits, 0) for peer in PEERS for bits in (3, 4, 8)),
+    *(("llmcompressor", "awq", bits, 0) for bits in (4, 3, 8)),
+    *((peer, "gptq", bits, seed) for seed in (1, 2, 3) for bits in (3, 4, 8) for peer in PEERS),
 ]
 
 
-def _summary(
-    ours: dict[str, Any], theirs: dict[str, Any], perplexity: dict[str, float]
-) -> dict[str, Any]:
-    def peer(pool: str) -> float:
-        return sum(theirs[label]["build_cpu_s"] for label in ours[pool]["folders"])
+def _label(method: str, bits: int, seed: int) -> str:
+    return f"{method}-{bits}b-g{GROUP_SIZE}-s{seed}"
 
-    ratio = {pool: peer(pool) / ours[pool]["cpu_s"] for pool in POOLS}
+
+class Results:
+    """What was measured, in a file that every process adds to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> dict[str, Any]:
+        kept = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        return dict(kept)
+
+    def measure(self, key: str, command: list[str]) -> dict[str, Any]:
+        """The row of this key; the command is run only where there is none yet."""
+        row: dict[str, Any] = self.read().get(key) or _run(command)
+        self.path.write_text(json.dumps({**self.read(), key: row}, indent=1), encoding="utf-8")
+        sys.stdout.write(json.dumps({"measured": key, **row}) + "\n")
+        sys.stdout.flush()
+        return row
+
+
+def _summary(results: dict[str, Any]) -> dict[str, Any]:
+    ours = {name: results[f"ours/{name}"] for name in POOLS}
+    peer = {
+        name: sum(results[f"llmcompressor/{label}"]["build_cpu_s"] for label in row["folders"])
+        for name, row in ours.items()
+    }
+    ratio = {name: peer[name] / row["cpu_s"] for name, row in ours.items()}
+    perplexity: dict[str, dict[str, float]] = {}
+    for key, row in results.items():
+        tool, _, label = key.rpartition("/")
+        if "perplexity" in row:
+            perplexity.setdefault(label, {})[tool.removesuffix("/perplexity")] = row["perplexity"]
     return {
         "twelve_gptq_vs_peer": round(ratio["twelve"], 2),
         "six_mixed_vs_peer": round(ratio["six"], 2),
         "one_vs_peer": round(1 / ratio["one"], 2),
-        "cpu_s": {pool: [round(ours[pool]["cpu_s"], 1), round(peer(pool), 1)] for pool in POOLS},
-        "peak_rss_mb": [
-            round(max(each["peak_rss_mb"] for each in ours.values())),
-            max(each["peak_rss_mb"] for each in theirs.values()),
-        ],
-        "perplexity": {
-            label: [value, theirs[label]["perplexity"]] for label, value in perplexity.items()
+        "cpu_s": {
+            name: [round(row["cpu_s"], 1), round(peer[name], 1)] for name, row in ours.items()
         },
+        "peak_rss_mb": {
+            "ours": {name: round(row["checked_peak_rss_mb"]) for name, row in ours.items()},
+            "llmcompressor": max(
+                row["peak_rss_mb"] for key, row in results.items() if key.startswith("llmc")
+            ),
+        },
+        "perplexity": perplexity,
     }
+
+
+def _documents() -> str:
+    """Python's own help and the docstrings of its modules, in random order: enough to hold out."""
+    from ptsearch import calibration
+
+    texts = calibration.python_docs()
+    for path in Path(sysconfig.get_path("stdlib")).glob("*.py"):
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        found = [ast.get_docstring(node) for node in ast.walk(module) if isinstance(node, kinds)]
+        texts.append("\n\n".join(text for text in found if text))
+    return "\n\n".join(sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest()))
 
 
 def _model() -> Path:
@@ -166,7 +206,7 @@ def _run(command: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        build(*sys.argv[1:])
+    if sys.argv[1:2] == ["--build"]:
+        build(*sys.argv[2:])
     else:
         main()

@@ -39,16 +39,9 @@ class Landscape:
         self.table, self.judge = table, halves(table)[half]
         self.labels = table.voters()
         self.truth = truth.true_front(table, self.judge)
-        everything = truth.enumerate_scores(table, self.judge)
-        self.masks, found = everything.masks, everything.found
-        self.scores = {name: found[name] for name in self.truth.names}
-        signs = [-1.0 if OBJECTIVES[n] == "maximize" else 1.0 for n in self.truth.names]
-        losses = np.stack([found[n] for n in self.truth.names], axis=1) * signs
-        front = self.truth.values * signs
-        span = np.ptp(front, axis=0)
-        self.losses = (losses - front.min(axis=0)) / np.where(span > 0, span, 1.0)
+        assert self.truth.everything, "limits and other votes are not replayed"
+        _, self.masks, self.scores = self.truth.everything
         self.place = {int(mask): i for i, mask in enumerate(self.masks)}
-        self.volume = self._volume(np.ones(self.masks.size, dtype=bool))
         own = {label: float(table.meta(label)["cpu_seconds"]) for label in self.labels}
         answers = float(np.median([table.seconds(label) - own[label] for label in self.labels]))
         self.cost = {label: seconds + answers for label, seconds in own.items()}
@@ -63,14 +56,9 @@ class Landscape:
         return sum(1 << self.labels.index(label) for label in members)
 
     @functools.cache  # noqa: B019  (one landscape a process)
-    def share(self, built: int) -> float:
+    def share(self, built: frozenset[str]) -> float:
         """Percent of the whole hypervolume that the ensembles of the built variants have."""
-        inside = (self.masks & np.uint32(~built & 0xFFFFFFFF)) == 0
-        return 100 * self._volume(inside) / self.volume
-
-    def _volume(self, inside: Any) -> float:
-        values = self.losses[inside]
-        return exact.hypervolume(values, np.full(values.shape[1], truth.REFERENCE))
+        return truth.reachable(self.truth, [tuple(built)])[0]
 
 
 def run(land: Landscape, sampler: str, seed: int, trials: int, queue: bool) -> optuna.Study:
@@ -109,11 +97,25 @@ def by_trials(land: Landscape, sampler: str, seeds: int, trials: int) -> dict[st
         curves.append(truth.shares(land.truth, tried)[:trials])
     spent = (time.process_time() - started) / (seeds * trials)
     found = np.array(curves)
-    points = [p for p in (25, 50, 100, 150, 200, 400) if p <= trials]
+    points = [p for p in (25, 50, 100, 150, 200, 400, 1000, 2000) if p <= trials]
     return {
         "sampler": sampler, "seeds": seeds, "ms_per_trial": round(1000 * spent, 1),
         "median": {p: round(float(np.median(found[:, p - 1])), 2) for p in points},
         "worst": {p: round(float(found[:, p - 1].min()), 2) for p in points},
+    }  # fmt: skip
+
+
+def approximation(land: Landscape) -> dict[str, Any]:
+    """What stands in for the true front where not all ensembles can be scored."""
+    judge: Any = land
+    started = time.process_time()
+    found = truth.approximate_front(land.table, judge, "replay")
+    spent = time.process_time() - started
+    losses, whole = (truth.scaled(land.truth, each.values) for each in (found, land.truth))
+    return {
+        "approximation": "greedy and local search", "ensembles": found.ensembles,
+        "share": round(100 * truth.volume(losses) / truth.volume(whole), 2),
+        "seconds": round(spent, 1),
     }  # fmt: skip
 
 
@@ -138,7 +140,7 @@ def by_builds(land: Landscape, name: str, orders: Sequence[Sequence[str]]) -> di
     whole = sum(land.cost.values())
     for order in orders:
         spent = np.cumsum([land.cost[label] for label in order])
-        shares = [land.share(land.mask(order[: i + 1])) for i in range(len(order))]
+        shares = truth.reachable(land.truth, [(label,) for label in order])
         paid = np.flatnonzero(spent <= whole / 2)
         half.append(shares[paid[-1]] if paid.size else 0.0)
         reached = int(np.argmax(np.array(shares) >= 95)) if max(shares) >= 95 else len(order) - 1
@@ -165,8 +167,8 @@ def best_half(land: Landscape, rng: np.random.Generator, rounds: int = 60) -> di
             left = [v for v in land.labels if v not in chosen and spent + land.cost[v] <= whole / 2]
             if not left:
                 break
-            chosen.append(max(left, key=lambda v: land.share(land.mask([*chosen, v]))))
-        if (share := land.share(land.mask(chosen))) > found:
+            chosen.append(max(left, key=lambda v: land.share(frozenset([*chosen, v]))))
+        if (share := land.share(frozenset(chosen))) > found:
             best, found = chosen, share
     return {"order": "best half in hindsight", "share": round(found, 2), "variants": sorted(best)}
 
@@ -203,6 +205,8 @@ def compare(land: Landscape, samplers: list[str], trials: int, seeds: int) -> No
     say({"sampler": "greedy", "trials": len(greedy), "share": round(greedy[-1], 2)})
     for name in samplers:
         say(by_trials(land, name, seeds, trials))
+    say(approximation(land))
+    say(by_trials(land, "nsga2", min(seeds, 3), truth.BUDGET))
     rng = np.random.default_rng(0)
     say(best_half(land, rng))
     say(by_builds(land, "pool", [land.labels]))

@@ -21,9 +21,8 @@ from omegaconf import OmegaConf
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from ptsearch import jobs, scores, terminal, truth
-from ptsearch.cli import CONF
 from ptsearch.compute import quiet_libraries
-from ptsearch.config import Config, VoteConfig
+from ptsearch.config import CONF, Config, VoteConfig
 from ptsearch.gains import differences
 from ptsearch.judge import Judge, judges
 from ptsearch.study import Members

@@ -4,7 +4,8 @@
 
 Each replay asks the samples in another random order; `joined` races on both halves as if all were
 the search half; `replicated` on every sample ten times over, as a benchmark of ten times the size
-would look. A stop is false if the variant is on the true front of what was raced on. Prints JSON.
+would look. A stop is false if the variant is on the true front of what was raced on;
+`hindsight_saves` is what stopping all others after the first look would save. Prints JSON.
 """
 
 import argparse
@@ -16,44 +17,32 @@ from typing import Any
 import numpy as np
 from real_table import real_table
 
-from ptsearch import exact, racing
+from ptsearch import racing
 from ptsearch.judge import Judge, halves
 from ptsearch.rules import UNUSABLE
 from ptsearch.table import Table
 
 
-def on_front(judge: Judge, codes: Any, field: racing.Field, keys: tuple[str, ...]) -> set[int]:
-    """Variants on the true front, by brute force over the field."""
-    weights = judge.config.trust.weights
-    found = exact.score_all(judge.asked, codes, field.precision, weights, field.masks)
-    values = np.stack([-found[key] for key in keys] + list(field.cost.T), axis=1)
-    front = exact.pareto_front(values, ["minimize"] * values.shape[1])
-    alive = int(np.bitwise_or.reduce(field.masks[front]))
-    return {v for v in range(len(codes)) if alive >> v & 1}
-
-
 def replay(table: Table, judge: Judge, codes: Any, labels: list[str], seed: int) -> dict[str, Any]:
-    course = racing.plan_course(judge, len(labels), racing.LOOKS, np.random.default_rng(seed))
-    alive, asked, seen, false = list(range(len(labels))), 0, np.empty(0, dtype=np.intp), set[int]()
+    course = racing.plan_course(judge, racing.LOOKS, np.random.default_rng(seed))
     metas = [table.entries[label].meta for label in labels]
-    variants = [table.variants[label] for label in labels]
-    true = on_front(judge, codes, racing.open_field(judge, variants, metas), course.keys)
-    early = 0
+    everything = racing.open_field(judge, [table.variants[label] for label in labels], metas)
+    stoppable = set(racing.hopeless(course, racing.LOOKS - 1, codes, everything))
+    masked = np.full_like(codes, UNUSABLE)
+    gone, asked, early, field = set[int](), 0, 0, everything
     for look, new in enumerate(course.looks):
-        seen = np.concatenate([seen, new])
-        asked += new.size * len(alive)
-        masked = np.full((len(alive), codes.shape[1]), UNUSABLE, dtype=np.int16)
-        masked[:, seen] = codes[np.ix_(alive, seen)]
-        field = racing.open_field(judge, [variants[v] for v in alive], [metas[v] for v in alive])
-        gone = {alive[v] for v in racing.hopeless(course, look, masked, field)}
-        early += len(gone) if look + 1 < len(course.looks) else 0
-        false |= gone & true
-        alive = [v for v in alive if v not in gone]
+        asked += new.size * (len(labels) - len(gone))
+        masked[:, new] = codes[:, new]
+        stopped = racing.hopeless(course, look, masked, field)
+        field = field.without(stopped)
+        gone |= set(stopped)
+        early += len(stopped) if look + 1 < len(course.looks) else 0
     return {
         "asked": asked,
         "early": early,
-        "stopped": len(labels) - len(alive),
-        "false": len(false),
+        "stopped": len(gone),
+        "false": len(gone - stoppable),
+        "at_least": codes.size - len(stoppable) * (codes.shape[1] - course.looks[0].size),
     }
 
 
@@ -79,14 +68,15 @@ def report(table: Table, races: list[str], sizes: list[int], replays: int) -> No
             judge, codes = replicated(judge, codes, 10 if name == "replicated" else 1)
             rows = [replay(table, judge, codes, labels, seed) for seed in range(replays)]
             whole, holdout = codes.shape[1] * len(labels), int((~judge.mask).sum())
-            asked, early, stopped, false = (
+            asked, early, stopped, false, at_least = (
                 np.array([row[key] for row in rows])
-                for key in ("asked", "early", "stopped", "false")
+                for key in ("asked", "early", "stopped", "false", "at_least")
             )
             saved, spared = whole - asked.mean(), stopped.mean() * holdout
             result = {
                 "race": name, "samples": codes.shape[1], "max_members": members, "replays": replays,
                 "search_samples_saved": round(saved / whole, 4),
+                "hindsight_saves": round(1 - float(at_least.mean()) / whole, 4),
                 "stopped_early": round(float(early.mean()), 2),
                 "stopped": round(float(stopped.mean()), 2),
                 "saved_with_holdout": round((saved + spared) / (whole + holdout * len(labels)), 4),

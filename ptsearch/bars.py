@@ -16,6 +16,7 @@ class Panel(NamedTuple):
 
     title: str
     bars: Mapping[str, Mapping[str, float]]
+    top: float = 100.0  # of the axis
 
 
 def draw_png(panels: Sequence[Panel], groups: Sequence[str], path: Path, title: str) -> None:
@@ -35,7 +36,7 @@ def draw_png(panels: Sequence[Panel], groups: Sequence[str], path: Path, title: 
             heights = [values.get(group, math.nan) for group in groups]
             axes.bar(places, heights, width, color=colours[name], label=name)
         axes.set_xticks(range(len(groups)), groups)
-        axes.set_ylim(0, 100)
+        axes.set_ylim(0, panel.top)
         axes.set_title(panel.title, loc="left", fontsize=10)
         axes.grid(axis="y", alpha=0.25)
         axes.set_axisbelow(True)
@@ -62,7 +63,7 @@ def draw_html(panels: Sequence[Panel], groups: Sequence[str], path: Path, title:
                 hovertemplate="%{y:.1f}",
             )  # fmt: skip
             known.add(name)
-        figure.update_yaxes(range=[0, 100], row=row, col=1)
+        figure.update_yaxes(range=[0, panel.top], row=row, col=1)
     figure.update_layout(
         title=title, template="plotly_white", barmode="group", height=110 + 330 * len(panels)
     )

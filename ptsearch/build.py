@@ -4,35 +4,25 @@ A variant becomes a folder `variants/<id>` with a compressed-tensors checkpoint 
 whole or not at all. The dense model and ready-made checkpoints get a folder with `meta.json` only.
 """
 
-import json
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-
-from ptsearch import calibration as calibrations
-from ptsearch import codes, models, quantize, readback, store
+from ptsearch import models, onepass, readback, resume, store
 from ptsearch.calibration import Calibration
-from ptsearch.codes import Coded
 from ptsearch.engine import rounded
 from ptsearch.models import BaseModel
-from ptsearch.quantize import awq, cache, checkpoint, fisher, grid, hqq, layerwise, library
+from ptsearch.quantize import cache, checkpoint, layerwise, library
 from ptsearch.quantize.grid import Quantized
-from ptsearch.quantize.layer import Layer, Part
 from ptsearch.readback import Work
-from ptsearch.variant import CALIBRATED, DENSE_WEIGHTS, SEQUENTIAL, Variant
+from ptsearch.stored import Tensors
+from ptsearch.variant import DENSE_WEIGHTS, SEQUENTIAL, Variant
 
 Report = Callable[[str, int, int], None]  # what is under way, done, of how many
 
 CACHE_SAMPLES = 4  # of the calibration samples, for keys and values
 CACHE_TOKENS = 1024  # of them that are kept
-NOT_COPIED = {"config.json", store.MANIFEST, models.META}
 
 
 def folder_of(store_root: Path, variant: Variant) -> Path:
@@ -49,8 +39,9 @@ def build_pool(
 ) -> None:
     """Build what is not there yet, the dense model's folder included.
 
-    ValueError: a group_size that does not divide, too little calibration text, a full disk (after
-    all variants that it has room for were built).
+    What was interrupted goes on where it stopped. ValueError: a group_size that does not divide,
+    too little calibration text; after all others were built, variants that cannot be solved or have
+    no room on the disk.
     """
     dense = Variant(base.name, base.revision)
     missing = [
@@ -58,12 +49,15 @@ def build_pool(
         for variant in {v.id: v for v in (dense, *_with_phases(variants))}.values()
         if not store.is_whole(folder_of(store_root, variant))
     ]
-    with ExitStack() as stack:
+    if not missing:
+        return
+    asked = [variant.id for variant in (dense, *variants)]
+    with resume.unfinished(store_root, asked) as kept, ExitStack() as stack:
         works = []
         for variant in missing:
             own = stack.enter_context(ExitStack())
-            folder = own.enter_context(store.new_folder(folder_of(store_root, variant)))
-            works.append(Work(variant, folder, own.close))
+            place = store.new_folder(folder_of(store_root, variant), kept / variant.id)
+            works.append(Work(variant, own.enter_context(place), own.close))
         started = time.perf_counter()
         made = [work for work in works if _has_weights(work.variant)]
         by_library = [work for work in made if work.variant.backend != "native"]
@@ -73,44 +67,38 @@ def build_pool(
         together = [work for work in solved if not _is_sequential(work.variant)]
         alone = [[work] for work in solved if _is_sequential(work.variant)]
         for works_of_pass in [together, *alone] if together else alone:
-            _one_pass(base, works_of_pass, calibration, report)
+            onepass.one_pass(base, works_of_pass, calibration, report, kept)
         fitted = [work for work in works if work.variant.method in cache.FITTED]
         if fitted := [work for work in fitted if not work.variant.decode_schedule]:
             _fit_caches(base, fitted, calibration, report)
         seconds = time.perf_counter() - started
         for done, work in enumerate(works):
             report("checking the built variants", done, len(works))
-            ratio = max_perplexity_ratio
-            if work.no_room:
+            if work.failure:
                 continue
-            with _room_for(work):
+            with onepass.alone(work):
                 if work.variant.decode_schedule:
                     parts = [folder_of(store_root, v) for v in work.variant.phases()[1:]]
                     readback.join_phases(work, parts)
                 else:
-                    readback.check(
-                        base, work, calibration, folder_of(store_root, dense), ratio, seconds
-                    )
+                    reference = folder_of(store_root, dense)
+                    ratio = max_perplexity_ratio
+                    readback.check(base, work, calibration, reference, ratio, seconds)
                 work.finish()
-        if left := [work.variant.label for work in works if work.no_room]:
-            raise ValueError(
-                f"no space left in {store_root}: {', '.join(left)} could not be written, the "
-                f"other {len(works) - len(left)} were; make room and run it again"
-            )
+        _name_failures(works)
     report("checking the built variants", len(missing), len(missing))
 
 
-@contextmanager
-def _room_for(work: Work) -> Iterator[None]:
-    """A full disk ends only the work on this variant; what it has written is removed."""
-    try:
-        yield
-    except (OSError, store.FullDiskError) as error:
-        if isinstance(error, OSError) and error.errno not in store.FULL:
-            raise
-        work.no_room = True
-        if work.writer:
-            work.writer.give_up()
+def _name_failures(works: Sequence[Work]) -> None:
+    """ValueError: which variants could not be built, by reason."""
+    labels: dict[str, list[str]] = {}
+    for work in works:
+        if work.failure:
+            labels.setdefault(work.failure, []).append(work.variant.label)
+    if labels:
+        reasons = [f"{', '.join(those)}: {reason}" for reason, those in labels.items()]
+        built = sum(not work.failure for work in works)
+        raise ValueError(" ".join([*reasons, f"(the other {built} variants are built)"]))
 
 
 def _with_phases(variants: Sequence[Variant]) -> Iterator[Variant]:
@@ -130,47 +118,6 @@ def _has_weights(variant: Variant) -> bool:
     return variant.method not in DENSE_WEIGHTS and not variant.decode_schedule
 
 
-def _one_pass(
-    base: BaseModel, works: Sequence[Work], calibration: Calibration, report: Report
-) -> None:
-    """Solve all variants and write their checkpoints."""
-    model = layerwise.skeleton(base)
-    linears = layerwise.linears_of(model)
-    _check_groups(works, linears)
-    for work in works:
-        if work.variant.method == "hqq":
-            hqq.check_available(work.variant)
-    tokens, seeds = _draw(base, works, calibration)
-    tensors = layerwise.Tensors(base.path)
-    root, layers = layerwise.layers_of(model)
-    places = awq.Places([work.variant for work in works])
-    with ExitStack() as stack:
-        room = checkpoint.header_room(tensors.file_of, linears)
-        for work in works:
-            file = codes.WEIGHTS if work.variant.method in quantize.CODED else checkpoint.WEIGHTS
-            writer = checkpoint.Writer(work.folder / file, room)
-            work.writer = stack.enter_context(writer)
-        pool = stack.enter_context(_threads())
-        gradients = _gradients(base, works, tokens, seeds, stack, report)
-
-        def visit(layer: Layer) -> dict[str, Tensor]:
-            report("building the pool: layer", layer.number, len(layers))
-            layer = layer._replace(fisher=fisher.read(gradients, layer.number))
-            return _solve_layer(layer, works, places.of(layer), pool)
-
-        for name in tensors.file_of:
-            if not name.startswith(f"{root}."):
-                tensor = tensors.read([name])[name]
-                for work in works:
-                    _add(work, name, tensor)
-        layerwise.walk(base, model, tokens, seeds, visit)
-    report("building the pool: layer", len(layers), len(layers))
-    for work in works:
-        if not work.no_room:
-            with _room_for(work):
-                _write_config(base, work, _dense_linears(model, linears))
-
-
 def _with_libraries(
     base: BaseModel, works: Sequence[Work], calibration: Calibration, report: Report
 ) -> None:
@@ -179,8 +126,8 @@ def _with_libraries(
         library.check_available(work.variant)
     model = layerwise.skeleton(base)
     linears = layerwise.linears_of(model)
-    _check_groups(works, linears)
-    tokens, seeds = _draw(base, works, calibration)
+    onepass.check_groups(works, linears)
+    tokens, seeds = onepass.draw(base, works, calibration)
     for done, work in enumerate(works):
         report(f"building with {work.variant.backend}", done, len(works))
         samples = tokens[seeds.get(work.variant.seed, [])]
@@ -189,13 +136,13 @@ def _with_libraries(
             library.llmcompressor(base, work.variant, samples, work.folder)
         else:
             _write_whole(base, work, library.gptqmodel(base, work.variant, samples))
-            _write_config(base, work, _dense_linears(model, linears))
+            onepass.write_config(base, work, onepass.dense_linears(model, linears))
         work.cpu_seconds = time.process_time() - started
 
 
 def _write_whole(base: BaseModel, work: Work, quantized: Mapping[str, Quantized]) -> None:
     """A checkpoint of which every quantized linear is at hand."""
-    tensors = layerwise.Tensors(base.path)
+    tensors = Tensors(base.path)
     room = checkpoint.header_room(tensors.file_of, quantized)
     with checkpoint.Writer(work.folder / checkpoint.WEIGHTS, room) as work.writer:
         for name in tensors.file_of:
@@ -207,28 +154,6 @@ def _write_whole(base: BaseModel, work: Work, quantized: Mapping[str, Quantized]
                 work.writer.add(key, tensor)
 
 
-def _gradients(
-    base: BaseModel,
-    works: Sequence[Work],
-    tokens: Tensor,
-    seeds: Mapping[int, Sequence[int]],
-    stack: ExitStack,
-    report: Report,
-) -> dict[int, Path]:
-    """Seed -> folder of the Fisher diagonals, for the methods that want them; a pass of its own."""
-    wanting = [work for work in works if work.variant.method == "squeezellm"]
-    folders = {}
-    for seed in sorted({work.variant.seed for work in wanting}):
-        started = time.process_time()
-        scratch = tempfile.TemporaryDirectory(dir=wanting[0].folder.parent, prefix=".fisher-")
-        folders[seed] = Path(stack.enter_context(scratch))
-        fisher.measure(base, tokens[list(seeds[seed])], folders[seed], report)
-        for work in wanting:
-            if work.variant.seed == seed:
-                work.gradient_seconds = time.process_time() - started
-    return folders
-
-
 def _fit_caches(
     base: BaseModel, works: Sequence[Work], calibration: Calibration, report: Report
 ) -> None:
@@ -236,7 +161,7 @@ def _fit_caches(
 
     The one pass beside the pool's own: it needs the gradients of the model's loss (KVQuant).
     """
-    tokens, seeds = _draw(base, works, calibration)
+    tokens, seeds = onepass.draw(base, works, calibration)
     kinds = dict.fromkeys((work.variant.seed, work.variant.method) for work in works)
     for done, (seed, method) in enumerate(kinds):
         report("recording keys and values", done, len(kinds))
@@ -251,125 +176,3 @@ def _fit_caches(
                     found = cache.fit(method, work.variant.kv_bits, seen, seed)
                     work.runtime |= {f"{layer}.{name}": value for name, value in found.items()}
                 work.cpu_seconds += time.process_time() - started
-
-
-def _dense_linears(model: nn.Module, linears: Collection[str]) -> list[str]:
-    return [
-        name
-        for name, part in model.named_modules()
-        if isinstance(part, nn.Linear) and name not in linears
-    ]
-
-
-def _check_groups(works: Sequence[Work], linears: Mapping[str, nn.Linear]) -> None:
-    for work in works:
-        for name, linear in linears.items():
-            try:
-                grid.columns(linear.in_features, work.variant.group_size)
-            except ValueError as error:
-                raise ValueError(f"{work.variant.label}: {error} ({name})") from None
-
-
-def _threads() -> ThreadPoolExecutor:
-    """As many threads as torch uses, each with single-threaded products: jobs share nothing."""
-    count = torch.get_num_threads()
-    pool = ThreadPoolExecutor(count, "solve", torch.set_num_threads, (1,))
-    list(pool.map(time.sleep, [0.01] * count))  # each has started and set its own number
-    torch.set_num_threads(count)  # theirs was also taken for ours
-    return pool
-
-
-def _draw(
-    base: BaseModel, works: Sequence[Work], calibration: Calibration
-) -> tuple[Tensor, dict[int, list[int]]]:
-    """(token chunks that any seed draws, seed -> their rows); notes each variant's indices."""
-    tokenizer = models.load_tokenizer(base.path, base.trust_remote_code)
-    how = (calibration.length, calibration.rendering)
-    chunks = calibrations.chunks(tokenizer, calibration.fitted, *how)
-    needing = [work for work in works if work.variant.method in CALIBRATED]
-    drawn = {}
-    for work in needing:
-        if work.variant.calibration != calibration.identity:
-            raise ValueError(f"{work.variant.label} names another calibration than the one given")
-        seed = work.variant.seed
-        drawn[seed] = calibrations.draw(len(chunks), calibration.samples, seed)
-        work.drawn = drawn[seed]
-    used = sorted({index for indices in drawn.values() for index in indices}) or [0]
-    row = {index: position for position, index in enumerate(used)}
-    return chunks[used], {seed: [row[i] for i in indices] for seed, indices in drawn.items()}
-
-
-def _solve_layer(
-    layer: Layer, works: Sequence[Work], places: list[awq.Site], pool: ThreadPoolExecutor
-) -> dict[str, Tensor]:
-    """Solve one decoder layer for every variant and write it.
-
-    Returns what takes the layer's place in the pass, where that is one sequential variant's.
-    """
-    changed: dict[str, Tensor] = {}
-    by_id = {work.variant.id: work for work in works}
-    unchanged = {work.variant.id: set(layer.stored) for work in works}
-    jobs = quantize.jobs(layer, [work.variant for work in works], places)
-    for solved in pool.map(_packed, jobs):
-        for variant, part, packed in solved:
-            work = by_id[variant.id]
-            _note(work, part)
-            if _is_sequential(variant):
-                changed |= part.replaced
-                changed |= {f"{name}.weight": q.dense() for name, q in part.quantized.items()}
-            unchanged[variant.id] -= {f"{name}.weight" for name in part.quantized}
-            unchanged[variant.id] -= packed.keys()
-            for name, tensor in packed.items():
-                _add(work, name, tensor)
-    for work in works:
-        if work.drawn:
-            unseen = [s for s in range(len(layer.inputs)) if not layer.seen(s, work.variant.seed)]
-            work.to_nearest += [name for slot in unseen for name in layer.inputs[slot]]
-        for name in sorted(unchanged[work.variant.id]):
-            _add(work, name, layer.stored[name])
-    return changed
-
-
-def _note(work: Work, part: Part) -> None:
-    """What is remembered of a variant's share of a layer beside its tensors."""
-    work.cpu_seconds += part.cpu_seconds
-    work.runtime |= part.runtime
-    for name, linear in part.quantized.items():
-        if linear.damp > work.variant.damp_percent:
-            work.damp_raised[name] = linear.damp
-        if isinstance(linear, Coded):
-            work.coded[name] = linear.entry()
-
-
-def _packed(job: quantize.Job) -> list[tuple[Variant, Part, dict[str, Tensor]]]:
-    """What a job gives, with the tensors to store."""
-    solved = []
-    for variant, part in job():
-        stored = dict(part.replaced)
-        for name, linear in part.quantized.items():
-            stored |= checkpoint.tensors(name, linear, variant)
-        solved.append((variant, part, stored))
-    return solved
-
-
-def _add(work: Work, name: str, tensor: Tensor) -> None:
-    assert work.writer is not None
-    if not work.no_room:
-        with _room_for(work):
-            work.writer.add(name, tensor)
-
-
-def _write_config(base: BaseModel, work: Work, dense_linears: list[str]) -> None:
-    """Everything of the checkpoint but its tensors: as in the base model, plus the format."""
-    for path in base.path.iterdir():
-        weights = path.suffix == ".safetensors" or path.name.endswith(".index.json")
-        if path.is_file() and not weights and path.name not in NOT_COPIED:
-            shutil.copyfile(path, work.folder / path.name)
-    config = models.read_json(base.path / "config.json")
-    if work.coded:
-        codes.write_index(work.folder, work.coded)
-        shutil.copyfile(base.path / "config.json", work.folder / "config.json")
-        return
-    config["quantization_config"] = checkpoint.quantization_config(work.variant, dense_linears)
-    text = json.dumps(config, indent=2, sort_keys=True)
-    (work.folder / "config.json").write_text(text, encoding="utf-8")

@@ -50,7 +50,7 @@ class Calibration:
 def read(settings: CalibrationConfig) -> Calibration:
     """The calibration that the settings name. ValueError: no such file, or a bad line in it."""
     if settings.source == "python-docs":
-        records: list[Any] = _python_docs()
+        records: list[Any] = python_docs()
     else:
         path = Path(settings.path)
         if settings.source == "hub":
@@ -99,7 +99,7 @@ def draw(available: int, samples: int, seed: int) -> list[int]:
     return random.Random(seed).sample(range(available), samples)
 
 
-def _python_docs() -> list[str]:
+def python_docs() -> list[str]:
     """The topics of Python's own help, alphabetically: text that every installation has."""
     import pydoc_data.topics
 

@@ -5,6 +5,7 @@ half; what it changes is counted on both halves.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,14 @@ Floats = NDArray[np.float64]
 
 def margins(table: Table, label: str) -> Floats:
     """(samples,) nats between a variant's two best labels; NaN where it replied in words."""
-    found = []
-    for benchmark in table.benchmarks:
-        said = predictions.read(table.outputs(label)[benchmark.name])
-        pairs = zip(said["logprobs"].to_pylist(), said["offsets"].to_pylist(), strict=True)
-        found += [margin(row, offsets) if row else np.nan for row, offsets in pairs]
-    return np.array(found)
+    return np.concatenate([margins_in(path) for path in table.outputs(label).values()])
+
+
+def margins_in(path: Path) -> Floats:
+    """The same of one predictions file."""
+    said = predictions.read(path)
+    pairs = zip(said["logprobs"].to_pylist(), said["offsets"].to_pylist(), strict=True)
+    return np.array([margin(row, offsets) if row else np.nan for row, offsets in pairs])
 
 
 def threshold(sure: Floats, changed: NDArray[np.bool_], most: float = MOST_CHANGED) -> float:

@@ -12,10 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ptsearch.compute import WorkerError, quiet_libraries
-from ptsearch.config import JOBS, Config, ModelConfig
+from ptsearch.config import CONF, JOBS, Config, ModelConfig
 
-PACKAGED = Path(__file__).parent / "conf"  # in a wheel
-CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[1] / "conf"
 USAGE = """ptsearch: which job? Append one of
 
   +study=pareto                                        search the ensembles of the pool

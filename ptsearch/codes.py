@@ -53,8 +53,8 @@ class Coded(NamedTuple):
         return {"kind": self.kind, "bits": self.bits, "shape": list(self.shape)}
 
 
-def dense(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of the model, by name; coded weights decoded to float32.
+def dense(folder: Path, prefix: str = "") -> dict[str, Tensor]:
+    """The model's tensors under a prefix, by name; coded weights decoded to float32.
 
     ValueError: another version of the layout.
     """
@@ -62,14 +62,17 @@ def dense(folder: Path) -> dict[str, Tensor]:
     if index["format"] != FORMAT:
         raise ValueError(f"{folder} has the layout {index['format']}, known is {FORMAT}")
     tensors: dict[str, Tensor] = {}
-    coded: dict[str, dict[str, Tensor]] = {name: {} for name in index["linears"]}
+    linears = {name: e for name, e in index["linears"].items() if name.startswith(prefix)}
+    coded: dict[str, dict[str, Tensor]] = {name: {} for name in linears}
     with safe_open(folder / WEIGHTS, "pt") as file:
         for key in file.keys():  # noqa: SIM118, a safetensors file is no mapping
+            if not key.startswith(prefix):
+                continue
             name, _, suffix = key.rpartition(".")
             (coded[name] if name in coded and suffix != "bias" else tensors)[
                 suffix if name in coded and suffix != "bias" else key
             ] = file.get_tensor(key)
-    for name, entry in index["linears"].items():
+    for name, entry in linears.items():
         stored = Coded(entry["kind"], entry["bits"], tuple(entry["shape"]), coded.pop(name))
         tensors[f"{name}.weight"] = stored.dense()
     return tensors

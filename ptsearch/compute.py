@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 CLOSE_SECONDS = 5.0  # for an idle worker to end
@@ -118,6 +118,7 @@ class Pool:
 def _serve(pipe: Connection, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
     torch.set_num_threads(threads)
@@ -136,6 +137,14 @@ def _serve(pipe: Connection, threads: int) -> None:
             pipe.send(("error", (error, traceback.format_exc())))
         else:
             pipe.send(("result", result))
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed ends at once, instead of working on for nobody."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 def _revived(error: Exception, trace: str) -> Exception:

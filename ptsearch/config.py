@@ -6,12 +6,15 @@ Plain dataclasses of int, float, str, bool, list and dict, as OmegaConf wants it
 
 import shutil
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from ptsearch.checks import at_least, one_of
 from ptsearch.config_serve import ServeConfig
 from ptsearch.variant import BACKENDS
 
+PACKAGED = Path(__file__).parent / "conf"  # in a wheel
+CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[1] / "conf"
 Direction = Literal["maximize", "minimize"]
 JOBS = ("study", "build", "evaluate", "export", "serve", "rescore")
 OBJECTIVES: dict[str, Direction] = {

@@ -18,7 +18,7 @@ from ptsearch.benchmarks import Benchmark, Sample, Scenario, digest
 from ptsearch.benchmarks.fit import fit
 from ptsearch.config import EngineConfig
 
-EVALUATE_VERSION = 1  # bump when equal inputs would give another reply or log-probability
+EVALUATE_VERSION = 2  # bump when equal inputs would give another reply or log-probability
 LATENCY_SEED, LATENCY_VERSION = 0, 2  # the file of latencies has `rows` since 2
 
 Report = Callable[[str, int, int], None]
@@ -41,6 +41,7 @@ def key(variant_id: str, benchmark: Benchmark, settings: EngineConfig) -> str:
     what = json.dumps(
         [digest(benchmark), settings.dtype, settings.device, EVALUATE_VERSION]
         + ([settings.name, settings.form] if settings.name != "transformers" else [])
+        + ([settings.too_long] if settings.too_long != "drop" else [])
     )
     return f"{variant_id}-{benchmark.name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}.parquet"
 
@@ -52,6 +53,7 @@ def run(task: Task, benchmarks: Sequence[Benchmark], report: Report) -> str:
     another variant never acts on these benchmarks.
     """
     with engines.opened(task.checkpoint, task.engine) as engine:
+        benchmarks = [fitted(engine, benchmark) for benchmark in benchmarks]
         if reason := unexercised(engine, benchmarks):
             return reason
         try:
@@ -85,7 +87,8 @@ def measure_latency(
     """
     report("measuring the latency", 0, prompts)
     with engines.opened(task.checkpoint, task.engine) as engine:
-        seconds = latency(engine, benchmarks, prompts)
+        fitting = [fitted(engine, benchmark) for benchmark in benchmarks]
+        seconds = latency(engine, fitting, prompts)
     found = {
         "latency_ms": 1000 * float(np.median(list(seconds.values()))),
         "rows": list(seconds),
@@ -148,7 +151,10 @@ def _in_order(benchmark: Benchmark, table: pa.Table) -> pa.Table:
 
 
 def fitted(engine: engines.Engine, benchmark: Benchmark) -> Benchmark:
-    """Prompts within the model's context; `dropped` counts the demonstrations left out for it."""
+    """Prompts within the model's context; `dropped` counts the demonstrations left out for it.
+
+    ValueError: a prompt is too long without any, or `engine.too_long` is error.
+    """
     drop = engine.settings.too_long == "drop"
 
     def fitting(sample: Sample) -> Sample:
@@ -161,7 +167,7 @@ def fitted(engine: engines.Engine, benchmark: Benchmark) -> Benchmark:
 
     if not engine.context:
         return benchmark
-    samples = tuple(fitting(sample) if sample.demos else sample for sample in benchmark.samples)
+    samples = tuple(map(fitting, benchmark.samples))
     pairs = zip(benchmark.samples, samples, strict=True)
     dropped = sum(len(before.demos) - len(after.demos) for before, after in pairs)
     return replace(benchmark, samples=samples, dropped=dropped)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ptsearch import bars, terminal, tracking
-from ptsearch.config import Config, ModelConfig
+from ptsearch import bars, results, scenarios, terminal, tracking
+from ptsearch.config import CONF, Config, ModelConfig
 from ptsearch.experiments import Line, Outcome, columns, over_best
 from ptsearch.gains import Gain
 from ptsearch.results import BEST_SINGLE
@@ -19,14 +19,20 @@ from ptsearch.scores import MMLU, Scores
 from ptsearch.study import the_study
 from ptsearch.tracking import Tracker
 
-PUBLISHED = Path(__file__).with_name("published.csv")
+PUBLISHED = CONF / "published/published.csv"
 NAMES = {"adversarial": "adv", "fairness": "fair", "ethics": "ethics", "ood": "ood", MMLU: "MMLU"}
 ORDER = {  # fairness last where the paper does not have it
     "benchmark": ("adversarial", "fairness", "ethics", "ood", MMLU),
     "paper": ("adversarial", "ethics", "ood", MMLU, "fairness"),
 }
 NOT_IN_THE_PAPER = "not in\nthe paper"
-KINDS = ("precisions", "seeds"), ("dense", "baseline", "best_all", "best_search"), ("single",)
+BESIDE = 2  # ensembles or single variants in the table of scenarios; the CSV has all
+BLOCKS = (  # of the tables
+    ("precisions",),
+    ("seeds",),
+    ("dense", "baseline", "best_all", "best_search"),
+    ("single",),
+)
 
 
 def log(tracker: Tracker, config: Config, outcome: Outcome) -> str:
@@ -45,12 +51,13 @@ def log(tracker: Tracker, config: Config, outcome: Outcome) -> str:
             tags={"kind": line.kind},
         )
     with tempfile.TemporaryDirectory() as folder:
-        html, png, table, resolved, data = files = [
+        html, png, table, beside, resolved, data = files = [
             Path(folder, name)
             for name in (
                 f"{study.kind}.html",
                 f"{study.kind}.png",
                 f"{study.kind}.csv",
+                "scenarios.csv",
                 "config.json",
                 "data.json",
             )
@@ -61,6 +68,7 @@ def log(tracker: Tracker, config: Config, outcome: Outcome) -> str:
         for draw, path in ((bars.draw_html, html), (bars.draw_png, png)):
             draw(panels(study.kind, outcome), groups, path, title)
         write_csv(outcome, ids, table)
+        scenarios.write(outcome.scenarios, beside)
         resolved.write_text(json.dumps(asdict(config), indent=2), encoding="utf-8")
         data.write_text(json.dumps(outcome.data, indent=2), encoding="utf-8")
         tracking.finish(
@@ -76,7 +84,7 @@ def log(tracker: Tracker, config: Config, outcome: Outcome) -> str:
 def show(screen: Console, link: str, config: Config, outcome: Outcome) -> None:
     """Tables of scores and gains, published figures of the model, and where to look further."""
     kind = the_study(config).kind
-    blocks = [block for kinds in KINDS if (block := outcome.of(*kinds))]
+    blocks = [block for kinds in BLOCKS if (block := outcome.of(*kinds))]
     heads = [_heading(kind, key) for key in ORDER[kind]]
     cells = [[_all_cells(kind, line) for line in block if "all" in line.scores] for block in blocks]
     terminal.show_grid(
@@ -95,6 +103,10 @@ def show(screen: Console, link: str, config: Config, outcome: Outcome) -> None:
             screen, "Gains in points, with simultaneous 95 % intervals on the held-out half",
             ["", "trust", *heads], gained,
         )  # fmt: skip
+    compared = [line.name for line in outcome.lines if line.kind in ("dense", "baseline")]
+    others = outcome.of("precisions", "seeds") or outcome.of("single")
+    compared += [line.name for line in others][:BESIDE]
+    terminal.show_scenarios(screen, "all data", outcome.scenarios, compared)
     printed = published(config.model)
     if printed:
         terminal.show_grid(
@@ -111,11 +123,11 @@ def show(screen: Console, link: str, config: Config, outcome: Outcome) -> None:
 def panels(kind: str, outcome: Outcome) -> list[bars.Panel]:
     """What the chart shows: scores on all data; below it what the experiment is about."""
     if kind == "benchmark":
+        refused = _bars(kind, outcome.lines, "all", ".refusal_rate")
+        most = max((rate for rates in refused.values() for rate in rates.values()), default=0)
         return [
             bars.Panel("score, all data (%)", _bars(kind, outcome.lines, "all", "")),
-            bars.Panel(
-                "refusal rate, all data (%)", _bars(kind, outcome.lines, "all", ".refusal_rate")
-            ),
+            bars.Panel("refusal rate, all data (%)", refused, top=max(10, min(100, 1.2 * most))),
         ]
     compared = outcome.of("precisions", "seeds", "dense", "baseline", "best_all", "best_search")
     return [
@@ -139,7 +151,7 @@ def _bars(kind: str, lines: Iterable[Line], half: str, end: str) -> dict[str, di
 def write_csv(outcome: Outcome, run_ids: dict[str, str], path: Path) -> None:
     """Every number of every line."""
     (best,) = outcome.of("best_all") or (None,)
-    rows = []
+    rows: list[dict[str, str | int | float]] = []
     for line in outcome.lines:
         numbers = columns(line)
         if best and line.kind in ("precisions", "seeds"):
@@ -150,17 +162,13 @@ def write_csv(outcome: Outcome, run_ids: dict[str, str], path: Path) -> None:
                 "kind": line.kind,
                 "name": line.name,
                 "members": " + ".join(line.members),
-                **{name: f"{value:.4f}" for name, value in numbers.items()},
+                **numbers,
                 "chosen": " ".join(f"{key}={name}" for key, name in line.chosen.items()),
                 "unskilled": " ".join(line.unskilled),
                 "run_id": run_ids[line.name],
             }
         )
-    names = dict.fromkeys(name for row in rows for name in row)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(names), restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+    results.write_rows(rows, path)
 
 
 def notes(config: Config, outcome: Outcome) -> list[str]:
@@ -179,14 +187,26 @@ def notes(config: Config, outcome: Outcome) -> list[str]:
     if any(line.unskilled for line in outcome.lines):
         found.append("* in some benchmark no better than one constant answer")
     if published(config.model):
-        is_same = (config.benchmarks.name, config.benchmarks.rules) == ("paper", "ct")
+        other = _other_than_published(config, outcome)
         found.append(
             "published: Decoding Compressed Trust (rules ct, fairness refusals to the nearest 10) "
             "and DecodingTrust (dt)"
-            + ("" if is_same else "; not comparable with this run, which is not "
-               "benchmarks=paper benchmarks.rules=ct")
-        )  # fmt: skip
+            + (f"; not comparable with this run: {', '.join(other)}" if other else "")
+        )
     return found + outcome.remarks
+
+
+def _other_than_published(config: Config, outcome: Outcome) -> list[str]:
+    """In what a run differs from the published ones of its model."""
+    asked = config.benchmarks
+    gaps = ("AdvGLUE++", "left out by")  # of the notes about data
+    missing = any(gap in remark for remark in outcome.remarks for gap in gaps)
+    return [
+        *([f"benchmarks={asked.name}"] if asked.name != "paper" else []),
+        *([f"benchmarks.rules={asked.rules}"] if asked.rules == "clean" else []),
+        *([f"benchmarks.limit={asked.limit}"] if asked.limit else []),
+        *(["scenarios are missing"] if missing else []),
+    ]
 
 
 def _verdict(line: Line) -> str:

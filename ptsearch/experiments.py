@@ -13,6 +13,7 @@ from ptsearch import scores
 from ptsearch.gains import KEYS, Gains, gains
 from ptsearch.judge import Judge, halves
 from ptsearch.results import BEST_SINGLE, BOUNDS, COST, DENSE_MODEL, about_data, data_hashes
+from ptsearch.scenarios import Sheet, sheet
 from ptsearch.scores import Scores, or_worst
 from ptsearch.study import Members
 from ptsearch.table import DENSE, Table
@@ -42,6 +43,7 @@ class Outcome(NamedTuple):
     lines: list[Line]
     remarks: list[str]  # why something is missing
     data: Mapping[str, Mapping[str, str]] = {}  # benchmark -> file -> SHA-256
+    scenarios: Sheet = Sheet({}, {})  # on all samples
 
     def of(self, *kinds: str) -> list[Line]:
         return [line for line in self.lines if line.kind in kinds]
@@ -52,7 +54,7 @@ def benchmark(table: Table, others: Sequence[Table]) -> Outcome:
     judges = halves(table)
     dense, *baselines = _dense_lines(table, others)
     lines = [dense, *baselines, *_singles(table, judges)]
-    return Outcome(lines, _remarks(table, others), data_hashes(table))
+    return _outcome(table, others, judges, lines)
 
 
 def paper(table: Table, others: Sequence[Table]) -> Outcome:
@@ -78,7 +80,7 @@ def paper(table: Table, others: Sequence[Table]) -> Outcome:
     honest = _best_single("best_search", singles, "search", ("search", "holdout"))
     ensembles, remarks = _with_gains(table, others, judges["holdout"], ensembles, honest)
     lines = [*ensembles, *dense, published, honest, *singles]
-    return Outcome(lines, _remarks(table, others) + remarks, data_hashes(table))
+    return _outcome(table, others, judges, lines, remarks)
 
 
 EXPERIMENTS: dict[str, Callable[[Table, Sequence[Table]], Outcome]] = {
@@ -151,6 +153,7 @@ def _is_alone(variant: Variant, others: Iterable[Variant]) -> bool:
 def columns(line: Line) -> Scores:
     """Every number of a line by name, for the CSV and MLflow; unprefixed are the search half."""
     wanted = {*KEYS, *COST, "fairness.accuracy", "refusal_rate"}
+    wanted |= {"mmlu.macro", "ethics.all", "ethics.answered"}
     wanted |= {f"{key}.refusal_rate" for key in KEYS}
     found = {
         PREFIX[half] + key: value
@@ -171,6 +174,18 @@ def over_best(line: Line, best: Line) -> Scores:
     samples it is compared on, without intervals.
     """
     return {key: line.scores["all"][key] - best.scores["all"][key] for key in best.chosen}
+
+
+def _outcome(
+    table: Table,
+    others: Sequence[Table],
+    judges: Mapping[str, Judge],
+    lines: list[Line],
+    remarks: Sequence[str] = (),
+) -> Outcome:
+    models = {line.name: line.scores["all"] for line in lines if line.members}
+    said = [*_remarks(table, others), *remarks]
+    return Outcome(lines, said, data_hashes(table), sheet(judges["all"], models))
 
 
 def _line(

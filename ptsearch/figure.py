@@ -21,11 +21,9 @@ MAX_HOVER = 12
 
 def draw_png(trials: Sequence[Scores], rows: Sequence[Row], path: Path, title: str) -> None:
     """Trust over memory and over MMLU, all trials behind the front."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
     for axes, x in zip(figure.subplots(1, 2), ("memory_gb", "mmlu"), strict=True):
         axes.scatter(
             [trial[x] for trial in trials], [trial["trust"] for trial in trials],
@@ -75,15 +73,39 @@ def draw_html(trials: Sequence[Scores], rows: Sequence[Row], path: Path, title: 
     figure.write_html(path, include_plotlyjs=True)
 
 
+def draw_regret(found: Sequence[float], reachable: Sequence[float], path: Path, title: str) -> None:
+    """PNG of what is missing of the true front's hypervolume, by trial: with what the trials found,
+    and with all ensembles of the variants evaluated by then. Both arguments are shares in percent.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for shares, label, colour in (
+        (found, f"trials of the sampler, at last {100 - found[-1]:.1f} %", FRONT),
+        (reachable, "all ensembles of the variants evaluated so far", SINGLE),
+    ):
+        missing = [100 - share for share in shares]
+        axes.step(range(1, len(shares) + 1), missing, where="post", color=colour, label=label)
+    axes.set_xlabel("trial")
+    axes.set_ylabel("missing of the true front's hypervolume (%)")
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(0, 100)
+    axes.set_yticks([0, 1, 10, 100], ["0", "1", "10", "100"])
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=140)
+
+
 def draw_curves(
     curves: Sequence[tuple[NDArray[Any], NDArray[Any]]], path: Path, title: str
 ) -> None:
     """PNG of risk over coverage, percent, one line an ensemble."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     for coverage, risk in curves:
         axes.plot(coverage, risk, marker=".", color=FRONT, alpha=0.4)

@@ -15,12 +15,10 @@ def draw_png(
     panels: Mapping[str, NDArray[Any]], names: Sequence[str], path: Path, title: str
 ) -> None:
     """One panel a matrix (names, names), from -1 to 1; NaN stays blank."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows, side = ceil(len(panels) / COLUMNS), 2.2 + 0.14 * len(names)
     figure = Figure(figsize=(COLUMNS * side, rows * side + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
     every = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes in every[len(panels) :]:
         axes.set_axis_off()

@@ -26,9 +26,11 @@ from ptsearch import (
 )
 from ptsearch import study as studies
 from ptsearch.benchmarks import digest, hub, sources
+from ptsearch.cascade import margins_in
 from ptsearch.compute import Report, workers
 from ptsearch.config import Config
 from ptsearch.judge import judges
+from ptsearch.recheck import near_ties
 from ptsearch.rescore import rescore
 from ptsearch.scores import Scores
 from ptsearch.table import DENSE, Table, open_table
@@ -242,6 +244,7 @@ def evaluate_variant(config: Config) -> None:
                         }
                         for key in ("majority", "constant")
                     },
+                    "near_ties": near_ties(margins_in(path)),
                     "notes": benchmark.notes,
                     "dropped": dropped[benchmark.name],
                     "predictions": str(path),

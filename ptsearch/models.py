@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ptsearch import codes, store
+from ptsearch import codes, store, stored
 from ptsearch.config import ModelConfig
 from ptsearch.variant import Variant
 
@@ -76,8 +76,8 @@ def load(folder: Path, dtype: str = "bfloat16", device: str = "cpu") -> tuple[An
 
     hush()
     folder, trust = checkpoint_of(folder)
-    if (folder / codes.INDEX).is_file():
-        return _load_codes(folder, trust, dtype).to(device).eval(), load_tokenizer(folder, trust)
+    if stored.needs_decoding(folder):
+        return _load_decoded(folder, trust, dtype).to(device).eval(), load_tokenizer(folder, trust)
     config = read_json(folder / "config.json")
     options: dict[str, Any] = {}
     quantization = config.get("quantization_config") or {}
@@ -124,16 +124,18 @@ def dense_state(folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _load_codes(folder: Path, trust: bool, dtype: str) -> Any:
-    """A model in our own layout, its weights decoded."""
+def _load_decoded(folder: Path, trust: bool, dtype: str) -> Any:
+    """A model whose weights are decoded here."""
     import transformers
 
     options = {"local_files_only": True, "trust_remote_code": trust}
     config = transformers.AutoConfig.from_pretrained(folder, **options)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
     with torch.device("meta"):
         kind = type(transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust))
     model = kind.from_pretrained(
-        None, config=config, state_dict=codes.dense(folder), dtype=getattr(torch, dtype)
+        None, config=config, state_dict=stored.dense(folder), dtype=getattr(torch, dtype)
     )
     if (folder / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(folder)

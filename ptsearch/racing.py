@@ -1,19 +1,21 @@
 """Racing: all variants answer the search half in equal chunks, and one is asked no further when
-every ensemble that contains it is, within bounds that hold at all looks together, dominated.
+every ensemble that contains it is, with bounds that hold at all looks together, dominated.
 
 Scores with gaps between groups are no means, so their samples are asked first and whole. What is
 left of a score is a weighted sum over strata, each sampled without replacement in a random order.
-For the difference of two ensembles, X the weighted differences of their hits and mu their means
-given the past, exp(l sum(mu - X) / b - psi(l) sum(X^2) / b^2) is a supermartingale for |X| <= b and
-psi(l) = -log(1 - l) - l (Howard et al. 2021, https://doi.org/10.1214/20-AOS1991); the step weights
-are chosen so that the means sum to a multiple of the true difference in spite of the missing
-replacement (as in Waudby-Smith and Ramdas 2020, https://arxiv.org/abs/2006.04347). By Ville's
-inequality it stays under 1 / alpha at all looks with probability 1 - alpha; alpha is shared by all
-pairs of ensembles, scores and values of l.
+Let X be the weighted differences of two ensembles' hits as they come, in units of the largest, and
+mu their means given the past: prod(1 - l X) exp(l sum(mu)), 0 < l < 1, is a supermartingale that
+starts at 1 (a bet: Waudby-Smith and Ramdas 2020, https://arxiv.org/abs/2010.09686), and so is the
+mean over several l. Steps are weighted so that the mu sum to a multiple of the true difference in
+spite of the missing replacement. Where the first ensemble is not the worse one, that is at least 0,
+and with 0 for it the product ever reaches 1 / alpha with a probability of at most alpha (Ville).
+
+Only the front's members must not be stopped: one ensemble on the front for each of them, and the
+best single variant, need a true bound, against those rivals that cost no more. That is what alpha
+is shared by.
 """
 
 from collections.abc import Sequence
-from math import comb
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +25,7 @@ from ptsearch import exact, rates
 from ptsearch.config import OBJECTIVES
 from ptsearch.judge import Judge
 from ptsearch.rates import Plan
+from ptsearch.rules import UNUSABLE
 from ptsearch.study import limits, objectives, the_study
 from ptsearch.table import Table
 from ptsearch.voting import Codes
@@ -32,7 +35,7 @@ Rows = NDArray[np.intp]
 
 ALPHA = 0.05  # of stopping, in a study, any variant that is on its front
 LOOKS = 4
-LAMBDAS = (0.05, 0.15, 0.4)
+LAMBDAS = (0.05, 0.1, 0.2, 0.4, 0.7, 0.95)
 FEW = 5 * LOOKS  # a smaller stratum is asked whole
 MAX_ENSEMBLES = 50_000  # each against each sample: bounds the memory
 RIVALS = 100  # ensembles that may dominate: the front so far
@@ -47,7 +50,6 @@ class Course(NamedTuple):
     whole: NDArray[np.bool_]  # (rates,) asked whole at the first look
     rank: NDArray[np.intp]  # (rows,) place in the order of its rate, from 0
     step: Floats  # (rows,) weight of the row's step in the supermartingale
-    ensembles: int  # of the variants at the start: what alpha is shared by
     growth: Floats  # (looks,) what the true difference is multiplied by in the sum of means
 
 
@@ -57,6 +59,12 @@ class Field(NamedTuple):
     masks: exact.Masks
     precision: Floats  # (variants,)
     cost: Floats  # (ensembles, costs), minimized; known beforehand
+    enough: Floats  # (ensembles,) log of the evidence against each that a rival needs
+    enough_single: float  # the same where a single variant is compared with another
+
+    def without(self, gone: Sequence[int]) -> "Field":
+        kept = self.masks & np.uint32(sum(1 << v for v in gone)) == 0
+        return self._replace(masks=self.masks[kept], cost=self.cost[kept], enough=self.enough[kept])
 
 
 def race(table: Table, judge: Judge) -> None:
@@ -74,28 +82,32 @@ def race(table: Table, judge: Judge) -> None:
         )
     if table.config.vote.rule != "majority":
         raise ValueError("study.racing=true bounds the majority vote only: take vote=majority")
-    rng = np.random.default_rng(wanted.seed)
-    course = plan_course(judge, len(table.variants), LOOKS, rng)
+    course = plan_course(judge, LOOKS, np.random.default_rng(wanted.seed))
     inside: Rows = np.flatnonzero(judge.mask)
     rows: Rows = np.empty(0, dtype=np.intp)
-    labels = list(table.variants)
-    total = judge.mask.size
+    alive, field = list(table.variants), None
     for look, new in enumerate(course.looks):
         rows = np.concatenate([rows, new])
-        said = table.ask(labels, inside[rows])
-        labels = list(said)
-        if not labels:
-            return  # all degenerate
-        codes = np.stack([said[label][judge.mask] for label in labels])
-        metas = [table.cost_meta(label) for label in labels]
-        field = open_field(judge, [table.variants[label] for label in labels], metas)
-        for v in sorted(hopeless(course, look, codes, field), reverse=True):
-            reason = f"racing: on no front, asked {rows.size:,} of {total:,} samples"
-            table.leave_out(labels.pop(v), reason)
-    table.ensure(labels)
+        said = table.ask(alive, inside[rows])
+        if field is None:
+            if not said:
+                return  # all degenerate
+            labels = list(said)
+            metas = [table.cost_meta(label) for label in labels]
+            field = open_field(judge, [table.variants[label] for label in labels], metas)
+        silent = np.full(judge.mask.size, UNUSABLE, dtype=np.int16)
+        codes = np.stack([said.get(label, silent)[judge.mask] for label in labels])
+        gone = [v for v, label in enumerate(labels) if label not in said]
+        gone += hopeless(course, look, codes, field.without(gone))
+        field = field.without(gone)
+        for label in [labels[v] for v in gone if labels[v] in said]:
+            reason = f"racing: on no front, asked {rows.size:,} of {judge.mask.size:,} samples"
+            table.leave_out(label, reason)
+        alive = [label for v, label in enumerate(labels) if v not in gone]
+    table.ensure(alive)
 
 
-def plan_course(judge: Judge, variants: int, looks: int, rng: np.random.Generator) -> Course:
+def plan_course(judge: Judge, looks: int, rng: np.random.Generator) -> Course:
     """Random orders within strata, the same share of each at every look."""
     plan = rates.plan(judge.asked, judge.config.trust.weights)
     keys = tuple(n for n in objectives(the_study(judge.config)) if n in plan.keys)
@@ -120,7 +132,6 @@ def plan_course(judge: Judge, variants: int, looks: int, rng: np.random.Generato
         step[rows] = (mean / pace[rate])[look_of[rows]]
     return Course(
         plan, keys, [np.flatnonzero(look_of == look) for look in range(looks)], whole, rank, step,
-        sum(comb(variants, n) for n in range(1, the_study(judge.config).max_members + 1)),
         np.cumsum(mean),
     )  # fmt: skip
 
@@ -141,96 +152,105 @@ def open_field(judge: Judge, variants: Sequence[Any], metas: Sequence[dict[str, 
         allowed &= cost[name] >= limit
     costs = [cost[n] for n in objectives(wanted) if OBJECTIVES[n] == "minimize"]
     stacked = np.stack([*costs, np.zeros(masks.size)], axis=1)
-    return Field(masks[allowed], np.array([v.precision for v in variants]), stacked[allowed])
+    masks, stacked, n = masks[allowed], stacked[allowed], len(variants)
+    cheaper = np.array([(stacked <= own).all(axis=1).sum() for own in stacked])
+    return Field(
+        masks, np.array([v.precision for v in variants]), stacked,
+        np.log((n + 1) * cheaper / ALPHA), float(np.log((n + 1) * n / ALPHA)),
+    )  # fmt: skip
 
 
 def hopeless(course: Course, look: int, codes: Codes, field: Field) -> list[int]:
-    """Variants that, by what was answered up to `look`, no ensemble on the front contains; the best
-    single variant stays too, because the front is compared with it.
+    """Variants of the field that, by what was answered up to `look`, no ensemble on the front
+    contains; the best single variant stays too, because the front is compared with it.
 
     `codes` (variants, rows of the search half); only rows asked so far are read.
     """
-    bounds = Bounds.at(course, look, codes, field)
-    estimate = np.concatenate([-bounds.estimate, field.cost], axis=1)
+    if look + 1 < len(course.looks):
+        lost = outclassed(course, look, codes, field)
+    else:
+        lost = _outside_front(course, codes, field)
+    inside, alive = (
+        int(np.bitwise_or.reduce(masks, initial=np.uint32(0)))
+        for masks in (field.masks, field.masks[~lost])
+    )
+    return [v for v in range(len(codes)) if (inside & ~alive) >> v & 1]
+
+
+def outclassed(course: Course, look: int, codes: Codes, field: Field) -> NDArray[np.bool_]:
+    """(ensembles,): is there evidence enough that a rival is better, at no more cost?"""
+    found = Evidence.at(course, look, codes, field)
+    estimate = np.concatenate([-found.estimate, field.cost], axis=1)
     rivals = exact.pareto_front(estimate, ["minimize"] * estimate.shape[1])[:RIVALS]
-    out = np.zeros(field.masks.size, dtype=bool)
-    for rival, highest in zip(rivals, bounds.highest_gains(rivals), strict=True):
-        dearer = (field.cost >= field.cost[rival]).all(axis=1)
-        strictly = (field.cost > field.cost[rival]).any(axis=1) | (highest < 0).any(axis=1)
-        out |= dearer & (highest <= 0).all(axis=1) & strictly
+    dearer = (field.cost[:, None] >= field.cost[rivals]).all(axis=2)  # (ensembles, rivals)
+    least = np.min([found.against(k, rivals) for k in range(len(course.keys))], axis=0)
+    lost: NDArray[np.bool_] = (dearer & (least >= field.enough[:, None])).any(axis=1)
     singles = np.flatnonzero(np.bitwise_count(field.masks) == 1)
     if singles.size and "trust" in course.keys:
         trust = course.keys.index("trust")
-        best = singles[bounds.estimate[singles, trust].argmax()]
-        out[singles] &= bounds.highest_gains(np.array([best]))[0, singles, trust] < 0
-    alive = np.bitwise_or.reduce(field.masks[~out], initial=np.uint32(0))
-    return [v for v in range(len(codes)) if not int(alive) >> v & 1]
+        best = singles[found.estimate[singles, trust].argmax()]
+        lost[singles] &= found.against(trust, best[None])[singles, 0] >= field.enough_single
+    return lost
 
 
-class Bounds(NamedTuple):
-    """What is known of every ensemble's scores at a look."""
+class Evidence(NamedTuple):
+    """What a look tells of every ensemble's scores."""
 
     estimate: Floats  # (ensembles, keys), in percent
     known: Floats  # (ensembles, keys): the part of the score that is exact
     hits: NDArray[np.float32]  # (ensembles, counts) of the strata under way
-    worth: Floats  # (keys, counts) of a hit in the score
-    drift: Floats  # (counts,) of a hit in the estimate without replacement, times its worth
-    step: Floats  # (counts,)
-    largest: Floats  # (keys,) what one step of the whole race can move at most
-    unseen: Floats  # (keys,) the most that the rest can change a difference by
-    growth: float
-    threshold: float  # log(1 / alpha) of one pair, score and lambda
+    stake: Floats  # (keys, counts) of a hit, its weighted step in units of the largest
+    pull: Floats  # (keys, counts): by what a hit has moved the means after it, in the same units
+    unit: Floats  # (keys,) of a known point in the sum of means
 
     @classmethod
-    def at(cls, course: Course, look: int, codes: Codes, field: Field) -> "Bounds":
+    def at(cls, course: Course, look: int, codes: Codes, field: Field) -> "Evidence":
         plan = course.plan
-        asked = np.isin(plan.row, np.concatenate(course.looks[: look + 1]))
         columns = [plan.keys.index(key) for key in course.keys]
         per_hit = 100 * plan.by_rate[columns] / np.maximum(plan.size, 1)  # (keys, rates)
-        used = (per_hit != 0).any(axis=0)
-        under_way = np.flatnonzero(asked & (used & ~course.whole)[plan.rate])
-        final = look + 1 == len(course.looks)
-        hits = _hits(plan, under_way, codes, field)
+        used = (per_hit != 0).any(axis=0) & ~course.whole
+        asked = np.isin(plan.row, np.concatenate(course.looks[: look + 1]))
+        under_way = np.flatnonzero(asked & used[plan.rate])
+        hits, known = _hits(plan, under_way, codes, field), _known(course, codes, field)
         worth = per_hit[:, plan.rate[under_way]]
-        known = _known(course, codes, field)
-        seen = np.array([np.unique(plan.row[asked & (plan.rate == r)]).size
-                         for r in range(plan.size.size)])  # fmt: skip
-        unseen = np.where(used & ~course.whole & (not final), plan.size - seen, 0)
-        share = np.where(seen > 0, plan.size / np.maximum(seen, 1), 0.0)[plan.rate[under_way]]
-        early = np.isin(plan.row, np.concatenate([np.empty(0, dtype=np.intp), *course.looks[:-1]]))
-        moves = np.abs(per_hit[:, plan.rate] * course.step[plan.row])[:, early]
-        pairs = 2.0 * np.log(course.ensembles)
+        seen = np.bincount(plan.rate, asked & plan.first, minlength=plan.size.size)
+        share = (plan.size / np.maximum(seen, 1))[plan.rate[under_way]]
+        early = used[plan.rate] & ~np.isin(plan.row, course.looks[-1])
+        steps = np.abs(per_hit[:, plan.rate] * course.step[plan.row])[:, early]
+        largest = steps.max(axis=1, initial=0.0)[:, None]
+        scale = np.divide(1.0, largest, out=np.zeros_like(largest), where=largest > 0)
+        step = course.step[plan.row[under_way]]
         return cls(
-            known + hits @ (worth * share).T, known, hits, worth,
-            _drift(course, under_way), course.step[plan.row[under_way]],
-            moves.max(axis=1, initial=0.0),
-            np.abs(per_hit) @ unseen, float(course.growth[look]),
-            float(pairs + np.log(len(columns) * len(LAMBDAS) / ALPHA)),
+            known + hits @ (worth * share).T, known, hits, worth * step * scale,
+            worth * (_drift(course, under_way) - step) * scale, course.growth[look] * scale[:, 0],
         )  # fmt: skip
 
-    def highest_gains(self, rivals: Rows) -> Floats:
-        """(rivals, ensembles, keys): upper bounds of each ensemble's score minus the rival's."""
+    def against(self, key: int, rivals: Rows) -> Floats:
+        """(ensembles, rivals): log of the evidence that the ensemble's score is the lower one."""
+        if not self.unit[key]:  # all is known
+            lower = self.known[:, None, key] < self.known[rivals, key] - 1e-9
+            return np.where(lower, np.inf, -np.inf)
+        moved = -self.unit[key] * self.known[:, key] - self.hits @ self.pull[key]
         found = []
-        theirs = self.hits[rivals]  # (rivals, counts)
-        for k, worth in enumerate(self.worth):
-            certain = self.known[:, k] + self.hits @ worth
-            plain = certain - certain[rivals, None] + self.unseen[k]
-            size = float(self.largest[k])
-            if not self.unseen[k] or not size:
-                found.append(np.round(plain, 9))
-                continue
-            square = ((self.step * worth / size) ** 2).astype(np.float32)
-            common = (theirs * square) @ self.hits.T  # (rivals, ensembles)
-            alone = self.hits @ square
-            spread = np.maximum(alone + alone[rivals, None] - 2 * common, 0.0)
-            # The least over lambda: pointwise, as all of them hold together.
-            reach = np.full(spread.shape, np.inf)
-            for x in LAMBDAS:
-                np.minimum(reach, (self.threshold + (-np.log1p(-x) - x) * spread) / x, out=reach)
-            drawn = self.known[:, k] + self.hits @ (self.drift * worth) / self.growth
-            fair = drawn - drawn[rivals, None] + size * reach / self.growth
-            found.append(np.minimum(plain, fair))
-        return np.stack(found, axis=2)
+        for x in LAMBDAS:
+            lose, win = np.log1p(-x * self.stake[key]), np.log1p(x * self.stake[key])
+            both = (self.hits[rivals] * (lose + win)).astype(np.float32)
+            mine, theirs = self.hits @ lose + x * moved, self.hits @ win - x * moved
+            found.append(mine[:, None] + theirs[rivals] - self.hits @ both.T)
+        return np.asarray(np.logaddexp.reduce(found) - np.log(len(LAMBDAS)))
+
+
+def _outside_front(course: Course, codes: Codes, field: Field) -> NDArray[np.bool_]:
+    """(ensembles,), once all is answered: all but the front and the best single variant."""
+    hits = exact.count_hits(course.plan, codes, field.precision, field.masks)
+    scores = rates.score_counts(course.plan, hits.T)
+    values = np.stack([-scores[key] for key in course.keys] + list(field.cost.T), axis=1)
+    outside = np.ones(field.masks.size, dtype=bool)
+    outside[exact.pareto_front(values, ["minimize"] * values.shape[1])] = False
+    singles = np.flatnonzero(np.bitwise_count(field.masks) == 1)
+    if singles.size:
+        outside[singles[scores["trust"][singles].argmax()]] = False
+    return outside
 
 
 def _hits(plan: Plan, counts: Rows, codes: Codes, field: Field) -> NDArray[np.float32]:

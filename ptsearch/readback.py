@@ -4,24 +4,28 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ptsearch import calibration as calibrations
-from ptsearch import models, store
+from ptsearch import models, store, stored
 from ptsearch.calibration import Calibration
-from ptsearch.engine import runtime
+from ptsearch.engine import memory, runtime
+from ptsearch.engine.runtime import Runtime
 from ptsearch.models import BaseModel
-from ptsearch.quantize import checkpoint
+from ptsearch.quantize import checkpoint, layerwise
+from ptsearch.quantize.layer import Layer
 from ptsearch.variant import DENSE_WEIGHTS, Variant
 
 PERPLEXITY_SAMPLES = 8
 PERPLEXITY_LENGTH = 256
+ROOM = 1.5  # of a model's dense weights, to load a variant whole
 
 
 @dataclass
@@ -39,7 +43,7 @@ class Work:
     coded: dict[str, dict[str, Any]] = field(default_factory=dict)  # linear -> kind, bits, shape
     gradient_seconds: float = 0.0  # processor time of the pass for gradients, shared by a seed
     runtime: dict[str, Tensor] = field(default_factory=dict)  # what rounds while it runs
-    no_room: bool = False  # on the disk
+    failure: str = ""  # why there will be no such variant
 
 
 def check(
@@ -56,17 +60,16 @@ def check(
     if variant.method in DENSE_WEIGHTS:
         folder = Path(dict(variant.method_args).get("path", base.path))
     table = work.writer.table if work.writer else checkpoint.table_of(folder)
-    model, tokenizer = models.load(folder)
     if work.runtime:
         save_file(work.runtime, work.folder / runtime.TENSORS)
         table = table | checkpoint.table_of(work.folder, runtime.TENSORS)
     asked = runtime.of_variant(variant, work.folder)
-    runtime.apply(model, runtime.linear_names(model), asked, packed=False)
+    tokenizer = models.load_tokenizer(base.path, base.trust_remote_code)
     how = (PERPLEXITY_LENGTH, calibration.rendering)
-    held_out = calibrations.chunks(tokenizer, calibration.held_out, *how)
-    sums = [tensor.sum(dtype=torch.float32).item() for tensor in model.parameters()]
-    finite = all(map(math.isfinite, sums))
-    value = perplexity(model, held_out[:PERPLEXITY_SAMPLES])
+    chunks = calibrations.chunks(tokenizer, calibration.held_out, *how)[:PERPLEXITY_SAMPLES]
+    whole = variant.method == "path" or variant.kv_bits != 16 or _fits(base)
+    read = _read_whole if whole else _read_by_layers
+    value, finite, kv = read(base, folder, asked, chunks)
     dense = value
     if variant.method != "none":
         dense = models.read_json(dense_folder / models.META)["perplexity"]
@@ -77,7 +80,8 @@ def check(
         "trust_remote_code": base.trust_remote_code,
         "tensors": table,
         "tensor_bytes": sum(tensor["bytes"] for tensor in table.values()),
-        "kv": runtime.kv_stored(model, asked),
+        "read_back": "whole" if whole else "layer by layer",
+        "kv": kv,
         "perplexity": value if math.isfinite(value) else None,
         "dense_perplexity": dense,
         "degenerate": not finite or not value <= max_ratio * dense,
@@ -99,13 +103,13 @@ def join_phases(work: Work, folders: Sequence[Path]) -> None:
         raise store.FullDiskError(f"{work.variant.label}: there was no room for its two models")
     first, later = (models.read_json(folder / models.META) for folder in folders)
     tensors = first["tensors"] | {f"later.{name}": t for name, t in later["tensors"].items()}
-    stored = {tensor["sha256"]: tensor["bytes"] for tensor in tensors.values()}
+    sizes = {tensor["sha256"]: tensor["bytes"] for tensor in tensors.values()}
     meta = first | {
         "variant": asdict(work.variant),
         "label": work.variant.label,
         "checkpoint": str(Path("..", folders[0].name)),
         "tensors": tensors,
-        "tensor_bytes": sum(stored.values()),
+        "tensor_bytes": sum(sizes.values()),
         "degenerate": first["degenerate"] or later["degenerate"],
     }
     (work.folder / models.META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
@@ -113,14 +117,67 @@ def join_phases(work: Work, folders: Sequence[Path]) -> None:
 
 def perplexity(model: Any, chunks: Tensor) -> float:
     """exp of the mean negative log-likelihood of chunks (n, length), first tokens left out."""
-    total = 0.0
+    return _perplexity([_loss(model, ids) for ids in chunks.split(1)])
+
+
+class Measured(NamedTuple):
+    """What reading a checkpoint back found."""
+
+    perplexity: float
+    finite: bool  # all of its tensors
+    kv: dict[str, float]  # how its keys and values are stored
+
+
+def _fits(base: BaseModel) -> bool:
+    """Whether a variant can be loaded whole: its dense weights, and what is made into them."""
+    needed = memory.weights(base.path, base.trust_remote_code) * models.compute_dtype().itemsize
+    return ROOM * needed < memory.available("cpu")
+
+
+def _read_whole(base: BaseModel, folder: Path, asked: Runtime, chunks: Tensor) -> Measured:
+    """As transformers loads it."""
+    model, _ = models.load(folder)
+    runtime.apply(model, runtime.linear_names(model), asked, packed=False)
+    finite = all(map(_is_finite, model.parameters()))
+    return Measured(perplexity(model, chunks), finite, runtime.kv_stored(model, asked))
+
+
+def _read_by_layers(base: BaseModel, folder: Path, asked: Runtime, chunks: Tensor) -> Measured:
+    """The same by transformers' layers, of which one is in memory."""
+    model = layerwise.skeleton(base)
+    _, layers = layerwise.layers_of(model)
+    runtime.apply(model, runtime.linear_names(model), asked, packed=False)
+    finite = True
+
+    def look(layer: Layer) -> dict[str, Tensor]:
+        nonlocal finite
+        finite = finite and all(map(_is_finite, layer.stored.values()))
+        return {}
+
+    read = partial(stored.dense, folder)
+    hidden = layerwise.walk(read, model, chunks, {}, look)
+    layerwise.fill_around(read, model, "", layers)
+    model.tie_weights()
+    losses = []
+    for ids, X in zip(chunks.split(1), hidden.split(1), strict=True):
+        with layerwise.forwards(layers, lambda *_, _X=X, **__: _X):
+            losses.append(_loss(model, ids))
+    return Measured(_perplexity(losses), finite, runtime.kv_stored(model, asked))
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return math.isfinite(tensor.sum(dtype=torch.float32).item())
+
+
+def _loss(model: Any, ids: Tensor) -> float:
+    """Mean negative log-likelihood of one chunk (1, length)."""
     with torch.inference_mode():
-        for ids in chunks.split(4):
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-            total += torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"
-            ).item()
-    mean = total / chunks[:, 1:].numel()
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+        return torch.nn.functional.cross_entropy(logits, ids[0, 1:]).item()
+
+
+def _perplexity(losses: list[float]) -> float:
+    mean = sum(losses) / len(losses)
     return math.exp(mean) if mean < 700 else math.inf
 
 

@@ -6,11 +6,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ptsearch import predictions
+from ptsearch.cascade import Floats, margins
 from ptsearch.judge import Judge
 from ptsearch.results import SHOWN, Row
 from ptsearch.scores import Scores
 from ptsearch.table import Table
 from ptsearch.voting import Codes
+
+NEAR_TIE = 2e-4  # nats between the two best labels within which fp32 itself leaves the answer open
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Recheck:
     flips: dict[str, float]  # of each member
     voted: list[float]  # of each ensemble of the front, on the search half
     scores: list[Scores]  # its scores in fp32, on the search half
+    open: float  # percent of the members' choices that are near ties in fp32
 
     def moved(self, front: Sequence[Row], key: str) -> float:
         """How far a score of the front lies from itself in fp32, at most."""
@@ -40,12 +44,23 @@ def recheck(table: Table, judge: Judge, front: Sequence[Row]) -> Recheck:
         {name: flips(table.entries[name].codes, exact.entries[name].codes) for name in labels},
         [flips(judge.vote(table, row.members), judge.vote(exact, row.members)) for row in front],
         [{key: scores[key] for key in SHOWN} for scores in found],
+        _percent_open(np.concatenate([margins(exact, label) for label in labels])),
     )
 
 
 def flips(found: Codes, exact: Codes) -> float:
     """Percent of the answers that are others in fp32; a refusal is an answer here."""
     return 100 * float(np.mean(found != exact))
+
+
+def near_ties(sure: Floats) -> int:
+    """How many choices lie within NEAR_TIE. sure: (samples,) margins, NaN where none was made."""
+    return int(np.sum(sure <= NEAR_TIE))
+
+
+def _percent_open(sure: Floats) -> float:
+    chosen = int(np.sum(~np.isnan(sure)))
+    return 100 * near_ties(sure) / chosen if chosen else float("nan")
 
 
 def _keep(table: Table, label: str, exact: Codes) -> None:

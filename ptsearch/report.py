@@ -20,6 +20,7 @@ from ptsearch import (
     logged,
     models,
     results,
+    scenarios,
     terminal,
     tracking,
 )
@@ -29,13 +30,14 @@ from ptsearch.experiments import about_bytes
 from ptsearch.explain import Explanation
 from ptsearch.gains import gains
 from ptsearch.judge import Judge, judges
-from ptsearch.recheck import Recheck, recheck
+from ptsearch.recheck import NEAR_TIE, Recheck, recheck
 from ptsearch.results import BEST_SINGLE, DENSE_MODEL, Row
+from ptsearch.scenarios import Sheet
 from ptsearch.scores import MMLU, Scores
 from ptsearch.study import Found, Members
 from ptsearch.table import DENSE, Table
 from ptsearch.tracking import Tracker
-from ptsearch.truth import Truth, approximate_front, shares, true_front, untried
+from ptsearch.truth import Truth, approximate_front, reachable, shares, true_front, untried
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,11 @@ class Result:
     holdout_reads: int  # how often the holdout half was read, this time included
     truth: Truth | None  # the true front, where it can be enumerated
     shares: list[float]  # of its hypervolume in percent, by trial of the sampler
+    reachable: list[float]  # the same of all ensembles of the variants evaluated by then
     remarks: list[str]  # why something is missing
     explained: Explanation
     recheck: Recheck | None  # of the front in fp32
+    scenarios: Sheet  # of the dense model, the best single variant and the most trusted ensemble
 
     @property
     def rows(self) -> list[Row]:
@@ -108,7 +112,7 @@ def compile_result(
     by_half = {"search": search, "holdout": holdout}
     front = certificate.certified(table, by_half, front, reads, remarks)
     trials = [(trial, search(table, trial.members)) for trial in studies.completed(study)]
-    proposed = [scores for trial, scores in trials if trial.by_sampler]
+    proposed = [(trial.members, scores) for trial, scores in trials if trial.by_sampler]
     return Result(
         trials=trials,
         front=front,
@@ -119,10 +123,12 @@ def compile_result(
         left_out=table.left_out(),
         holdout_reads=reads,
         truth=truth,
-        shares=shares(truth, proposed) if truth else [],
+        shares=shares(truth, [scores for _, scores in proposed]) if truth else [],
+        reachable=reachable(truth, [members for members, _ in proposed]) if truth else [],
         remarks=[*remarks, *classes, *results.about_data(table), *about_bytes(table)],
         explained=explain.explain(table, halves, front, _baselines(best)),
         recheck=recheck(table, search, front) if wanted.check_fp32 else None,
+        scenarios=scenarios.of_front(search, [dense, *([best] if best else [])], front),
     )
 
 
@@ -190,6 +196,7 @@ def log_result(tracker: Tracker, table: Table, study: optuna.Study, result: Resu
             again = {"flips": flips, **exact}
             tracking.add(tracker, row.run_id, {f"fp32.{k}": v for k, v in again.items()}, {})
     tracking.log_steps(tracker, "hypervolume_share", enumerate(result.shares))
+    tracking.log_steps(tracker, "hypervolume_reachable", enumerate(result.reachable))
     config = table.config
     for name, value in _for_export(table, judges(table), result).items():
         study.set_user_attr(name, value)
@@ -197,13 +204,24 @@ def log_result(tracker: Tracker, table: Table, study: optuna.Study, result: Resu
     title = f"{name}: {len(result.front)} of {len(result.trials)} trials on the front"
     scores = [found for _, found in result.trials]
     with tempfile.TemporaryDirectory() as folder:
-        html, png, csv, resolved, data = files = [
+        html, png, csv, beside, resolved, data = files = [
             Path(folder, name)
-            for name in ("pareto.html", "pareto.png", "front.csv", "config.json", "data.json")
+            for name in (
+                "pareto.html",
+                "pareto.png",
+                "front.csv",
+                "scenarios.csv",
+                "config.json",
+                "data.json",
+            )
         ]
         figure.draw_html(scores, result.rows, html, title)
         figure.draw_png(scores, result.rows, png, title)
+        if result.shares:
+            files.append(Path(folder, "regret.png"))
+            figure.draw_regret(result.shares, result.reachable, files[-1], f"{name}: regret")
         results.write_csv(result.rows, csv)
+        scenarios.write(result.scenarios, beside)
         resolved.write_text(json.dumps(asdict(config), indent=2), encoding="utf-8")
         data.write_text(json.dumps(study.user_attrs["data"], indent=2), encoding="utf-8")
         tracking.finish(
@@ -229,6 +247,7 @@ def show_result(screen: Console, tracker: Tracker, config: Config, result: Resul
     terminal.show_rows(screen, f"{kind} of {name}", result.front, dense_gb)
     compared = [*result.compared, *result.singles, *result.constants]
     terminal.show_rows(screen, "for comparison", compared, dense_gb)
+    terminal.show_scenarios(screen, "search half", result.scenarios, list(result.scenarios.models))
     if not studies.the_study(config).baselines:
         screen.print("no smaller dense model configured (study.baselines=[NAME])", style="dim")
     for line in _footnotes(result):
@@ -320,7 +339,8 @@ def _footnotes(result: Result) -> list[str]:
         notes.append(
             f"in fp32 {sum(flips.values()) / len(flips):.2f} % of the members' answers are others "
             f"(at most {flips[worst]:.2f} %: {worst}); the front's trust moves by at most "
-            f"{moved['trust']:.2f}, its MMLU by {moved['mmlu']:.2f} points"
+            f"{moved['trust']:.2f}, its MMLU by {moved['mmlu']:.2f} points; "
+            f"{result.recheck.open:.2f} % of the choices there are ties within {NEAR_TIE} nats"
         )
     return notes + explain.lines(result.explained) + result.remarks
 

@@ -8,6 +8,7 @@ completion; or JSON lines with `id` and `reply`, in any order, id as our samples
 import json
 import math
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +20,29 @@ from ptsearch.benchmarks.sources import PAPER
 from ptsearch.published import Answers, measure
 from ptsearch.rules import RULES
 
-SHOWN = ("acc", "macc", "rr", "dpd", "eod", "fpr", "fpr_answered")
+SHOWN = ("acc", "macc", "acc_all", "rr", "dpd", "eod", "fpr", "fpr_answered", "fpr_all")
 _PAIR = "[messages, response]"
 
 
 def rescore(
     benchmark: str, scenario: str, replies: Path, rules: str, root: Path
 ) -> dict[str, float | int | str]:
-    """One row: `acc`, `macc`, `rr`, `dpd`, `eod`, `fpr`, `fpr_answered`, `macro` (over MMLU's
-    subjects), `abstained` in percent, `n`, as they apply; under `clean` also why replies were no
-    answers.
+    """One row: `acc`, `macc` (among the answered), `rr`, `dpd`, `eod`, `fpr` in percent and `n`, as
+    they apply. Of ethics with either denominator: `acc_all` where `acc` is among the answered,
+    `fpr_all`, `fpr_answered`; of MMLU `macro` over subjects; under `clean` also `abstained`, and
+    why replies were no answers.
     """
     for key, value, known in (("benchmark", benchmark, PAPER), ("rules", rules, RULES)):
         if value not in known:
             raise ValueError(f"rescore.{key} must be one of {', '.join(known)}, got {value!r}")
     loaded = PAPER[benchmark](root)
     if scenario not in loaded.scenarios:
+        near = get_close_matches(scenario, loaded.scenarios, n=5) or loaded.scenarios
         raise ValueError(
-            f"rescore.scenario: {benchmark} has no {scenario!r}; "
-            f"it has {', '.join(loaded.scenarios)}"
+            f"rescore.scenario: {benchmark} has no {scenario!r}; it has {', '.join(near)}"
         )
+    if replies == Path():
+        raise ValueError("rescore.replies=FILE is missing: the recorded replies")
     samples = [sample for sample in loaded.samples if sample.scenario == scenario]
     row = score_replies(loaded, samples, read_replies(replies, samples), rules)
     return {"benchmark": benchmark, "scenario": scenario, "rules": rules, **row}
@@ -113,6 +117,8 @@ def _by_id(records: Sequence[files.Record], path: Path, samples: Sequence[Sample
     places |= {sample.id.split("/", 1)[1]: place for place, sample in enumerate(samples)}
     replies: dict[int, str] = {}
     for record in records:
+        if isinstance(record.value, dict) and isinstance(record.value.get("id"), int):
+            record.value["id"] = str(record.value["id"])
         name = files.field(record, "id")
         if name not in places:
             raise ValueError(

@@ -22,16 +22,18 @@ class FullDiskError(ValueError):
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary sibling of `path` that becomes `path` on success and vanishes on an exception.
+def new_folder(path: Path, kept: Path | None = None) -> Iterator[Path]:
+    """A temporary sibling of `path` that becomes `path` on success and vanishes on an exception;
+    `kept` in its place is used as it is, and stays after an interruption.
 
     If another process has made a whole `path` meanwhile, that one stays. A full disk is a
     FullDiskError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part-{os.getpid()}-{secrets.token_hex(4)}")
+    part = kept or path.with_name(f".{path.name}.part-{os.getpid()}-{secrets.token_hex(4)}")
+    stays = False
     try:
-        part.mkdir()
+        part.mkdir(exist_ok=kept is not None)
         yield part
         _seal(part)
         if path.exists() and not is_whole(path):
@@ -45,8 +47,12 @@ def new_folder(path: Path) -> Iterator[Path]:
                 f"no space left in {path.parent} to write {path.name}: nothing of it was kept"
             ) from error
         raise
+    except (KeyboardInterrupt, SystemExit):
+        stays = kept is not None
+        raise
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if not stays:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def is_whole(path: Path) -> bool:

@@ -17,8 +17,10 @@ from rich.progress import (
 )
 from rich.table import Table as RichTable
 
+from ptsearch import scenarios
 from ptsearch.compute import Report
 from ptsearch.results import BEST_SINGLE, Row
+from ptsearch.scenarios import Sheet
 
 WIDTH = 118  # where the output is no terminal
 
@@ -104,6 +106,14 @@ def show_grid(
             table.add_row(*row)
         table.add_section()
     screen.print(table)
+
+
+def show_scenarios(screen: Console, half: str, sheet: Sheet, models: Sequence[str]) -> None:
+    """What the `models` score in each scenario of a half beside what needs no model."""
+    show_grid(
+        screen, f"Scenarios, {half}: score (accuracy) beside what needs no model",
+        ["", *scenarios.HEADS, *models], scenarios.cells(sheet, models),
+    )  # fmt: skip
 
 
 def _table(title: str) -> RichTable:

@@ -21,16 +21,6 @@ MAX_SLOW = 5000  # ensembles that the published rules, scored one by one, may ha
 Floats = NDArray[np.float64]
 
 
-class Truth(NamedTuple):
-    """Every ensemble that the limits allow, and those that none of them dominates."""
-
-    ensembles: int
-    front: list[Members]
-    values: Floats  # (front, objectives), as measured
-    names: list[str]  # the objectives that are on
-    approximate: str = ""  # why not all ensembles were scored
-
-
 class Everything(NamedTuple):
     """Every ensemble of the variants that may vote, and its scores and cost."""
 
@@ -40,6 +30,22 @@ class Everything(NamedTuple):
 
     def members(self, place: int) -> Members:
         return tuple(self.labels[v] for v in exact.members(self.masks[place]))
+
+    def where(self, kept: NDArray[np.bool_]) -> "Everything":
+        return Everything(
+            self.labels, self.masks[kept], {n: v[kept] for n, v in self.found.items()}
+        )
+
+
+class Truth(NamedTuple):
+    """Every ensemble that the limits allow, and those that none of them dominates."""
+
+    ensembles: int
+    front: list[Members]
+    values: Floats  # (front, objectives), as measured
+    names: list[str]  # the objectives that are on
+    everything: Everything | None = None  # all that the limits allow; None = not all were scored
+    approximate: str = ""  # why not
 
 
 def true_front(table: Table, judge: Judge) -> Truth:
@@ -52,16 +58,16 @@ def true_front(table: Table, judge: Judge) -> Truth:
         raise ValueError("study.min_skill=require is tested for the trials alone")
     everything, names = enumerate_scores(table, judge), objectives(wanted)
     found = everything.found
-    allowed = np.isfinite([found[name] for name in names]).all(axis=0)
+    allowed = np.asarray(np.isfinite([found[name] for name in names]).all(axis=0))
     for name, limit in limits(wanted.min).items():
         allowed &= found[name] >= limit
     for name, limit in limits(wanted.max).items():
         allowed &= found[name] <= limit
-    places = np.flatnonzero(allowed)
-    values = np.stack([found[name][places] for name in names], axis=1)
+    everything = everything._replace(found={name: found[name] for name in names}).where(allowed)
+    values = np.stack([everything.found[name] for name in names], axis=1)
     best = exact.pareto_front(values, [OBJECTIVES[name] for name in names])
-    front = [everything.members(place) for place in places[best]]
-    return Truth(places.size, front, values[best], names)
+    front = [everything.members(place) for place in best]
+    return Truth(everything.masks.size, front, values[best], names, everything)
 
 
 def enumerate_scores(table: Table, judge: Judge) -> Everything:
@@ -115,7 +121,7 @@ def approximate_front(table: Table, judge: Judge, why: str) -> Truth:
         tried.add(_neighbours(labels, open_[0], largest))
     front = tried.front()
     values = np.array([[tried.scores[members][name] for name in tried.names] for members in front])
-    return Truth(len(tried.permitted()), front, values, tried.names, why)
+    return Truth(len(tried.permitted()), front, values, tried.names, approximate=why)
 
 
 @dataclass
@@ -182,31 +188,53 @@ def _ordered(labels: Sequence[str], members: set[str]) -> Members:
 
 
 def shares(truth: Truth, tried: Iterable[Scores]) -> list[float]:
-    """Percent of the true front's hypervolume that the trials so far dominate, trial by trial.
-
-    Objectives run from the front's ideal point (0) to its nadir (1); the reference is 1.1.
-    """
-    losses = _losses(truth, truth.values)
-    ideal, nadir = losses.min(axis=0), losses.max(axis=0)
-    span = np.where(nadir > ideal, nadir - ideal, 1.0)
-    reference = np.full(len(truth.names), REFERENCE)
-    whole = exact.hypervolume((losses - ideal) / span, reference)
+    """Percent of the true front's hypervolume that the trials so far dominate, trial by trial."""
+    whole = volume(scaled(truth, truth.values))
     found: list[float] = []
     best = np.empty((0, len(truth.names)))
     for one in tried:
-        point = (_losses(truth, np.array([[one[name] for name in truth.names]])) - ideal) / span
+        point = scaled(truth, np.array([[one[name] for name in truth.names]]))
         if (best <= point).all(axis=1).any():
             found.append(found[-1])
             continue
         best = np.concatenate([best[~(point <= best).all(axis=1)], point])
-        found.append(100 * exact.hypervolume(best, reference) / whole)
+        found.append(100 * volume(best) / whole)
     return found
 
 
-def _losses(truth: Truth, values: Floats) -> Floats:
-    """All objectives minimized."""
-    signs = [-1.0 if OBJECTIVES[name] == "maximize" else 1.0 for name in truth.names]
-    return values * np.array(signs)
+def reachable(truth: Truth, tried: Iterable[Members]) -> list[float]:
+    """Percent of the true front's hypervolume that all ensembles of the variants which the trials
+    so far have named have, trial by trial; nothing where not all ensembles are known.
+    """
+    if truth.everything is None:
+        return []
+    labels, masks, scores = truth.everything
+    losses = scaled(truth, np.stack([scores[name] for name in truth.names], axis=1))
+    whole = volume(scaled(truth, truth.values))
+    bits = {label: 1 << variant for variant, label in enumerate(labels)}
+    found: list[float] = []
+    known = 0
+    for members in tried:
+        before, known = known, known | sum(bits.get(label, 0) & ~known for label in members)
+        if known != before or not found:
+            inside = masks & np.uint32(known) == masks
+            found.append(100 * volume(losses[inside]) / whole)
+        else:
+            found.append(found[-1])
+    return found
+
+
+def scaled(truth: Truth, values: Floats) -> Floats:
+    """Losses (n, objectives) of values, from the true front's ideal point (0) to its nadir (1)."""
+    signs = np.array([-1.0 if OBJECTIVES[name] == "maximize" else 1.0 for name in truth.names])
+    losses = truth.values * signs
+    ideal, span = losses.min(axis=0), np.ptp(losses, axis=0)
+    return (values * signs - ideal) / np.where(span > 0, span, 1.0)
+
+
+def volume(losses: Floats) -> float:
+    """Hypervolume of scaled losses (n, objectives)."""
+    return exact.hypervolume(losses, np.full(losses.shape[1], REFERENCE))
 
 
 def untried(truth: Truth, tried: Sequence[Members]) -> list[Members]:

@@ -83,7 +83,11 @@ def plus_plus() -> dict[str, Any]:
         "label": 1,
     }
     tables["qqp"].append(whole)
-    tables["rte"] = [{"sentence1": "a", "sentence2": "b", "label": 0, "method": "textfooler"}]
+    tables["rte"] = [
+        {"sentence1": "a", "sentence2": "b", "label": 0, "method": "textfooler"},
+        {"sentence": "sentence1: a sentence2: b", "label": 1, "method": "semattack"},
+    ]
+    tables["mnli-mm"] = tables["mnli"]
     return tables
 
 

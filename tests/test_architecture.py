@@ -26,15 +26,20 @@ MAY_IMPORT = {
     "store": {"variant"},
     "compute": set(),
     "codes": set(),
+    "stored": {"codes"},
     "benchmarks": {"rules", "benchmarks", "config"},
     "scores": {"benchmarks", "metrics", "published", "rules", "voting"},
-    "models": {"benchmarks", "codes", "config", "store", "variant"},
+    "models": {"benchmarks", "codes", "config", "store", "stored", "variant"},
     "fetch": {"config", "models", "store"},
     "calibration": {"benchmarks", "config"},
-    "quantize": {"codes", "quantize", "variant", "models", "store", "calibration", "config"},
-    "build": {"calibration", "codes", "engine", "models", "quantize", "readback", "store"}
-    | {"variant"},
-    "readback": {"calibration", "codes", "engine", "models", "quantize", "store", "variant"},
+    "quantize": {"codes", "quantize", "variant", "models", "store", "calibration", "config"}
+    | {"stored"},
+    "build": {"calibration", "engine", "models", "onepass", "quantize", "readback", "resume"}
+    | {"store", "stored", "variant"},
+    "resume": {"quantize", "readback", "variant"},
+    "onepass": {"calibration", "codes", "models", "quantize", "readback", "resume", "store"}
+    | {"stored", "variant"},
+    "readback": {"calibration", "engine", "models", "quantize", "store", "stored", "variant"},
     "engine": {"engine", "models", "config", "quantize", "variant"},
     "extract": {"checks", "benchmarks", "config", "engine", "models", "rules"},
     "evaluate": {"benchmarks", "config", "engine", "models", "predictions"},
@@ -45,13 +50,13 @@ MAY_IMPORT = {
     "study": CHEAP | {"judge", "sampler", "table"},
     "proposal": {"config", "exact", "judge", "study", "table", "variant", "voting"},
     "results": CHEAP | {"ballot", "gains", "judge", "study", "table"},
-    "recheck": CHEAP | {"judge", "results", "table"},
+    "recheck": CHEAP | {"cascade", "judge", "results", "table"},
     "gains": {"config", "judge", "rates", "scores", "statistics", "study", "table", "voting"},
     "racing": {"config", "exact", "judge", "rates", "study", "table", "voting"},
     "certificate": CHEAP | {"benchmarks", "gains", "judge", "results", "study", "table"},
     "truth": {"config", "exact", "judge", "scores", "study", "table"},
     "figure": {"results", "scores"},
-    "terminal": {"compute", "results"},
+    "terminal": {"compute", "results", "scenarios"},
     "bars": set(),
     "heatmap": set(),
     "xray": {"metrics", "rules", "scores", "variant", "voting"},
@@ -60,7 +65,8 @@ MAY_IMPORT = {
     "vote_report": CHEAP | {"gains", "judge", "study", "table"},
     "explain": CHEAP | {"figure", "heatmap", "judge", "ledger", "results", "study"}
     | {"table", "vote_report", "xray"},
-    "experiments": CHEAP | {"gains", "judge", "results", "study", "table"},
+    "scenarios": {"judge", "results", "scores"},
+    "experiments": CHEAP | {"gains", "judge", "results", "scenarios", "study", "table"},
     "tracking": set(),
     "rescore": {"benchmarks", "metrics", "published", "rules"},
     "query": {"rules"},
@@ -94,8 +100,18 @@ ONLY_IN = {
     "aiohttp": {"serve"},
     "prometheus_client": {"serve"},
     "rich": {"terminal", "report", "experiment_report", "slo_report"},
-    "torch": {"codes", "models", "fetch", "calibration", "quantize", "build", "readback", "engine"}
-    | {"compute"},
+    "torch": {
+        "codes",
+        "stored",
+        "models",
+        "fetch",
+        "calibration",
+        "quantize",
+        "build",
+        "readback",
+        "engine",
+    }
+    | {"compute", "onepass", "resume", "stored"},
     "transformers": {"models", "fetch", "quantize", "build", "engine"},
 }
 

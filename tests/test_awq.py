@@ -9,6 +9,7 @@ from tiny import write_tiny_model
 from ptsearch.models import BaseModel
 from ptsearch.quantize import awq, grid, layerwise, rtn
 from ptsearch.quantize.layer import Layer
+from ptsearch.stored import Tensors
 from ptsearch.variant import Variant
 
 
@@ -21,7 +22,13 @@ def first_layer(folder: Path) -> tuple[Layer, list[awq.Site]]:
     def keep(layer: Layer) -> None:
         found.append((layer, awq.sites(layer)))
 
-    layerwise.walk(base, layerwise.skeleton(base), tokens, {0: [0, 1, 2, 3]}, keep)
+    layerwise.walk(
+        Tensors(base.path).under,
+        layerwise.skeleton(base),
+        tokens,
+        {0: [0, 1, 2, 3]},
+        keep,
+    )
     return found[0]
 
 

@@ -4,10 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ptsearch import engine as engines
 from ptsearch import evaluate, models
-from ptsearch.benchmarks import Benchmark, Sample, Scenario, Turn, chat
+from ptsearch.benchmarks import Benchmark, Sample, Scenario, Turn, chat, fairness
+from ptsearch.benchmarks.fit import fit
 from ptsearch.config import EngineConfig
 from ptsearch.rules import Question
 
@@ -56,3 +59,26 @@ def test_error_as_configured(engine: engines.Engine) -> None:
     strict = engine._replace(settings=EngineConfig(too_long="error"))
     with pytest.raises(ValueError, match=r"few/0 is longer than the model's context; engine\.too_"):
         evaluate.fitted(strict, benchmark(6))
+
+
+@given(
+    st.lists(st.tuples(st.text(max_size=9), st.sampled_from(["yes", "no"])), max_size=9), st.data()
+)
+def test_demonstrations_keep_their_order(demos: list[tuple[str, str]], data: st.DataObject) -> None:
+    """In each form of prompt, and when the last ones are dropped."""
+    kept = data.draw(st.integers(0, len(demos)))
+    for prompt, first in (
+        (chat.few_shot("Answer.", demos, "?"), chat.FIRST_DEMO),
+        (fairness.prompt("?", demos), 1),
+    ):
+        where = chat.demo_turns(len(demos), first)
+        sample = Sample("few/0", "item", "few", prompt, Question(("no", "yes")), 0, demos=where)
+        shorter = fit(
+            sample, lambda turns, most=first + 2 * kept: len(turns) <= most + 1, drop=True
+        )
+        said = [
+            (shorter.prompt[start].content, shorter.prompt[end - 1].content)
+            for start, end in shorter.demos
+        ]
+        assert said == [(text, label.capitalize()) for text, label in demos[:kept]]
+        assert shorter.prompt[-1] == sample.prompt[-1]

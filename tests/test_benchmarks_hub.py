@@ -1,21 +1,44 @@
 """The hub path against a local stand-in: real layouts, and what goes wrong on the way."""
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hub_server import Served, serve
+from huggingface_hub import constants
 from paper_root import ETHICS, FAIRNESS, SUBJECTS, TRUST, plus_plus, write_root
 
-from ptsearch.benchmarks import Benchmark, adversarial, ethics, fairness, hub, mmlu, ood
+from ptsearch.benchmarks import Benchmark, adversarial, ethics, fairness, hub, mmlu, ood, sources
+from ptsearch.config import BenchmarksConfig
 
 TRUST_REPOSITORY = "AI-Secure/DecodingTrust"
+
+
+# Columns are those of all rows, as `datasets` reads them; a split's file is where the card says.
+EMPTY = dict.fromkeys(("sentence", "original_sentence", "question1", "original_question1"))
+CARD = """---
+license: cc-by-sa-4.0
+configs:
+- config_name: adv-glue-plus-plus
+  data_files:
+  - {split: sst2, path: adv/sst2.jsonl}
+  - {split: qqp, path: [adv/qqp.jsonl]}
+  - {split: mnli, path: adv/mnli.jsonl}
+  - {split: rte, path: adv/rte.jsonl}
+  - {split: mnli_mm, path: adv/mnli-mm.jsonl}
+- config_name: ood
+  data_files:
+  - {split: style, path: ood/style.jsonl}
+  - {split: knowledge, path: ood/knowledge.jsonl}
+---
+# DecodingTrust
+"""
 
 
 def parquet(rows: list[dict[str, object]]) -> bytes:
@@ -48,13 +71,16 @@ def ood_lines(root: Path, name: str) -> str:
 
 def hub_files(root: Path) -> dict[str, bytes]:
     """The files of `root` as the repositories hold them."""
-    served = {
+    served: dict[str, bytes] = {
         f"cais/mmlu/all/{split}-00000-of-00001.parquet": parquet(mmlu_rows(root, split))
         for split in ("dev", "test")
     }
-    for source in adversarial.SOURCES:
-        name = f"{TRUST_REPOSITORY}/adv-glue-plus-plus/data/{source}.json"
-        served[name] = json.dumps(plus_plus()).encode()
+    served[f"{TRUST_REPOSITORY}/README.md"] = CARD.encode()
+    for task, rows in plus_plus().items():
+        lines = [
+            json.dumps(EMPTY | row | {"model": m}) for m in adversarial.SOURCES for row in rows
+        ]
+        served[f"{TRUST_REPOSITORY}/adv/{task}.jsonl"] = "\n".join(lines).encode()
     for path in (root / FAIRNESS).iterdir():
         served[f"{TRUST_REPOSITORY}/fairness/fairness_data/{path.name}"] = path.read_bytes()
     for ours, theirs in (("cm_test", "test"), ("cm_test_hard", "train")):
@@ -78,7 +104,7 @@ def served(root: Path) -> Served:
 
 @pytest.fixture
 def source(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub.Hub]:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with serve(served) as endpoint:
         yield hub.Hub(endpoint, tmp_path / "hub")
 
@@ -110,8 +136,53 @@ def test_ethics_has_its_training_set(source: hub.Hub, tmp_path: Path) -> None:
 
 
 def test_adversarial_is_advglue_plus_plus(source: hub.Hub, tmp_path: Path) -> None:
-    benchmark = load("adversarial", hub.fetch("adversarial", tmp_path / "out", source))
-    assert "alpaca.sst2" in benchmark.scenarios and not benchmark.notes
+    folder = hub.fetch("adversarial", tmp_path / "out", source)
+    benchmark = load("adversarial", folder)
+    assert len(benchmark.scenarios) == 15 and not benchmark.notes
+    assert [s.prompt for s in benchmark.samples if s.scenario == "vicuna.qqp"] == [
+        s.prompt for s in benchmark.samples if s.scenario == "alpaca.qqp"
+    ]
+    assert json.loads((folder / adversarial.PLUS_PLUS / "vicuna.json").read_text())["mnli"] == [
+        row | {"model": "vicuna"} for row in plus_plus()["mnli"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (
+            "name: adv-glue-plus-plus",
+            "name: adv",
+            "no configuration 'adv-glue-plus-plus'; it has a",
+        ),
+        ("split: qqp", "split: qpp", "no split 'qqp' in 'adv-glue-plus-plus'; it has sst2, qpp"),
+        ("path: adv/sst2.jsonl", "path: adv/*.jsonl", "expected one file for adv-glue-plus-plus/s"),
+        ("adv/mnli.jsonl", "ood/style.jsonl", "style.jsonl:1: expected text under 'model', got No"),
+    ],
+)
+def test_a_card_that_does_not_fit(
+    before: str, after: str, message: str, served: Served, source: hub.Hub, tmp_path: Path
+) -> None:
+    served.files[f"{TRUST_REPOSITORY}/README.md"] = CARD.replace(before, after).encode()
+    with pytest.raises(ValueError, match=message):
+        hub.fetch("adversarial", tmp_path / "out", source)
+
+
+def test_what_was_downloaded_is_recorded(
+    served: Served, source: hub.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the checksums of the converted files, those of the hub's own."""
+    monkeypatch.setattr(hub, "HUB", source)
+    monkeypatch.setattr(hub.fetch, "__defaults__", (source,))
+    for name in LOADERS:
+        monkeypatch.setitem(sources.PAPER, name, LOADERS[name])
+    for benchmark in sources.load(BenchmarksConfig(name="paper"), tmp_path / "cache"):
+        from_hub = {key: value for key, value in benchmark.data.items() if "@" in key}
+        assert from_hub and len(from_hub) < len(benchmark.data)
+        for key, digest in from_hub.items():
+            repository, name = key.split("@")[0], key.split("/", 2)[2]
+            content = served.files[f"{repository}/{name}"]
+            assert digest == hashlib.sha256(content).hexdigest()
 
 
 def test_advglue_stands_in_where_the_repository_is_gated(
@@ -140,7 +211,7 @@ def test_offline_with_a_warm_cache(
 ) -> None:
     hub.fetch("ethics", tmp_path / "one", source)
     asked = len(served.requests)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert load("ethics", hub.fetch("ethics", tmp_path / "two", source)).samples
     assert len(served.requests) == asked
     with pytest.raises(ConnectionError, match="is not in the cache and the hub was not reached"):

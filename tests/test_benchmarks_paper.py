@@ -200,7 +200,10 @@ def test_adversarial_plus_plus_stands_alone(root: Path) -> None:
     assert not benchmark.notes and len(benchmark.data) == 3
     scored = [name for name, scenario in benchmark.scenarios.items() if scenario.scored]
     assert len(scored) == 9 and "stable-vicuna.mnli" in scored
-    assert not benchmark.scenarios["alpaca.rte"].scored
+    for task in ("rte", "mnli-mm"):
+        assert not benchmark.scenarios[f"alpaca.{task}"].scored
+    rte = [sample.prompt[-1].content.split("\n", 1)[1] for sample in of(benchmark, "alpaca.rte")]
+    assert rte == ["premise: a\nHypothesis: b", "premise: a Hypothesis: b"]
     plain, whole = of(benchmark, "vicuna.qqp")
     assert whole.item == item_hash("question1: Who? question2: Where?")
     assert whole.prompt[-1].content == (

@@ -1,12 +1,14 @@
 """Workers: results, errors, progress, and death in a subprocess."""
 
+import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from ptsearch.compute import Pool, WorkerError, workers
+from ptsearch.compute import Pool, Worker, WorkerError, workers
 
 
 def work(x: int, report) -> tuple[int, int]:
@@ -20,6 +22,15 @@ def fail(report) -> None:
 
 def die(report) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sleep(report) -> None:
+    report("sleeping", os.getpid(), 0)
+    time.sleep(600)
+
+
+def start_a_long_call(pipe) -> None:
+    Worker(1).call(sleep, report=lambda _, pid, __: pipe.send(pid))
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +65,22 @@ def test_a_killed_worker_is_told_and_replaced(pool: Pool) -> None:
 def test_map_keeps_the_order(pool: Pool) -> None:
     found = pool.map(work, [(n,) for n in range(4)], nothing)
     assert [square for square, _ in found] == [0, 1, 4, 9]
+
+
+def test_a_worker_ends_with_its_parent() -> None:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    parent = context.Process(target=start_a_long_call, args=(theirs,))
+    parent.start()
+    assert ours.poll(60)
+    worker = ours.recv()
+    parent.kill()
+    parent.join()
+    for _ in range(100):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker was still alive ten seconds after its parent")

@@ -7,8 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from ptsearch.cli import CONF
-from ptsearch.config import JOBS, Config
+from ptsearch.config import CONF, JOBS, Config
 
 CHOICES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*/*.yaml"))
 
@@ -24,9 +23,24 @@ def composed(*overrides: str) -> Config:
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_choice_composes(choice: Path) -> None:
     group = str(choice.parent)
-    append = "+" if group in JOBS else ""
+    append = "+" if group in (*JOBS, "published") else ""
     config = composed(f"{append}{group}={choice.name}")
-    assert getattr(config, group) is not None
+    assert group == "published" or getattr(config, group) is not None
+
+
+def test_published_runs_have_their_configurations_and_figures() -> None:
+    from ptsearch import experiment_report
+
+    names = sorted(path.stem for path in (CONF / "published").glob("*.yaml"))
+    assert names == ["llama2_13b_chat", "llama2_7b_chat", "vicuna_13b", "vicuna_7b"]
+    for name in names:
+        config = composed("+study=paper", f"+published={name}")
+        assert (config.benchmarks.name, config.benchmarks.rules) == ("paper", "ct")
+        assert (config.pool.name, config.pool.group_size) == ("seeds", 128)
+        assert len(config.model.revision) == 40
+        assert experiment_report.published(config.model)
+        assert composed(f"+published={name}").study is None
+    assert composed("+published=llama2_7b_chat").benchmarks.prompt == "ct_llama2"
 
 
 def test_there_are_choices_of_every_group() -> None:

@@ -20,14 +20,27 @@ from ptsearch.engine import decoding, memory, packed, scoring
 FP32 = EngineConfig(dtype="float32", device="cpu", threads=1)
 WIDE = {"initializer_range": 0.3}  # far apart logits: few near ties
 SLIDING = {"sliding_window": 24, **WIDE}
+SMOLLM2 = {"hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 8}
 ARCHITECTURES = {
     "llama": ("Llama", WIDE),
     "llama-untied": ("Llama", {"tie_word_embeddings": False, **WIDE}),
     "llama-bias": ("Llama", {"attention_bias": True, "mlp_bias": True, **WIDE}),
+    "smollm2": (  # its shape: three query heads a key/value head, tied
+        "Llama",
+        {
+            "hidden_size": 72,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "head_dim": 8,
+            **WIDE,
+        },
+    ),
+    "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2, **WIDE}),
     "qwen2": ("Qwen2", WIDE),
     "qwen2-sliding": ("Qwen2", {"use_sliding_window": True, "max_window_layers": 1, **SLIDING}),
     "qwen3": ("Qwen3", WIDE),
     "mistral": ("Mistral", SLIDING),
+    "gemma": ("Gemma", WIDE),
     "gemma2": ("Gemma2", {"final_logit_softcapping": 5.0, **SLIDING}),
     "gemma3": (
         "Gemma3",
@@ -339,3 +352,31 @@ def test_a_missing_device_is_named(tiny_model):
 def test_long_runs_are_cut_to_the_budget(llama):
     shared = scoring.plan([tuple(range(200)) * 5], memory.Limits(90, 16))
     assert max(len(segment.tokens) for segment in shared.segments) == 90
+
+
+def test_lanes_share_out_the_work_and_give_the_same(llama, monkeypatch):
+    alone = engines.score(llama, PROMPTS, LABELS, silent)
+    sizes: list[int] = []
+    lane = scoring._lane
+
+    def counted(model: Any, sequences: Any, limits: memory.Limits, *rest: Any) -> Any:
+        sizes.append(len(sequences))
+        assert (torch.get_num_threads(), limits.tokens) == (1, 48)
+        return lane(model, sequences, limits, *rest)
+
+    monkeypatch.setattr(scoring, "_lane", counted)
+    monkeypatch.setattr(scoring, "LANE", 48)
+    done: list[int] = []
+    torch.set_num_threads(2)
+    try:
+        two = llama._replace(limits=memory.Limits(96, 100))
+        together = engines.score(two, PROMPTS, LABELS, lambda items, _: done.append(items))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert len(sizes) == 2
+    assert min(sizes) > 0
+    assert done == sorted(done)
+    assert done[-1] == len(PROMPTS)
+    for row, other in zip(together, alone, strict=True):
+        assert row == pytest.approx(other, abs=1e-4)

@@ -14,7 +14,8 @@ from paper_root import SHARED, needs_shared
 from rich.console import Console
 
 from ptsearch import bars, experiment_report, experiments
-from ptsearch.config import Config, ModelConfig
+from ptsearch.benchmarks import adversarial
+from ptsearch.config import BenchmarksConfig, Config, ModelConfig
 from ptsearch.experiments import Outcome
 from ptsearch.judge import halves
 from ptsearch.table import Table
@@ -222,7 +223,23 @@ def test_published_figures_of_a_model(model: ModelConfig, outcome) -> None:
     table, found = outcome
     text = shown(replace(table.config, model=model), found)
     assert f"Published for {model.name}" in text
-    assert "not comparable with this run" in " ".join(text.split())
+    said = " ".join(text.split())
+    assert "not comparable with this run: benchmarks=pocket, benchmarks.rules=clean" in said
+
+
+def test_when_a_run_is_comparable_with_the_published_ones(outcome) -> None:
+    table, found = outcome
+    asked = BenchmarksConfig(name="paper", rules="ct")
+    config = replace(table.config, benchmarks=asked, model=ModelConfig(name="vicuna-7b-v1.3"))
+
+    def said(config: Config, *remarks: str) -> str:
+        notes = experiment_report.notes(config, found._replace(remarks=list(remarks)))
+        return next(note for note in notes if note.startswith("published: "))
+
+    assert "not comparable" not in said(config)
+    assert said(replace(config, benchmarks=replace(asked, limit=4))).endswith("benchmarks.limit=4")
+    for note in (adversarial.MISSING, "left out by benchmarks.scenarios: few-shot"):
+        assert said(config, note).endswith("not comparable with this run: scenarios are missing")
 
 
 @needs_shared

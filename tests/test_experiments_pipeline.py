@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from test_cli import ptsearch
-from test_pipeline import SMALL
+from test_pipeline import SMALL, files_under
 
 POOL = "[{method: rtn, bits: [3, 4, 8]}, {method: gptq, bits: 4, seed: [0, 1]}]"
 
@@ -32,9 +32,8 @@ def test_a_run_for_every_line_and_its_files(kind: str, finished: Path) -> None:
     table = next((finished / "mlruns" / "artifacts").rglob(f"{kind}.csv"))
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {f"{kind}.html", f"{kind}.png", "config.json"} <= {
-        p.name for p in table.parent.iterdir()
-    }
+    wanted = {f"{kind}.html", f"{kind}.png", "config.json", "scenarios.csv"}
+    assert wanted <= {path.name for path in table.parent.iterdir()}
     data = json.loads((table.parent / "data.json").read_text())
     assert data.keys() == {"adversarial", "ethics", "fairness", "mmlu", "ood"}
     assert all(len(sha256) == 64 for files in data.values() for sha256 in files.values())
@@ -51,3 +50,13 @@ def test_a_run_for_every_line_and_its_files(kind: str, finished: Path) -> None:
 def test_they_share_what_was_evaluated(finished: Path) -> None:
     predictions = finished / "mlruns" / "cache" / "predictions"
     assert len(list(predictions.rglob("*.parquet"))) == 6 * 5  # five variants and the dense model
+
+
+@pytest.mark.parametrize("rules", ["ct", "dt"])
+def test_other_rules_evaluate_nothing(
+    rules: str, finished: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files_under(finished / "mlruns" / "cache")
+    again = experiment("benchmark", tiny_model, f"benchmarks.rules={rules}")
+    assert ptsearch(monkeypatch, finished, *again) == 0
+    assert files_under(finished / "mlruns" / "cache") == before

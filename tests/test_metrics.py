@@ -1,6 +1,7 @@
 """Scores against fairlearn and by hand, corners included."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +11,33 @@ from ptsearch import metrics
 
 def test_parity_equals_fairlearn(rng: np.random.Generator) -> None:
     fairlearn = pytest.importorskip("fairlearn.metrics")
-    for _ in range(50):
-        gold, codes, group = rng.integers(0, 2, (3, 60))
-        ours = metrics.parity(codes, gold, group)
-        dpd = fairlearn.demographic_parity_difference(gold, codes, sensitive_features=group)
-        eod = fairlearn.equalized_odds_difference(gold, codes, sensitive_features=group)
-        assert ours == pytest.approx((100 * dpd, 100 * eod))
+    for size in [60] * 50 + [2, 3, 4, 5, 6] * 20:  # small ones have cells without anybody
+        gold, codes, group = rng.integers(0, 2, (3, size))
+        if len(set(group)) == 1:
+            continue
+        assert metrics.parity(codes, gold, group) == differences(fairlearn, gold, codes, group)
+
+
+@pytest.mark.parametrize("base_rates", [(1, 0), (0, 1), (1, 1), (0, 0), (1, 0.5), (0.5, 0)])
+def test_base_rate_corners(base_rates: tuple[float, float], rng: np.random.Generator) -> None:
+    """Groups of which all, or none, are of one label: rates over nobody are 0, as in fairlearn."""
+    fairlearn = pytest.importorskip("fairlearn.metrics")
+    for _ in range(20):
+        group = np.repeat([1, 0], 40)
+        gold = (rng.random(80) < np.repeat(base_rates, 40)).astype(int)
+        codes = rng.integers(0, 2, 80)
+        assert metrics.parity(codes, gold, group) == differences(fairlearn, gold, codes, group)
+
+
+def differences(fairlearn: Any, gold: Any, codes: Any, group: Any) -> Any:
+    found = [
+        function(gold, codes, sensitive_features=group)
+        for function in (
+            fairlearn.demographic_parity_difference,
+            fairlearn.equalized_odds_difference,
+        )
+    ]
+    return pytest.approx([100 * value for value in found])
 
 
 def test_parity_one_set_has_nobody_to_rate_in_two_cells() -> None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from test_cli import ptsearch
+from tiny import write_tiny_model
 
 from ptsearch import exported, store
 from ptsearch.benchmarks import NAMES
@@ -78,6 +79,7 @@ def test_the_front_can_be_checked_in_fp32(finished, tiny_model, monkeypatch, cap
     assert ptsearch(monkeypatch, finished, *study(tiny_model, "study.check_fp32=true")) == 0
     said = " ".join(capfd.readouterr().out.split())
     assert re.search(r"in fp32 \d+\.\d\d % of the members' answers are others", said)
+    assert re.search(r"\d+\.\d\d % of the choices there are ties within 0.0002 nats", said)
     with sqlite3.connect(finished / "mlruns" / "mlflow.db") as database:
         query = "select key, value from latest_metrics where key like 'fp32.%'"
         logged = dict(database.execute(query))
@@ -158,6 +160,29 @@ def test_a_study_under_another_vote(finished, tiny_model, monkeypatch, tmp_path,
     assert "only vote=majority is served" in capfd.readouterr().err
 
 
+def test_another_dense_model_is_a_baseline(
+    finished, tiny_model, monkeypatch, tmp_path, capfd
+) -> None:
+    """Named by a file of the user's own; the gain over it has an interval, in the certificate."""
+    smaller = write_tiny_model(tmp_path / "smaller", num_hidden_layers=1)
+    (tmp_path / "conf/model").mkdir(parents=True)
+    own = {"name": "smaller", "source": "path", "path": str(smaller)}
+    (tmp_path / "conf/model/smaller.yaml").write_text(yaml.safe_dump(own))
+    named = (f"--config-dir={tmp_path}/conf", "study.baselines=[smaller]")
+    job = ("+study=slo", *study(tiny_model)[1:-2], "study.name=weighed", *named)
+    assert ptsearch(monkeypatch, finished, *job) == 0
+    assert "no smaller dense model" not in capfd.readouterr().out
+    with sqlite3.connect(finished / "mlruns" / "optuna.db") as database:
+        query = "select value_json from study_user_attributes where key = 'front' order by rowid"
+        *_, (found,) = database.execute(query)
+    (pick,) = json.loads(found)
+    gains = pick["certificate"]["gains"]
+    assert gains.keys() == {"dense model", "best single variant", "smaller dense"}
+    gain = gains["smaller dense"]["trust"]
+    assert gain["low"] < gain["estimate"] < gain["high"]
+    assert "smaller dense" in pick["certificate"]["verdict"]
+
+
 def test_limits_first(finished, tiny_model, monkeypatch, tmp_path, capfd) -> None:
     asked = ("+study=slo", *study(tiny_model)[1:-2], "study.name=slo", "study.max_members=2")
     assert ptsearch(monkeypatch, finished, *asked, "study.max.memory_gb=1") == 0
@@ -198,6 +223,7 @@ def test_evaluate_prints_a_line_a_benchmark(finished, tiny_model, monkeypatch, c
     assert all(0 <= row["scores"][row["benchmark"]] <= 100 for row in rows)
     for row in rows:
         assert (row["notes"], row["dropped"]) == ([], 0)
+        assert 0 <= row["near_ties"] <= row["items"]
         assert row["majority"].keys() == row["constant"].keys() != set()
         assert all(0 <= share <= row["constant"][name] for name, share in row["majority"].items())
     assert "mmlu.macro" in rows[0]["scores"]

@@ -88,6 +88,43 @@ def test_any_reply_gets_a_code(rule: str, reply: str) -> None:
     assert CONTRADICTORY <= PUBLISHED[rule](reply, question) <= highest
 
 
+CASED = {"adversarial": NLI, "ethics": ETHICS, "attacked": ETHICS, "style": STYLE}
+
+
+@pytest.mark.parametrize("rule", sorted(CASED))
+@given(st.data())
+def test_a_bare_label_is_read_in_any_case(rule: str, data: st.DataObject) -> None:
+    code = data.draw(st.integers(0, len(CASED[rule].labels) - 1))
+    case = data.draw(st.sampled_from([str.upper, str.lower, str.title]))
+    frame = data.draw(st.sampled_from(["{}", "{}.", "{}. Because.", "\t{} "]))
+    reply = frame.format(case(CASED[rule].labels[code]))
+    assert PUBLISHED[rule](reply, CASED[rule]) == code
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_quotes_are_lost_or_kept_as_published(quote: str) -> None:
+    """Double quotes cost AdvGLUE its answer; single ones are what ETHICS looks between."""
+    lost = REFUSED if quote == '"' else 0
+    assert PUBLISHED["adversarial"](f"{quote}yes{quote}", NLI) == lost
+    assert PUBLISHED["style"](f"{quote}positive{quote}", STYLE) == 1
+    moral = PUBLISHED["ethics"](f"{quote}wrong{quote}", ETHICS)
+    assert moral == (1 if quote == "'" else REFUSED)
+
+
+@given(st.permutations(["negative", "positive"]), st.text(alphabet=" ,;\n", min_size=1))
+def test_several_labels_in_any_order(labels: list[str], between: str) -> None:
+    both = between.join(labels)
+    assert PUBLISHED["style"](both, STYLE) == CONTRADICTORY
+    assert PUBLISHED["adversarial"](both, STYLE) == REFUSED
+
+
+@given(st.text(alphabet=st.characters(whitelist_categories=["Lo"]), max_size=50))
+def test_other_scripts_and_nothing_are_no_answers(reply: str) -> None:
+    for rule, question in ASKED.items():
+        assert PUBLISHED[rule](reply, question) < 0 or rule == "fairness"
+        assert PUBLISHED[rule]("", question) < 0
+
+
 @pytest.mark.parametrize("unit", ["a ", '"', '"a" ', ".", "'", "0", "yes "])
 @pytest.mark.parametrize("rule", sorted(PUBLISHED))
 def test_a_long_reply_takes_little_time(rule: str, unit: str) -> None:
@@ -127,6 +164,8 @@ def test_ethics_denominators() -> None:
     for rules, fpr in (("ct", 25), ("dt", 50), ("clean", 25)):
         found = measure(rules, "ethics", "resist", attacked)
         assert (found.fpr, found.fpr_answered, found.score) == (fpr, 50, 100 - fpr)
+        assert found.fpr_all == 25
+    assert measure("dt", "ethics", "accuracy", moral).acc_all == 50
     mute = measure("dt", "ethics", "accuracy", answers([REFUSED], [1]))
     assert math.isnan(mute.score)
 

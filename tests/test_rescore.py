@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from paper_root import SHARED, SUBJECTS, needs_shared, write_root
+from paper_root import SHARED, SUBJECTS, needs_shared, plus_plus, write, write_root
 
-from ptsearch.benchmarks import mmlu, ood
+from ptsearch.benchmarks import adversarial, mmlu, ood, sources
 from ptsearch.config import BenchmarksConfig, Config, RescoreConfig
 from ptsearch.jobs import rescore_replies
 from ptsearch.rescore import rescore, score_replies
@@ -34,11 +34,40 @@ def test_recorded_ood_runs(scenario: str, run: str, expected: dict[str, float], 
 
 @needs_shared
 @pytest.mark.parametrize("rules", ["ct", "dt", "clean"])
-def test_recorded_adult_run(rules: str) -> None:
-    file = RUNS / "fairness/generations/gpt-3.5-turbo-0301_adult_0_200.jsonl"
+@pytest.mark.parametrize(
+    ("model", "acc", "dpd", "eod"),
+    [("gpt-3.5-turbo-0301", 63.5, 17.0, 20.0), ("gpt-4-0314", 72.5, 21.0, 26.0)],
+)
+def test_recorded_adult_runs(model: str, acc: float, dpd: float, eod: float, rules: str) -> None:
+    """No reply is other than yes or no. GPT-4's figures are not published: fairlearn gave them."""
+    file = RUNS / f"fairness/generations/{model}_adult_0_200.jsonl"
     row = rescore("fairness", "adult_0_200_test_base_rate_0.0", file, rules, SHARED)
     assert {key: row[key] for key in ("acc", "dpd", "eod", "rr", "n")} == pytest.approx(
-        {"acc": 63.5, "dpd": 17.0, "eod": 20.0, "rr": 0.0, "n": 200}
+        {"acc": acc, "dpd": dpd, "eod": eod, "rr": 0.0, "n": 200}
+    )
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("scenario", "run", "published", "keys"),
+    [
+        ("style.shake_w", "styles/shake_pert_gpt4_standard", "shake_w", ["acc"]),
+        ("style.shake_p0.6", "styles/shake_p0.6_gpt4_standard", "shake_p0.6", ["acc"]),
+        ("knowledge.qa_2023.idk", "knowledge/qa2023_gpt4_idk", "qa_2023_idk", ["rr"]),
+        ("knowledge.qa_2020.idk", "knowledge/qa2020_gpt4_idk", "qa_2020_idk", ["rr"]),
+    ],
+)
+def test_published_figures_of_gpt_4(
+    scenario: str, run: str, published: str, keys: list[str]
+) -> None:
+    """Accuracies of knowledge came from an older rule; these figures did not."""
+    sheet = json.loads(
+        (SHARED / "published_results/decodingtrust_demo/ood_results.json").read_text()
+    )
+    row = rescore("ood", scenario, RUNS / f"ood/generations/{run}_0-shot.jsonl", "dt", SHARED)
+    expected = sheet["openai/gpt-4-0314"][published]
+    assert {key: row[key] for key in keys} == pytest.approx(
+        {key: expected[key] for key in keys}, abs=5e-5
     )
 
 
@@ -90,8 +119,10 @@ REPLIES = ["negative", "Positive.", "positive", "neutral"]
 
 
 def test_both_formats_agree(root: Path) -> None:
-    lines = [{"id": f"{SCENARIO}/{i}", "reply": reply} for i, reply in enumerate(REPLIES)]
-    lines[1]["id"] = "1"
+    lines: list[dict[str, Any]] = [
+        {"id": f"{SCENARIO}/{i}", "reply": reply} for i, reply in enumerate(REPLIES)
+    ]
+    lines[1]["id"], lines[2]["id"] = "1", 2
     shuffled = "".join(json.dumps(line) + "\n" for line in reversed(lines))
     row = rescored(root, shuffled)
     assert row == rescored(root, json.dumps(pairs(root, REPLIES)))
@@ -139,6 +170,45 @@ def test_mmlu_is_averaged_over_subjects_beside_samples(root: Path) -> None:
     )
 
 
+ADULT = "adult_0_200_test_base_rate_0.0"  # men 30 and 40 years old: yes, no; then women
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "scenario", "replies", "rules", "expected"),
+    [
+        ("adversarial", "sst2", ["positive", "I don't know"], "ct", {"acc": 50, "rr": 50}),
+        ("adversarial", "sst2", ["Positive", '"negative"'], "dt", {"acc": 50, "rr": 50}),
+        ("adversarial", "sst2", ["Positive", '"negative"'], "clean", {"acc": 100, "rr": 0}),
+        ("adversarial", "vicuna.qqp", ["no", "know"], "ct", {"acc": 50, "rr": 0}),
+        ("adversarial", "vicuna.qqp", ["no", "know"], "clean", {"acc": 50, "unusable": 50}),
+        ("fairness", ADULT, ["Yes", "No", "No", "x"], "ct", {"dpd": 50, "eod": 100, "rr": 25}),
+        ("fairness", ADULT, ["Yes", "No", "No", "x"], "dt", {"dpd": 50, "acc": 200 / 3}),
+        ("fairness", ADULT, ["Yes", "No", "No", "x"], "clean", {"dpd": 50, "acc": 50}),
+        ("ethics", "zero-shot", ["wrong"] * 6 + ["?"] * 6, "ct", {"acc": 25, "macc": 50}),
+        ("ethics", "zero-shot", ["wrong"] * 6 + ["?"] * 6, "dt", {"acc": 50, "acc_all": 25}),
+        ("ethics", "jailbreak.1", ["not wrong"] + ["?"] * 5, "ct", {"fpr": 100 / 6, "n": 6}),
+        ("ethics", "jailbreak.1", ["not wrong"] + ["?"] * 5, "dt", {"fpr": 100}),
+        ("ethics", "jailbreak.1", ["not wrong"] + ["?"] * 5, "clean", {"fpr_answered": 100}),
+        ("mmlu", "0-shot", ["A"] * 16, "ct", {"rr": 0, "n": 16}),
+        ("mmlu", "5-shot", [" A"] * 16, "dt", {"rr": 100, "macc": 0}),
+    ],
+)
+def test_every_benchmark_and_rule_set(  # noqa: PLR0913
+    benchmark: str, scenario: str, replies: list[str], rules: str, expected: dict[str, float],
+    root: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sources.PAPER, "mmlu", lambda folder: mmlu.load(folder, SUBJECTS))
+    if "." in scenario and benchmark == "adversarial":
+        for source in adversarial.SOURCES:
+            write(root, f"{adversarial.PLUS_PLUS}/{source}.json", json.dumps(plus_plus()))
+    file = root / "replies.jsonl"
+    ids = [s.id for s in sources.PAPER[benchmark](root).samples if s.scenario == scenario]
+    lines = [{"id": id_, "reply": reply} for id_, reply in zip(ids, replies, strict=True)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    row = rescore(benchmark, scenario, file, rules, root)
+    assert {key: row[key] for key in expected} == pytest.approx(expected, abs=1e-3)
+
+
 def test_the_command_prints_one_json_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     replies = root / "replies.jsonl"
     replies.write_text(json.dumps(pairs(root, REPLIES)))
@@ -157,5 +227,9 @@ def test_unknown_names(root: Path) -> None:
         rescore("ood", "x", file, "strict", root)
     with pytest.raises(ValueError, match=r"rescore\.scenario: ood has no 'x'; it has style\.base"):
         rescore("ood", "x", file, "ct", root)
+    with pytest.raises(ValueError, match=r"no .style.shake.; it has style.shake_w, style"):
+        rescore("ood", "style.shake", file, "ct", root)
+    with pytest.raises(ValueError, match=r"rescore\.replies=FILE is missing"):
+        rescore("ood", SCENARIO, Path(), "ct", root)
     with pytest.raises(FileNotFoundError, match=r"replies\.jsonl: no such file"):
         rescore("ood", SCENARIO, file, "ct", root)

@@ -120,9 +120,15 @@ def test_what_needs_no_model_stands_beside_every_scenario() -> None:
         ("ethics", Scenario("evasive.1", "evasive", "resist"), [1, 1], [-1] * 2),
     )
     found = scores.without_model(asked, {"fairness": 1.0, "ethics": 1.0})
-    assert found["fairness/p"] == {"majority": 75.0, "constant": 100.0}
-    assert found["ethics/zero"] == pytest.approx({"majority": 200 / 3, "constant": 200 / 3})
-    assert found["ethics/evasive.1"] == {"majority": 100.0, "constant": 100.0}
+    assert found["fairness/p"] == {"scored": 1, "samples": 4, "majority": 75.0, "constant": 100.0}
+    zero = {"scored": 1, "samples": 3, "majority": 200 / 3, "constant": 200 / 3}
+    assert found["ethics/zero"] == pytest.approx(zero)
+    assert found["ethics/evasive.1"] == {
+        "scored": 1,
+        "samples": 2,
+        "majority": 100.0,
+        "constant": 100.0,
+    }
 
 
 def test_mmlu_macro_is_the_mean_over_subjects() -> None:
@@ -145,6 +151,11 @@ def test_ethics_among_the_answered() -> None:
     assert found["ethics/evasive.1.fpr"] == pytest.approx(100 / 3)
     assert found["ethics/evasive.1.fpr_answered"] == 50.0
     assert found["ethics.accuracy_answered"] == pytest.approx(200 / 3)
+    for rules in ("clean", "ct", "dt"):
+        found = scores.score(asked._replace(rules=rules), codes, {"ethics": 1.0})
+        assert found["ethics.all"] == pytest.approx((50 + 100 * 2 / 3) / 2)
+        assert found["ethics.answered"] == pytest.approx((100 + 50) / 2)
+        assert found["ethics"] == found["ethics.answered" if rules == "dt" else "ethics.all"]
     silent = scores.score(asked, np.full(5, -1, dtype=np.int16), {"ethics": 1.0})
     assert not [key for key in silent if key.endswith("_answered")]
 

@@ -3,16 +3,18 @@
 import itertools
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 from fakes import fake_table, undominated
 
-from ptsearch import report
+from ptsearch import proposal, report
 from ptsearch import study as studies
 from ptsearch.config import Limits
 from ptsearch.judge import judges
 from ptsearch.results import baseline_rows, best_single
 from ptsearch.rules import REFUSED
+from ptsearch.slo_report import answer_limits
 from ptsearch.table import Table
 from ptsearch.truth import true_front
 
@@ -91,6 +93,33 @@ def test_objectives_can_be_turned_off(tmp_path) -> None:
     study = run(table, tmp_path)
     assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE"]
     assert study.metric_names == ["trust", "memory_gb"]
+
+
+@pytest.mark.parametrize("sampler", ["sets", "tpe"])
+def test_held_out_answers_decide_nothing(sampler: str, tmp_path) -> None:
+    """With all of them wrong: the same trials, front, best single variant, pick and proposals."""
+    chosen = []
+    for folder in ("as they are", "all wrong"):
+        (tmp_path / folder).mkdir()
+        table = fake_table(tmp_path / folder, sampler=sampler, max=Limits(memory_gb=0.2))
+        table.seconds = lambda label: 1.0  # type: ignore[method-assign]
+        search, holdout = judges(table)
+        if folder == "all wrong":
+            for entry in table.entries.values():
+                entry.codes[holdout.mask] = 1 - holdout.asked.gold
+        study = run(table, tmp_path / folder)
+        report.complete(study, table, search, lambda *_: "run")
+        best = best_single(baseline_rows(table, search))
+        assert best is not None
+        known, rng = proposal.known(table, search, ["v0-3b"]), np.random.default_rng(0)
+        left = {label: table.variants[label] for label in ("v1-3b", "v3-4b", "v4-8b")}
+        trials = [(found.members, found.by_sampler) for found in studies.completed(study)]
+        front = {found.members for found in studies.front(study)}
+        pick = answer_limits(table, search).pick
+        chosen.append(
+            (trials, front, best.members, pick, proposal.propose(search, known, left, rng))
+        )
+    assert chosen[0] == chosen[1]
 
 
 def test_ensembles_without_a_score_are_left_out_and_not_tried_again(tmp_path) -> None:

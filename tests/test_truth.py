@@ -8,7 +8,7 @@ from fakes import fake_table, undominated
 from ptsearch.config import Limits
 from ptsearch.gains import gains
 from ptsearch.judge import judges
-from ptsearch.truth import approximate_front, shares, true_front, untried
+from ptsearch.truth import approximate_front, reachable, shares, true_front, untried
 
 
 def everything(table) -> list[tuple[str, ...]]:
@@ -34,6 +34,22 @@ def test_shares_grow_to_the_whole_when_everything_was_tried(tmp_path) -> None:
     assert found == sorted(found)
     assert found[-1] == pytest.approx(100)
     assert 0 <= found[0] < 100
+
+
+def test_what_all_ensembles_of_the_evaluated_reach_is_no_less_than_what_was_tried(tmp_path) -> None:
+    table = fake_table(tmp_path, max_members=3)
+    judge, _ = judges(table)
+    truth = true_front(table, judge)
+    labels = list(table.variants)
+    tried = [(label,) for label in labels[:3]] + [tuple(labels[:2]), tuple(labels[1:4])]
+    found = reachable(truth, tried)
+    assert found == sorted(found)
+    for step, members in enumerate(tried):
+        named = {label for each in tried[: step + 1] for label in each}
+        among = [each for each in everything(table) if named.issuperset(each)]
+        known = shares(truth, [judge(table, each) for each in among])[-1]
+        assert found[step] == pytest.approx(known), members
+    assert reachable(truth, [tuple(labels)]) == [pytest.approx(100)]
 
 
 def test_limits_and_degenerate_members_leave_the_enumeration(tmp_path) -> None:

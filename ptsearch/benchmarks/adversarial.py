@@ -5,22 +5,25 @@ Layout under the root: `decodingtrust/data/adv-glue-plus-plus/data/<source model
 Wang et al., https://arxiv.org/abs/2111.02840; DecodingTrust, https://arxiv.org/abs/2306.11698
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from ptsearch.benchmarks import Benchmark, Sample, Scenario, Turn, chat, files, item_hash
 from ptsearch.rules import Question
 
-VERSION = 1
+VERSION = 2
 ANNOTATED = "advglue/dataset/dev_ann.json"
 PLAIN = "advglue/dev.json"
 PLUS_PLUS = "decodingtrust/data/adv-glue-plus-plus/data"
 SOURCES = ("alpaca", "vicuna", "stable-vicuna")  # whose weaknesses AdvGLUE++ was searched with
+MISSING = (
+    f"AdvGLUE++ ({', '.join(SOURCES)} x sst2, qqp, mnli: 9 scenarios) is not under {PLUS_PLUS}: "
+    "AdvGLUE's dev set (3 scenarios) instead, not comparable with published figures"
+)
 
 
 class Task(NamedTuple):
-    fields: Mapping[str, str]  # field of a record -> how the prompt names it
+    fields: tuple[str, ...]  # of a record, as the prompt names them
     labels: tuple[str, ...]
     instruction: str
     demos: tuple[tuple[str, str], ...]  # text, label
@@ -53,7 +56,7 @@ _CONTRADICTED = (
 )
 TASKS = {
     "sst2": Task(
-        {"sentence": "sentence"},
+        ("sentence",),
         ("negative", "positive"),
         _SST2,
         (
@@ -62,7 +65,7 @@ TASKS = {
         ),
     ),
     "qqp": Task(
-        {"question1": "question1", "question2": "question2"},
+        ("question1", "question2"),
         ("no", "yes"),
         _QQP,
         (
@@ -75,7 +78,7 @@ TASKS = {
         ),
     ),
     "mnli": Task(
-        {"premise": "premise", "hypothesis": "hypothesis"},
+        ("premise", "hypothesis"),
         ("yes", "maybe", "no"),
         _MNLI,
         (
@@ -89,7 +92,7 @@ TASKS = {
         ),
     ),
     "qnli": Task(
-        {"question": "question", "sentence": "sentence"},
+        ("question", "sentence"),
         ("yes", "no"),
         _QNLI,
         (
@@ -98,7 +101,7 @@ TASKS = {
         ),
     ),
     "rte": Task(
-        {"sentence1": "premise", "sentence2": "Hypothesis"},
+        ("sentence1", "sentence2"),
         ("yes", "no"),
         _RTE,
         (_ENTAILED, _CONTRADICTED),
@@ -136,7 +139,7 @@ def load(root: Path) -> Benchmark:
         scenarios,
         tuple(samples),
         files.verify(folder),
-        () if plus_plus else (f"AdvGLUE++ is not under {PLUS_PLUS}: AdvGLUE's dev set instead",),
+        () if plus_plus else (MISSING,),
     )
 
 
@@ -155,15 +158,17 @@ def _scenario(name: str, scored: bool) -> Scenario:
 def _sample(scenario: str, task: Task, index: int, record: files.Record) -> Sample:
     # SemAttack's records in AdvGLUE++ hold the whole input, names of fields included, in one.
     whole = isinstance(record.value, dict) and record.value.get("method") == "semattack"
-    fields = ("sentence",) if whole else tuple(task.fields)
+    fields = ("sentence",) if whole else task.fields
     texts = [files.field(record, field) for field in fields]
     originals = [
         files.field(record, f"original_{field}") if f"original_{field}" in record.value else text
         for field, text in zip(fields, texts, strict=True)
     ]
     gold = files.one_of(record, record.value.get("label"), range(len(task.labels)))
-    shown = zip(task.fields.values(), texts, strict=False)
-    text = texts[0] if whole else "\n".join(f"{name}: {text}" for name, text in shown)
+    shown = [f"{field}: {text}" for field, text in zip(fields, texts, strict=True)]
+    text = texts[0] if whole else "\n".join(shown)
+    # As published, whatever the task, and in the texts too.
+    text = text.replace("sentence1", "premise").replace("sentence2", "Hypothesis")
     name = f"{scenario}/{index}"
     return Sample(
         id=name,

@@ -78,7 +78,9 @@ def load(root: Path) -> Benchmark:
             for i, item in enumerate(wrong)
         ]
     data = files.verify(folder)
-    notes = () if known else (f"{TRAIN} is missing: demonstrations come from {STAND_IN}",)
+    notes = (
+        () if known else (f"{TRAIN} is missing: few-shot's demonstrations come from {STAND_IN}",)
+    )
     return Benchmark("ethics", "paper", VERSION, scenarios, tuple(samples), data, notes)
 
 

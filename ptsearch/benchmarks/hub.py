@@ -1,8 +1,9 @@
 """The published sets from the Hugging Face hub, at pinned commits, laid out as `benchmarks.root`.
 
 Files come through `huggingface_hub` and its cache (so `HF_HUB_OFFLINE=1` works once they are
-there); each is checked against the hash that its cache entry is named by. The converted folder
-appears whole or not at all.
+there); each is checked against the hash that its cache entry is named by. Where a repository has
+configurations, its card says which file a split is, as for `datasets.load_dataset`. The converted
+folder appears whole or not at all; `SOURCE.json` in it holds the SHA-256 of each file it is from.
 """
 
 import csv
@@ -23,7 +24,9 @@ REVISIONS = {
     "AI-Secure/adv_glue": "e1abda026f687e917a8d9895469194736ebe872c",
     "hendrycks/ethics": "b8b47c589f8bee77175b8648e5497278b68da48a",
 }
-VERSION = 1  # bump when equal files would be converted otherwise
+VERSION = 2  # bump when equal files would be converted otherwise
+TRUST = "AI-Secure/DecodingTrust"
+SOURCE = "SOURCE.json"
 ADV_GLUE = {
     "sst2": "adv_sst2",
     "qqp": "adv_qqp",
@@ -39,6 +42,7 @@ class Hub(NamedTuple):
 
     endpoint: str | None = None
     cache_dir: Path | None = None
+    loaded: dict[str, str] | None = None  # where to note the SHA-256 of each file
 
 
 HUB = Hub()
@@ -56,13 +60,21 @@ def fetch(benchmark: str, folder: Path, hub: Hub = HUB) -> Path:
         return root
     part = root.with_name(f"{root.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
+    hub = hub._replace(loaded={})
     try:
         CONVERT[benchmark](hub, part)
+        _write_json(part, SOURCE, hub.loaded)
         if not root.is_dir():
             part.rename(root)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return root
+
+
+def source(root: Path) -> dict[str, str]:
+    """File of the hub, with its commit -> SHA-256, of what a fetched root was made of."""
+    found: dict[str, str] = json.loads((root / SOURCE).read_text(encoding="utf-8"))
+    return found
 
 
 def get(
@@ -104,7 +116,49 @@ def get(
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConnectionError(f"could not get {where} ({reason}): run it again") from error
     check(Path(path), where)
+    if hub.loaded is not None:
+        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        hub.loaded[f"{repository}@{revision}/{name}"] = digest
     return Path(path)
+
+
+def splits(hub: Hub, repository: str, config: str) -> dict[str, str]:
+    """Split -> file of one configuration, as the card of the repository has them.
+
+    Letters and digits of a split's name count alone: `mnli-mm` cannot be written in a card.
+    ValueError: the card has no such configuration, or not one file for each split.
+    """
+    from huggingface_hub import metadata_load
+
+    card = metadata_load(get(hub, repository, "README.md")) or {}
+    files_of = {row.get("config_name"): row.get("data_files") for row in card.get("configs", [])}
+    found = {}
+    for row in files_of.get(config) or []:
+        paths = [row["path"]] if isinstance(row["path"], str) else row["path"]
+        if len(paths) != 1 or "*" in paths[0]:
+            raise ValueError(f"{repository}: expected one file for {config}/{row['split']}")
+        found[_bare(row["split"])] = paths[0]
+    if not found:
+        raise ValueError(
+            f"{repository}/README.md: no configuration {config!r}; it has "
+            f"{', '.join(map(str, files_of)) or 'none'}: give benchmarks.root=FOLDER"
+        )
+    return found
+
+
+def rows(hub: Hub, repository: str, config: str, split: str) -> list[files.Record]:
+    """The objects of one split. ValueError: there is no such split, or a line is not JSON."""
+    known = splits(hub, repository, config)
+    if _bare(split) not in known:
+        raise ValueError(
+            f"{repository}/README.md: no split {split!r} in {config!r}; it has {', '.join(known)}"
+        )
+    path = get(hub, repository, known[_bare(split)])
+    return files.read_jsonl(files.Folder(path.parent, {}), path.name)
+
+
+def _bare(split: str) -> str:
+    return "".join(filter(str.isalnum, split))
 
 
 class RefusedError(ConnectionError):
@@ -147,28 +201,39 @@ def _mmlu(hub: Hub, root: Path) -> None:
 
 
 def _adversarial(hub: Hub, root: Path) -> None:
-    """AdvGLUE++; AdvGLUE where the repository of the former is gated."""
-    repository = "AI-Secure/DecodingTrust"
+    """AdvGLUE++: a split for each task, its rows of all source models; AdvGLUE where the repository
+    of the former is gated.
+    """
+    config = "adv-glue-plus-plus"
+    tables: dict[str, dict[str, list[Any]]] = {source: {} for source in adversarial.SOURCES}
     try:
-        for source in adversarial.SOURCES:
-            found = get(hub, repository, f"adv-glue-plus-plus/data/{source}.json")
-            shutil.copyfile(found, _new(root, f"{adversarial.PLUS_PLUS}/{source}.json"))
+        known = splits(hub, TRUST, config)
+        for task in adversarial.TASKS:
+            if task not in adversarial.SCORED and _bare(task) not in known:
+                continue
+            for record in rows(hub, TRUST, config, task):
+                model = tables[adversarial.SOURCES[_source_model(record)]]
+                row = {key: value for key, value in record.value.items() if value is not None}
+                model.setdefault(task, []).append(row)
     except RefusedError:
-        shutil.rmtree(root, ignore_errors=True)
-        tables = {
-            task: list(
-                _parquet(
-                    get(hub, "AI-Secure/adv_glue", f"{name}/validation-00000-of-00001.parquet")
-                )
-            )
+        found = {
+            task: get(hub, "AI-Secure/adv_glue", f"{name}/validation-00000-of-00001.parquet")
             for task, name in ADV_GLUE.items()
         }
-        _write_json(root, adversarial.PLAIN, tables)
+        plain = {task: list(_parquet(path)) for task, path in found.items()}
+        _write_json(root, adversarial.PLAIN, plain)
+        return
+    for source_model, table in tables.items():
+        _write_json(root, f"{adversarial.PLUS_PLUS}/{source_model}.json", table)
+
+
+def _source_model(record: files.Record) -> int:
+    return files.one_of(record, files.field(record, "model"), adversarial.SOURCES)
 
 
 def _fairness(hub: Hub, root: Path) -> None:
     for setting in (*fairness.ZERO_SHOT, *fairness.FEW_SHOT):
-        found = get(hub, "AI-Secure/DecodingTrust", f"fairness/fairness_data/{setting}.jsonl")
+        found = get(hub, TRUST, f"fairness/fairness_data/{setting}.jsonl")
         shutil.copyfile(found, _new(root, f"{fairness.FOLDER}/{setting}.jsonl"))
 
 
@@ -184,9 +249,8 @@ def _ood(hub: Hub, root: Path) -> None:
         ("style", "dev", "train_demo"),
         ("knowledge", "test", "demo"),
     ):
-        path = get(hub, "AI-Secure/DecodingTrust", f"ood/{name}.jsonl")
         table: dict[str, dict[str, list[dict[str, Any]]]] = {tests: {}, demos: {}}
-        for record in files.read_jsonl(files.Folder(path.parent, {}), path.name):
+        for record in rows(hub, TRUST, "ood", name):
             category = files.field(record, "category")
             kept = table[tests if category in TESTS else demos].setdefault(category, [])
             row = dict(record.value)

@@ -71,19 +71,26 @@ def _published(name: str, config: BenchmarksConfig, cache: Path) -> Benchmark:
         return adult.load(Path(config.root), settings)
     if config.root:
         return PAPER[name](Path(config.root))
-    benchmark = PAPER[name](hub.fetch(name, cache / "benchmarks"))
-    return replace(benchmark, source="hub")
+    root = hub.fetch(name, cache / "benchmarks")
+    benchmark = PAPER[name](root)
+    return replace(benchmark, source="hub", data=benchmark.data | hub.source(root))
 
 
 def _chosen(benchmark: Benchmark, patterns: Sequence[str]) -> Benchmark:
-    """What the patterns select; a note says how much of what counts they leave out."""
+    """What the patterns select; a note names what counts and is left out."""
     kept = select(benchmark, patterns)
-    scored = [name for name, scenario in benchmark.scenarios.items() if scenario.scored]
-    left = [name for name in scored if name not in kept.scenarios]
+    groups: dict[str, list[str]] = {}
+    for name, scenario in benchmark.scenarios.items():
+        if scenario.scored:
+            groups.setdefault(scenario.subscore, []).append(name)
+    left: list[str] = []
+    for subscore, names in groups.items():
+        missing = [name for name in names if name not in kept.scenarios]
+        whole = len(missing) == len(names) > 1
+        left += [f"{subscore} ({len(names)} scenarios)"] if whole else missing
     if not left:
         return kept
-    more = f" and {len(left) - 2} more" if len(left) > 2 else ""
-    note = f"benchmarks.scenarios leaves out {', '.join(left[:2])}{more} of {len(scored)} scenarios"
+    note = f"left out by benchmarks.scenarios: {', '.join(left)}"
     return replace(kept, notes=(*kept.notes, note))
 
 

@@ -1,5 +1,6 @@
 """What a model needs and what the machine has, in bytes."""
 
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from torch import Tensor
 WAVE = 4  # forwards' worth of tokens whose keys and values a generation holds
 SHARE = 0.5  # of the free memory, for the engine's tensors
 MOST = {"cpu": 2048, "cuda": 16384}  # tokens of one forward beyond which none is gained
+LANE = 1024  # the same of one of several forwards on the CPU at the same time
 LEAST = 256
 LOGITS = 2**24  # values of one forward
 
@@ -39,7 +41,9 @@ def limits(model: Any, max_tokens: int) -> Limits:
 
 
 def available(device: str) -> int:
-    """Free bytes of the device; on a CPU what can be had without swapping, within the cgroup."""
+    """Free bytes of the device; on a CPU what can be had without swapping, within the limits of
+    the cgroup and of the process (`ulimit -d`, `-v`).
+    """
     if device == "cuda":
         return int(torch.cuda.mem_get_info()[0])
     free = [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo", "MemAvailable:")]
@@ -47,11 +51,26 @@ def available(device: str) -> int:
     used = [int(text) for text in _lines("/sys/fs/cgroup/memory.current", "")]
     if limit and used:
         free.append(limit[0] - used[0])
+    for kind, used_now in ((resource.RLIMIT_DATA, "VmData:"), (resource.RLIMIT_AS, "VmSize:")):
+        allowed = resource.getrlimit(kind)[0]
+        held = _lines("/proc/self/status", used_now)
+        if allowed != resource.RLIM_INFINITY and held:
+            free.append(allowed - int(held[0].split()[1]) * 1024)
     return min(free, default=2**62)  # unknown on other systems: no limit is guessed
 
 
 def check_fits(folder: Path, trust_remote_code: bool, dtype: torch.dtype, device: str) -> None:
     """ValueError unless the checkpoint's dense weights fit; reads no weights."""
+    needed = weights(folder, trust_remote_code) * dtype.itemsize
+    if needed > (free := available(device)):
+        raise ValueError(
+            f"{folder} needs {needed:,} bytes for its weights as {str(dtype).split('.')[-1]}, "
+            f"{free:,} are available on {device}"
+        )
+
+
+def weights(folder: Path, trust_remote_code: bool) -> int:
+    """How many a checkpoint has; reads its configuration only."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(
@@ -59,12 +78,7 @@ def check_fits(folder: Path, trust_remote_code: bool, dtype: torch.dtype, device
     )
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    needed = sum(weight.numel() for weight in model.parameters()) * dtype.itemsize
-    if needed > (free := available(device)):
-        raise ValueError(
-            f"{folder} needs {needed:,} bytes for its weights as {str(dtype).split('.')[-1]}, "
-            f"{free:,} are available on {device}"
-        )
+    return sum(weight.numel() for weight in model.parameters())
 
 
 def share(model: Any, others: Sequence[Any]) -> None:

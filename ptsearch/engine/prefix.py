@@ -46,7 +46,7 @@ def share(
     No segment is longer than `max_run`; all start at multiples of `align`, which divides it.
     """
     order = sorted(range(len(sequences)), key=sequences.__getitem__)
-    common = [_common(sequences[a], sequences[b]) for a, b in itertools.pairwise(order)]
+    common = [alike(sequences[a], sequences[b]) for a, b in itertools.pairwise(order)]
     common = [0, *(count // align * align for count in common)]
     segments: list[Segment] = []
     chains: list[tuple[int, ...]] = [()] * len(sequences)
@@ -75,6 +75,14 @@ def share(
         for ancestor in segment.path:
             last[ancestor] = index
     return Plan(segments, chains, last)
+
+
+def alike(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    """How many leading tokens are equal."""
+    for index, (left, right) in enumerate(zip(a, b, strict=False)):
+        if left != right:
+            return index
+    return min(len(a), len(b))
 
 
 def packs(
@@ -130,11 +138,3 @@ def _runs(low: int, high: int, level: int, common: Sequence[int]) -> Iterator[tu
             yield first, index
             first = index
     yield first, high
-
-
-def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    """How many leading tokens are equal."""
-    for index, (left, right) in enumerate(zip(a, b, strict=False)):
-        if left != right:
-            return index
-    return min(len(a), len(b))

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -100,6 +101,8 @@ def _round_inputs(model: Any, names: list[str], runtime: Runtime) -> None:
         return
     if any(experts.is_fused(module) for module in model.modules()):
         raise ValueError("act_bits: the inputs of a mixture's experts cannot be rounded here")
+    layers_apart = model.device.type == "meta"  # each is filled in its turn
+    device = torch.device("cpu") if layers_apart else model.device
     for name in names:
         scale = runtime.tensors.get(f"{name}.{activations.SCALE}")
         if scale is None:
@@ -107,8 +110,8 @@ def _round_inputs(model: Any, names: list[str], runtime: Runtime) -> None:
         else:
             rounding = partial(
                 activations.round_channels,
-                scale=scale.to(model.device),
-                zero=runtime.tensors[f"{name}.{activations.ZERO}"].to(model.device),
+                scale=scale.to(device),
+                zero=runtime.tensors[f"{name}.{activations.ZERO}"].to(device),
                 bits=runtime.act_bits,
             )
         model.get_submodule(name).register_forward_pre_hook(

@@ -1,6 +1,14 @@
-"""Label log-probabilities over packed sequences."""
+"""Label log-probabilities over packed sequences.
 
+On a CPU the sequences are shared out to lanes: each thread runs packs of its own on its share of
+the cores, so that what is not a product, Python included, runs on all cores as well.
+"""
+
+import itertools
+import threading
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -8,11 +16,12 @@ import torch
 from ptsearch.engine import kept as keeping
 from ptsearch.engine import packed, plain, prefix
 from ptsearch.engine.kept import Kept
-from ptsearch.engine.memory import Limits
+from ptsearch.engine.memory import LANE, Limits
 from ptsearch.engine.plain import Found, Report, Sequences, Target
 
 MIN_SAVING = 64  # tokens that a shared prefix must save to become a segment of its own
 MAX_RUN = 512  # longer runs are cut, so that half-empty causal squares stay small
+LANES = 4  # at most: Python runs one at a time
 
 
 def plan(sequences: list[tuple[int, ...]], limits: Limits) -> prefix.Plan:
@@ -21,7 +30,6 @@ def plan(sequences: list[tuple[int, ...]], limits: Limits) -> prefix.Plan:
     return prefix.share(sequences, longest, MIN_SAVING, limits.align)
 
 
-@torch.inference_mode()
 def logprobs(
     model: Any, sequences: Sequences, limits: Limits, report: Report, kept: Kept | None = None
 ) -> Found:
@@ -29,6 +37,49 @@ def logprobs(
 
     What `kept` has of the sequences' prefixes is not computed again.
     """
+    cores = torch.get_num_threads()
+    count = min(cores, LANES, limits.tokens // LANE) if model.device.type == "cpu" else 1
+    lanes = [] if kept else list(_split(sequences, count, limits.tokens))
+    if len(lanes) < 2:
+        return _lane(model, sequences, limits, report, kept)
+    limits = limits._replace(tokens=limits.tokens // len(lanes), rows=limits.rows // len(lanes))
+    done, lock = [0] * len(lanes), threading.Lock()
+
+    def run(number: int) -> Found:
+        torch.set_num_threads(cores // len(lanes))  # of this thread
+
+        def report_lane(items: int, _total: int) -> None:
+            with lock:
+                done[number] = items
+                report(sum(done), len(sequences))
+
+        return _lane(model, lanes[number], limits, report_lane)
+
+    try:
+        with ThreadPoolExecutor(len(lanes)) as threads:
+            found = list(threads.map(run, range(len(lanes))))
+    finally:
+        torch.set_num_threads(cores)  # it is what threads to come begin with
+    return dict(itertools.chain.from_iterable(part.items() for part in found))
+
+
+def _split(sequences: Sequences, lanes: int, tokens: int) -> Iterator[Sequences]:
+    """So many parts, of about equally many computed tokens; one where all fit a forward."""
+    order = sorted(sequences)
+    pairs = zip([(), *order], order, strict=False)
+    costs = [len(key) - prefix.alike(before, key) for before, key in pairs]
+    through = list(itertools.accumulate(costs))
+    lanes = lanes if through and through[-1] > tokens else 1
+    cuts = [bisect_left(through, through[-1] * n / lanes) for n in range(1, lanes)]
+    for low, high in itertools.pairwise([0, *cuts, len(order)]):
+        if low < high:
+            yield {key: sequences[key] for key in order[low:high]}
+
+
+@torch.inference_mode()
+def _lane(
+    model: Any, sequences: Sequences, limits: Limits, report: Report, kept: Kept | None = None
+) -> Found:
     keys = list(sequences)
     store: packed.Store = {}
     shared, first = plan(keys, limits), 0

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,8 +31,15 @@ from ptsearch.quantize.layer import Layer, Part, Problem
 from ptsearch.variant import Variant
 
 SCALED = {"awq": awq.quantize, "smoothquant": smoothquant.quantize}  # a layer as a whole
-Job = Callable[[], list[tuple[Variant, Part]]]
 Solved = Mapping[str, Quantized | Coded]  # by linear
+
+
+class Job(NamedTuple):
+    """A piece of the work on one layer."""
+
+    variants: list[Variant]
+    solve: Callable[[], list[tuple[Variant, Part]]]
+
 
 # method -> the linears of one input, solved for each of several variants that agree on `_shared`
 SOLVERS: dict[str, Callable[[Problem, Sequence[Variant]], Sequence[Solved]]] = {
@@ -54,11 +62,12 @@ def jobs(layer: Layer, variants: Sequence[Variant], places: list[awq.Site]) -> I
     """Pieces that together solve the layer for every variant; `places`: where it can be scaled."""
     for variant in variants:
         if variant.method in SCALED:
-            yield partial(_solve_scaled, layer, places, variant)
+            yield Job([variant], partial(_solve_scaled, layer, places, variant))
     others = sorted((v for v in variants if v.method not in SCALED), key=_shared)
     for slot in range(len(layer.inputs)):
         for _, same in groupby(others, _shared):
-            yield partial(_solve_input, layer, slot, list(same))
+            alike = list(same)
+            yield Job(alike, partial(_solve_input, layer, slot, alike))
 
 
 def _shared(variant: Variant) -> tuple[str, int, float, str, int]:

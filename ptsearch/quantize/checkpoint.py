@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import compressed_tensors
 import numba
@@ -38,22 +38,32 @@ DTYPES = {
 ALIGNMENT = 8  # bytes: a tensor must start at a multiple of its element size
 
 
+class Grown(NamedTuple):
+    """What is in a file that is not finished."""
+
+    end: int  # bytes of tensors
+    header: dict[str, Any]
+    table: dict[str, dict[str, Any]]
+    odd: dict[str, Tensor]
+
+
 class Writer:
     """A safetensors file that grows by one tensor at a time; a context manager.
 
     The header is written last, into room that was left for it, so that nothing waits in memory.
     """
 
-    def __init__(self, path: Path, room: int) -> None:
-        """`room`: bytes for the header, a multiple of 8."""
-        self.table: dict[str, dict[str, Any]] = {}  # name -> bytes, SHA-256
+    def __init__(self, path: Path, room: int, grown: Grown | None = None) -> None:
+        """`room`: bytes for the header, a multiple of 8; `grown`: the file is there, go on."""
         self._path = path
-        self._file: BinaryIO = path.open("wb")
         self._room = room
-        self._header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        self._end = 0
-        self._odd: dict[str, Tensor] = {}  # would leave the next tensor unaligned: written last
-        self._file.seek(8 + room)
+        self._file: BinaryIO = path.open("r+b" if grown else "wb")
+        start = grown or Grown(0, {"__metadata__": {"format": "pt"}}, {}, {})
+        self._end, self._header = start.end, start.header
+        self.table = start.table  # name -> bytes, SHA-256
+        self._odd = start.odd  # would leave the next tensor unaligned: written last
+        self._file.seek(8 + room + self._end)
+        self._file.truncate()
 
     def __enter__(self) -> "Writer":
         return self
@@ -64,6 +74,12 @@ class Writer:
                 self._finish()
         finally:
             self._file.close()
+
+    def grown(self) -> Grown:
+        """What another writer needs to go on from here."""
+        if not self._file.closed:
+            self._file.flush()
+        return Grown(self._end, self._header, self.table, self._odd)
 
     def give_up(self) -> None:
         """Free the room that the file takes."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ptsearch.models import BaseModel
 from ptsearch.quantize import layerwise
+from ptsearch.stored import Tensors
 
 Report = Callable[[str, int, int], None]  # what is under way, done, of how many
 STAGE = "gradients: layer"
@@ -27,16 +28,15 @@ def measure(base: BaseModel, tokens: Tensor, folder: Path, report: Report) -> No
     tokens (samples, length).
     """
     model = layerwise.skeleton(base).requires_grad_(False)
-    tensors = layerwise.Tensors(base.path)
+    tensors = Tensors(base.path)
     root, layers = layerwise.layers_of(model)
-    outer = [name for name in tensors.file_of if not name.startswith(f"{root}.")]
-    layerwise.materialise(model, tensors.read(outer), "", layers)
+    layerwise.fill_around(tensors.under, model, "", layers)
     model.tie_weights()
     hidden, calls = _embed(model, layers, tokens)
     inputs = []
     for index, layer in enumerate(layers):
         report(STAGE, index, 2 * len(layers))
-        layerwise.materialise(layer, tensors.inside(f"{root}.{index}."), f"{root}.{index}.")
+        layerwise.materialise(layer, tensors.under(f"{root}.{index}."), f"{root}.{index}.")
         inputs.append(hidden)
         with torch.no_grad():
             hidden = [_run(layer, sample, calls[index]) for sample in hidden]
@@ -45,7 +45,7 @@ def measure(base: BaseModel, tokens: Tensor, folder: Path, report: Report) -> No
     for index in reversed(range(len(layers))):
         report(STAGE, 2 * len(layers) - 1 - index, 2 * len(layers))
         prefix, layer = f"{root}.{index}.", layers[index]
-        layerwise.materialise(layer, tensors.inside(prefix), prefix)
+        layerwise.materialise(layer, tensors.under(prefix), prefix)
         diagonal, gradients = _backward(layer, inputs.pop(), gradients, calls[index])
         found = {prefix + name: F.to(torch.bfloat16) for name, F in diagonal.items()}
         save_file(found, folder / f"{index}.safetensors")
@@ -71,8 +71,7 @@ def _embed(model: Any, layers: nn.ModuleList, tokens: Tensor) -> tuple[list[Tens
             calls.append((args, kwargs))
         return X
 
-    _replace(layers, note)
-    with torch.no_grad():
+    with layerwise.forwards(layers, note), torch.no_grad():
         for ids in tokens:
             model(input_ids=ids[None], use_cache=False, logits_to_keep=1)
     return hidden, calls
@@ -83,12 +82,10 @@ def _head(model: Any, layers: nn.ModuleList, tokens: Tensor, hidden: list[Tensor
     gradients = []
     for ids, X in zip(tokens, hidden, strict=True):
         leaf = X.detach().requires_grad_()
-        _replace(layers, lambda *_args, _leaf=leaf, **_kwargs: _leaf)
-        model(input_ids=ids[None], labels=ids[None], use_cache=False).loss.backward()
+        with layerwise.forwards(layers, lambda *_args, _leaf=leaf, **_kwargs: _leaf):
+            model(input_ids=ids[None], labels=ids[None], use_cache=False).loss.backward()
         assert leaf.grad is not None
         gradients.append(leaf.grad)
-    for layer in layers:
-        del layer.forward
     return gradients
 
 
@@ -117,8 +114,3 @@ def _run(layer: nn.Module, hidden: Tensor, call: Any) -> Tensor:
     output = type(layer).forward(layer, hidden, *args, **kwargs)
     tensor: Tensor = output[0] if isinstance(output, tuple) else output
     return tensor
-
-
-def _replace(layers: nn.ModuleList, forward: Callable[..., Tensor]) -> None:
-    for index, layer in enumerate(layers):
-        layer.forward = lambda *args, _index=index, **kwargs: forward(_index, *args, **kwargs)

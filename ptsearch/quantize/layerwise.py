@@ -5,48 +5,22 @@ decoder layer is read from the checkpoint when its turn comes, runs over all cal
 micro-batches while the moments of its linear inputs are summed, is handed to `visit`, and freed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ptsearch.models import BaseModel, compute_dtype, read_json
+from ptsearch.models import BaseModel, compute_dtype
 from ptsearch.quantize import experts
 from ptsearch.quantize.layer import Layer, Moments
 
 MICRO_BATCH_TOKENS = 2048
 H_BLOCK = 256  # columns: only blocks on and below the diagonal of H are computed
-
-
-class Tensors:
-    """The tensors of a checkpoint's safetensors files, read one by one."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            self.file_of: dict[str, str] = read_json(index)["weight_map"]
-        else:
-            with safe_open(folder / "model.safetensors", "pt") as file:
-                self.file_of = dict.fromkeys(file.keys(), "model.safetensors")
-
-    def read(self, names: Sequence[str]) -> dict[str, Tensor]:
-        tensors = {}
-        for file_name in {self.file_of[name] for name in names}:
-            with safe_open(self.folder / file_name, "pt") as file:
-                for name in names:
-                    if self.file_of[name] == file_name:
-                        tensors[name] = file.get_tensor(name)
-        return tensors
-
-    def inside(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin with `prefix`, which is taken off."""
-        stored = self.read([name for name in self.file_of if name.startswith(prefix)])
-        return {name[len(prefix) :]: value for name, value in stored.items()}
+Read = Callable[[str], dict[str, Tensor]]  # prefix -> a checkpoint's tensors under it, by full name
 
 
 def skeleton(base: BaseModel) -> Any:
@@ -88,29 +62,56 @@ def linears_of(model: Any) -> dict[str, nn.Linear]:
     }
 
 
+@contextmanager
+def forwards(layers: nn.ModuleList, forward: Callable[..., Tensor]) -> Iterator[None]:
+    """While it lasts, the layer of number i computes forward(i, *args, **kwargs)."""
+    try:
+        for index, layer in enumerate(layers):
+            layer.forward = partial(forward, index)
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
+
+
+class Start(NamedTuple):
+    """Where a walk begins."""
+
+    layers: int = 0  # that were done before
+    hidden: Tensor | None = None  # what left the last of them
+    keep: Callable[[int, Tensor], None] = lambda _layers, _hidden: None  # told after each layer
+
+
 def walk(
-    base: BaseModel,
+    read: Read,
     model: Any,
     tokens: Tensor,
     seeds: Mapping[int, Sequence[int]],
     visit: Callable[[Layer], Mapping[str, Tensor]],
-) -> None:
+    start: Start = Start(),  # noqa: B008 - immutable
+) -> Tensor:
     """Run `tokens` (n, length) through the model, with `visit` for each layer in turn.
 
     `seeds`: seed -> rows of `tokens` whose moments it sums. `visit` returns tensors that take the
     place of the layer's, by full name, before its output goes to the next one; with none of them
-    layers' inputs are the dense model's.
+    layers' inputs are the dense model's. `start`: where an earlier walk stopped.
+    Returns what leaves the last layer, (n, length, hidden).
     """
-    tensors = Tensors(base.path)
     root, layers = layers_of(model)
     decoder = model.get_submodule(root.rpartition(".")[0])
     parts = _micro_batches(len(tokens), tokens.shape[1], seeds)
-    tokens = tokens[torch.cat([rows for rows, _ in parts])]
+    order = torch.cat([rows for rows, _ in parts])
+    tokens = tokens[order]
+    last = torch.empty(0)
 
     def run_layer(index: int, *args: Any, **kwargs: Any) -> Tensor:
+        nonlocal last
+        if index < start.layers:
+            last = args[0] if start.hidden is None else start.hidden
+            return last
         prefix, layer = f"{root}.{index}.", layers[index]
-        stored = tensors.read([name for name in tensors.file_of if name.startswith(prefix)])
-        materialise(layer, {name[len(prefix) :]: value for name, value in stored.items()}, prefix)
+        stored = read(prefix)
+        materialise(layer, stored, prefix)
         sums = _Sums(prefix, layer)
 
         def run() -> Tensor:
@@ -123,32 +124,33 @@ def walk(
                 outputs.append(output[0] if isinstance(output, tuple) else output)
             return torch.cat(outputs)
 
-        outputs = run()
+        last = run()
         sums.close()
         example = _rows((args, kwargs), len(tokens), slice(0, 1))
         layer_of = Layer(index, prefix, layer, stored, sums.inputs, sums.moments(), example)
         if changed := visit(layer_of):
-            now = {name[len(prefix) :]: value for name, value in {**stored, **changed}.items()}
-            materialise(layer, now, prefix)
-            outputs = run()
+            materialise(layer, {**stored, **changed}, prefix)
+            last = run()
         layer.to("meta")
-        return outputs
+        start.keep(index + 1, last)
+        return last
 
-    outer = [name for name, _ in model.named_parameters() if not name.startswith(f"{root}.")]
-    outer += [name for name, _ in model.named_buffers() if name in tensors.file_of]
-    held = tensors.read([name for name in outer if name in tensors.file_of])
-    named = root.rpartition(".")[0] + "."
-    inside = {name[len(named) :]: value for name, value in held.items() if name.startswith(named)}
-    materialise(decoder, inside, named, layers)
-    try:
-        for index, layer in enumerate(layers):
-            layer.forward = lambda *a, _index=index, **k: run_layer(_index, *a, **k)
-        with torch.inference_mode():
-            decoder(input_ids=tokens, use_cache=False)
-    finally:
-        for layer in layers:
-            del layer.forward
-        model.to("meta")
+    fill_around(read, decoder, root.rpartition(".")[0] + ".", layers)
+    model.tie_weights()
+    with forwards(layers, run_layer), torch.inference_mode():
+        decoder(input_ids=tokens, use_cache=False)
+    return last[order.argsort()]
+
+
+def fill_around(read: Read, module: nn.Module, prefix: str, layers: nn.ModuleList) -> None:
+    """Give a module on the meta device its tensors, but for those of the decoder layers."""
+    inner = {id(tensor) for tensor in (*layers.parameters(), *layers.buffers())}
+    held = (*module.named_parameters(), *module.named_buffers())
+    values: dict[str, Tensor] = {}
+    for name, tensor in held:
+        if id(tensor) not in inner:
+            values |= read(prefix + name)
+    materialise(module, values, prefix, layers)
 
 
 class _Sums:
@@ -201,6 +203,8 @@ class _Sums:
             self._assign(name, X)
         slot = self._slot[name]
         if self.inputs[slot][0] != name:
+            return
+        if not self.drawn_by:
             return
         X = X.flatten(0, -2).float()
         H = torch.zeros(X.shape[1], X.shape[1])
@@ -261,8 +265,10 @@ def materialise(
 ) -> None:
     """Give a module on the meta device its tensors, floats in the dtype of computation.
 
-    ValueError: the checkpoint lacks one. `skip`: a part of the module that stays as it is.
+    `values` by name with the prefix. ValueError: the checkpoint lacks one. `skip`: a part of the
+    module that stays as it is.
     """
+    values = {name.removeprefix(prefix): value for name, value in values.items()}
     skipped = set(skip.parameters()) if skip is not None else set()
     wanted = {name for name, parameter in module.named_parameters() if parameter not in skipped}
     if missing := sorted(wanted - values.keys()):

@@ -1,0 +1,65 @@
+"""Linears and gated MLPs in oneDNN's layout, against the modules that they stand for."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from ptsearch.engine import linear
+
+
+class Mlp(nn.Module):
+    """The gated MLP of Llama and its kin."""
+
+    def __init__(self, activation: str, bias: bool) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(48, 96, bias)
+        self.up_proj = nn.Linear(48, 96, bias)
+        self.down_proj = nn.Linear(96, 48, bias)
+        self.act_fn = ACT2FN[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Other(Mlp):
+    """The same parts, put together in another way."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x)) + self.up_proj(x))
+
+
+def model(part: nn.Module, dtype: torch.dtype) -> nn.Module:
+    whole = nn.Module()
+    whole.device = torch.device("cpu")
+    whole.mlp = part
+    return whole.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "activation", "fused"),
+    [(Mlp, "silu", True), (Mlp, "gelu_pytorch_tanh", False), (Other, "silu", False)],
+)
+def test_a_gated_mlp_gives_the_same(kind, activation, fused, bias, dtype) -> None:
+    torch.manual_seed(0)
+    whole = model(kind(activation, bias), dtype)
+    x = torch.randn(1, 7, 48, dtype=dtype)
+    with torch.inference_mode():
+        expected = whole.mlp(x)
+        linear.prepack(whole)
+        found = whole.mlp(x)
+    assert isinstance(whole.mlp, linear.PackedMLP) == fused
+    assert isinstance(whole.mlp.up_proj, linear.PackedLinear)
+    near = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(found, expected, rtol=near, atol=near)
+
+
+def test_a_shared_weight_stays_as_it_is() -> None:
+    whole = model(nn.Embedding(10, 48), torch.float32)
+    whole.head, whole.free = nn.Linear(48, 10, bias=False), nn.Linear(48, 10)
+    whole.head.weight = whole.mlp.weight
+    linear.prepack(whole)
+    assert type(whole.head) is nn.Linear
+    assert isinstance(whole.free, linear.PackedLinear)
