@@ -111,7 +111,7 @@ ONLY_IN = {
         "readback",
         "engine",
     }
-    | {"compute", "onepass", "resume", "stored"},
+    | {"compute", "onepass", "resume", "serve"},
     "transformers": {"models", "fetch", "quantize", "build", "engine"},
 }
 
