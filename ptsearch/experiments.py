@@ -115,16 +115,20 @@ def about_bytes(table: Table) -> list[str]:
     ]
     linears = max(shared) - min(shared)  # bytes of the dense model's
     sets = precisions({label: table.variants[label] for label in metas if label in table.variants})
-    dense = scores.cost([metas[DENSE]], "parallel").memory_gb
-    said = f"bytes, KV caches included: dense {dense:.3f} GB"
+    cache = metas[DENSE]["kv_bytes"]
+    dense = max(shared)
+    said = f"weights: dense {dense / 1e9:.3f} GB"
     for name, is_nested, bits in (("3+4+8 bits", False, APART), ("the same nested", True, NESTED)):
         found = [of for method, of in sets.items() if method.startswith("nested") == is_nested]
         if found:
-            stored = scores.cost([metas[label] for label in found[0]], "parallel").memory_gb
+            stored = 1e9 * _stored(table, found[0])
         else:
-            stored = (min(shared) + linears * bits / 16 + 3 * metas[DENSE]["kv_bytes"]) / 1e9
-        how = "" if found else ", by its bits"
-        said += f"; {name} {stored:.3f} ({100 * stored / dense:.0f} % of dense{how})"
+            stored = min(shared) + linears * bits / 16
+        more = 100 * (stored + 3 * cache) / (dense + cache)
+        said += (
+            f"; {name} {stored / 1e9:.3f}, {100 * stored / dense:.0f} % of dense"
+            f" ({more:.0f} % with a KV cache for each member{'' if found else '; by their bits'})"
+        )
     return [said] if linears else []
 
 
@@ -181,6 +185,15 @@ def _outcome(
 ) -> Outcome:
     models = {line.name: line.scores["all"] for line in lines if line.members}
     said = [*_remarks(table, others), *remarks]
+    unscored = dict.fromkeys(
+        key for found in models.values() for key, value in found.items()
+        if math.isnan(value) and "/" in key
+    )  # fmt: skip
+    if unscored:
+        said.append(
+            f"nan: rules={table.config.benchmarks.rules} divide by the answered samples, and some "
+            f"model answered none in {', '.join(unscored)}"
+        )
     return Outcome(lines, said, data_hashes(table), sheet(judges["all"], models))
 
 

@@ -62,12 +62,13 @@ def test_bytes_beside_the_dense_models(tmp_path) -> None:
     dense = table.entries["none"].meta["tensors"]["layers"]
     dense["bytes"] = 160_000_000
     assert experiments.about_bytes(table) == [
-        "bytes, KV caches included: dense 0.211 GB; 3+4+8 bits 0.203 (96 % of dense); "
-        "the same nested 0.148 (70 % of dense, by its bits)"
+        "weights: dense 0.210 GB; 3+4+8 bits 0.200, 95 % of dense (96 % with a KV cache for each "
+        "member); the same nested 0.145, 69 % of dense (70 % with a KV cache for each member; by "
+        "their bits)"
     ]
     four = fake_table(tmp_path, bits=(4,))
     four.entries["none"].meta["tensors"]["layers"]["bytes"] = 160_000_000
-    assert "3+4+8 bits 0.210 (100 % of dense, by its bits)" in experiments.about_bytes(four)[0]
+    assert "3+4+8 bits 0.207, 99 % of dense" in experiments.about_bytes(four)[0]
 
 
 def test_groups_of_seeds_that_look_alike_have_names_of_their_own() -> None:
@@ -141,6 +142,15 @@ def test_published_rules_have_no_intervals_but_all_else(tmp_path) -> None:
     assert all(line.gains == {} for line in found.lines)
     assert any("rules=ct" in remark for remark in found.remarks)
     assert any("study.baselines" in remark for remark in found.remarks)
+
+
+def test_why_a_score_is_not_a_number(tmp_path) -> None:
+    table = fake_table(tmp_path, bits=BITS, samples=20, kind="benchmark")
+    table.config.benchmarks.rules = "dt"
+    silent = np.full_like(table.entries["none"].codes, -1)
+    table.entries["none"] = replace(table.entries["none"], codes=silent)
+    (said,) = [line for line in experiments.benchmark(table, []).remarks if "nan" in line]
+    assert said.endswith("answered none in ethics/plain, ethics/jailbreak.1")
 
 
 def test_a_pool_without_such_ensembles(tmp_path) -> None:

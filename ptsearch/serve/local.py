@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import NamedTuple
@@ -42,16 +42,13 @@ class Waiting(NamedTuple):
     replies: asyncio.Future[list[Reply]]
 
 
-@dataclass
-class Work:
+class Work(NamedTuple):
     """What the lanes share."""
 
     queue: asyncio.Queue[Waiting]
     threads: ThreadPoolExecutor
     ensemble: PrecisionEnsemble
     lazy: bool
-    cores: int
-    under_way: int = 0
 
 
 @asynccontextmanager
@@ -67,15 +64,16 @@ async def members(
         queue.put_nowait(waiting)
         return await waiting.replies
 
-    with ThreadPoolExecutor(LANES, "model") as threads:
+    cores = max(1, (engine.threads or torch.get_num_threads()) // LANES)
+    with ThreadPoolExecutor(LANES, "model", torch.set_num_threads, (cores,)) as threads:
         dtype = folder.description["settings"].get("engine.dtype", engine.dtype)
-        searched = replace(engine, dtype=dtype)
+        searched = replace(engine, dtype=dtype, threads=cores)
         load = partial(PrecisionEnsemble.from_pretrained, folder.folder, searched)
         ensemble = await loop.run_in_executor(threads, load)
         for label, each in ensemble.engines.items():
             if each.rounding is None:  # else what is kept would depend on what stands behind it
                 ensemble.engines[label] = each._replace(kept=engines.Kept(settings.keep_tokens))
-        work = Work(queue, threads, ensemble, settings.lazy, torch.get_num_threads())
+        work = Work(queue, threads, ensemble, settings.lazy)
         lanes = [asyncio.create_task(_batches(work)) for _ in range(LANES)]
         try:
             yield Members(ask, list)
@@ -91,13 +89,8 @@ async def _batches(work: Work) -> None:
     while True:
         batch = await _gather(work.queue)
         queries = [waiting.query for waiting in batch]
-        work.under_way += 1
-        cores = max(1, work.cores // work.under_way)
-        lane = loop.run_in_executor(
-            work.threads, _with_cores, cores, work.ensemble, queries, work.lazy
-        )
+        lane = loop.run_in_executor(work.threads, answer, work.ensemble, queries, work.lazy)
         await asyncio.wait([lane])
-        work.under_way -= 1
         if error := lane.exception():  # of this batch alone
             log.error("a batch of %d failed", len(batch), exc_info=error)
         found: list[list[Reply] | ApiError] = (
@@ -123,13 +116,6 @@ async def _gather(queue: asyncio.Queue[Waiting]) -> list[Waiting]:
         while len(batch) < MOST:
             batch.append(await asyncio.wait_for(queue.get(), STILL))
     return batch
-
-
-def _with_cores(
-    cores: int, ensemble: PrecisionEnsemble, queries: Sequence[Query], lazy: bool
-) -> list[list[Reply] | ApiError]:
-    torch.set_num_threads(cores)
-    return answer(ensemble, queries, lazy)
 
 
 def answer(
