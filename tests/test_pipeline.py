@@ -172,7 +172,10 @@ def test_another_dense_model_is_a_baseline(
     own = {"name": "smaller", "source": "path", "path": str(smaller)}
     (tmp_path / "conf/model/smaller.yaml").write_text(yaml.safe_dump(own))
     named = (f"--config-dir={tmp_path}/conf", "study.baselines=[smaller]")
-    job = ("+study=slo", *study(tiny_model)[1:-2], "study.name=weighed", *named)
+    enough = ("benchmarks.limit=24", "pool.variants=[{method: rtn, bits: [3, 4], sym: false}]")
+    replaced = tuple(each.split("=")[0] for each in enough)
+    asked = [each for each in study(tiny_model)[1:-2] if not each.startswith(replaced)]
+    job = ("+study=slo", *asked, *enough, "study.name=weighed", *named)
     assert ptsearch(monkeypatch, finished, *job) == 0
     assert "no smaller dense model" not in capfd.readouterr().out
     with sqlite3.connect(finished / "mlruns" / "optuna.db") as database:
