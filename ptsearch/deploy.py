@@ -109,7 +109,7 @@ def card(described: Mapping[str, Any]) -> str:
     rows = _ordered(described)
     why = [f"`{row['label']}` is written as dense bfloat16: {row['why']}." for row in rows
            if row["why"]]  # fmt: skip
-    rule = described["vote"]
+    rule, limit = described["vote"], settings["benchmarks.limit"]
     return _template("card.md").substitute(
         metadata=yaml.safe_dump(metadata(described), sort_keys=False).strip(),
         title=f"{base['name']}, ensemble of {len(rows)}",
@@ -120,8 +120,9 @@ def card(described: Mapping[str, Any]) -> str:
         share=f"{cost['of_dense']:.0f} %",
         dense=f"{cost['dense_memory_gb']:.3f}",
         context=settings["memory.context"],
-        served=f"{cost['served_gb']:.3f} GB"
-        + ("" if described["target"] == LOCAL else ", a server for each member sharing nothing"),
+        served=""
+        if described["target"] == LOCAL
+        else f"As written here, a server for each, they hold {cost['served_gb']:.3f} GB. ",
         forms=" ".join(why),
         latency=_latency_table(cost["latency"]),
         engine=cost["latency"]["engine"],
@@ -129,7 +130,7 @@ def card(described: Mapping[str, Any]) -> str:
         verdict=described["verdict"],
         rules=settings["benchmarks.rules"],
         data=described["benchmarks"],
-        limit=settings["benchmarks.limit"] or "without",
+        limit=f"{limit} samples a scenario" if limit else "all samples",
         study=described["study"],
         target=f"{described['target']} ({rule['rule']} vote)",
     )
