@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptsearch.engine import linear, norm, packed, prefix
+from ptsearch.engine import linear, packed, prefix
 
 # Relative to the logits' own spread. Rounding moves bf16 logits by a hundredth of it; a mistaken
 # position, mask or scale moves them by tenths.
@@ -49,7 +49,6 @@ def enable(model: Any) -> str:
         model.set_attn_implementation(before)
         return reason
     linear.prepack(model)
-    norm.swap(model)
     return ""
 
 
