@@ -49,19 +49,21 @@ def main(number: int, methods: list[str]) -> None:
     chunks = calibrations.chunks(tokenizer, calibration.fitted, calibration.length)
     tokens = chunks[calibrations.draw(len(chunks), calibration.samples, 0)]
 
-    def visit(layer: Layer) -> dict[str, Tensor]:
-        if layer.number == number:
-            with tempfile.TemporaryDirectory() as scratch:
-                if any(variant.method == "squeezellm" for variant in variants):
-                    fisher.measure(base, tokens, Path(scratch), lambda *_: None)
-                    layer = layer._replace(fisher=fisher.read({0: Path(scratch)}, number))
-            show(layer, variants)
-            raise SystemExit
-        return {}
-
-    seeds = {0: list(range(len(tokens)))}
     read = Tensors(base.path).under
-    layerwise.walk(read, layerwise.skeleton(base), tokens, seeds, visit)
+    seeds = {0: list(range(len(tokens)))}
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {}
+        if any(variant.method == "squeezellm" for variant in variants):
+            folders[0] = Path(scratch)
+            fisher.measure(base, tokens, folders[0], lambda *_: None)
+
+        def visit(layer: Layer) -> dict[str, Tensor]:
+            if layer.number == number:
+                show(layer._replace(fisher=fisher.read(folders, number)), variants)
+                raise SystemExit
+            return {}
+
+        layerwise.walk(read, layerwise.skeleton(base), tokens, seeds, visit)
 
 
 def show(layer: Layer, variants: list[Variant]) -> None:

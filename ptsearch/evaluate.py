@@ -87,8 +87,7 @@ def measure_latency(
     """
     report("measuring the latency", 0, prompts)
     with engines.opened(task.checkpoint, task.engine) as engine:
-        fitting = [fitted(engine, benchmark) for benchmark in benchmarks]
-        seconds = latency(engine, fitting, prompts)
+        seconds = latency(engine, benchmarks, prompts)
     found = {
         "latency_ms": 1000 * float(np.median(list(seconds.values()))),
         "rows": list(seconds),
@@ -155,22 +154,24 @@ def fitted(engine: engines.Engine, benchmark: Benchmark) -> Benchmark:
 
     ValueError: a prompt is too long without any, or `engine.too_long` is error.
     """
-    drop = engine.settings.too_long == "drop"
-
-    def fitting(sample: Sample) -> Sample:
-        scenario = benchmark.scenarios[sample.scenario]
-        new = scenario.max_new_tokens
-        if scenario.mode == "choice":
-            new = max(map(len, _label_ids(engine, scenario, sample))) - 1
-        room = engine.context - new
-        return fit(sample, lambda p: len(models.render(engine.tokenizer, p)) <= room, drop)
-
-    if not engine.context:
-        return benchmark
-    samples = tuple(map(fitting, benchmark.samples))
+    samples = tuple(_fitted(engine, benchmark.scenarios[s.scenario], s) for s in benchmark.samples)
     pairs = zip(benchmark.samples, samples, strict=True)
     dropped = sum(len(before.demos) - len(after.demos) for before, after in pairs)
     return replace(benchmark, samples=samples, dropped=dropped)
+
+
+def _fitted(engine: engines.Engine, scenario: Scenario, sample: Sample) -> Sample:
+    if not engine.context:
+        return sample
+    new = scenario.max_new_tokens
+    if scenario.mode == "choice":
+        new = max(map(len, _label_ids(engine, scenario, sample))) - 1
+    room = engine.context - new
+    return fit(
+        sample,
+        lambda prompt: len(models.render(engine.tokenizer, prompt)) <= room,
+        drop=engine.settings.too_long == "drop",
+    )
 
 
 def evaluate(
@@ -280,7 +281,8 @@ def latency(
     drawn = random.Random(LATENCY_SEED).sample(range(len(samples)), min(prompts, len(samples)))
     alike: dict[int, list[int]] = {}  # by new tokens, 0 = choice
     for row in drawn:
-        scenario, _ = samples[row]
+        scenario, sample = samples[row]
+        samples[row] = scenario, _fitted(engine, scenario, sample)
         new_tokens = scenario.max_new_tokens if scenario.mode == "generate" else 0
         alike.setdefault(new_tokens, []).append(row)
     seconds: dict[int, float] = {}

@@ -185,6 +185,15 @@ def _outcome(
 ) -> Outcome:
     models = {line.name: line.scores["all"] for line in lines if line.members}
     said = [*_remarks(table, others), *remarks]
+    unscored = dict.fromkeys(
+        key for found in models.values() for key, value in found.items()
+        if math.isnan(value) and "/" in key
+    )  # fmt: skip
+    if unscored:
+        said.append(
+            f"nan: rules={table.config.benchmarks.rules} divide by the answered samples, and some "
+            f"model answered none in {', '.join(unscored)}"
+        )
     return Outcome(lines, said, data_hashes(table), sheet(judges["all"], models))
 
 

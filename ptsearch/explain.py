@@ -82,7 +82,9 @@ def write(explained: Explanation, folder: Path, study: str) -> list[Path]:
     results.write_rows(pair_rows(explained.rays, explained.variants), pairs)
     panels = {name: ray.pairs.correlation for name, ray in explained.rays.items()}
     labels = list(short_labels(explained.variants).values())
-    title = f"{study}: correlation of errors between variants, search half"
+    title = (
+        f"{study}: correlation of errors between variants, search half (grey: all or none wrong)"
+    )
     heatmap.draw_html(panels, labels, html, title)
     heatmap.draw_png(panels, labels, png, title)
     results.write_rows(_ledger_rows(explained), splits)

@@ -17,6 +17,7 @@ TITLES = {
     "latency_ms": "latency (ms)",
 }
 MAX_HOVER = 12
+SYMBOLS = {"^": "triangle-up", "o": "circle", "*": "star", "s": "square"}  # matplotlib's in plotly
 
 
 def draw_png(trials: Sequence[Scores], rows: Sequence[Row], path: Path, title: str) -> None:
@@ -24,7 +25,8 @@ def draw_png(trials: Sequence[Scores], rows: Sequence[Row], path: Path, title: s
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
-    for axes, x in zip(figure.subplots(1, 2), ("memory_gb", "mmlu"), strict=True):
+    both = figure.subplots(1, 2, sharey=True)
+    for axes, x in zip(both, ("memory_gb", "mmlu"), strict=True):
         axes.scatter(
             [trial[x] for trial in trials], [trial["trust"] for trial in trials],
             s=14, color=TRIAL, label=f"trials ({len(trials)})",
@@ -37,11 +39,11 @@ def draw_png(trials: Sequence[Scores], rows: Sequence[Row], path: Path, title: s
                     s=size, color=colour, marker=marker, label=f"{kind} ({len(of_kind)})", zorder=3,
                 )  # fmt: skip
         axes.set_xlabel(TITLES[x])
-        axes.set_ylabel(TITLES["trust"])
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(frameon=False, loc="best", fontsize=8)
-    figure.suptitle(title)
+    both[0].set_ylabel(TITLES["trust"])
+    both[0].legend(frameon=False, loc="best", fontsize=8)
+    figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=140)
 
 
@@ -58,9 +60,9 @@ def draw_html(trials: Sequence[Scores], rows: Sequence[Row], path: Path, title: 
             marker={"color": TRIAL, "size": 6}, name=f"trials ({len(trials)})", hoverinfo="skip",
             legendgroup="trials", showlegend=shown, row=1, col=column,
         )  # fmt: skip
-        for kind, colour, _, size in _kinds():
+        for kind, colour, shape, size in _kinds():
             of_kind = [row for row in rows if row.kind == kind]
-            marker = go.scatter.Marker(color=colour, size=size**0.5 * 1.3)
+            marker = go.scatter.Marker(color=colour, size=size**0.5 * 1.3, symbol=SYMBOLS[shape])
             figure.add_scatter(
                 x=[row.search[x] for row in of_kind], y=[row.search["trust"] for row in of_kind],
                 mode="markers", marker=marker, name=f"{kind} ({len(of_kind)})", legendgroup=kind,
@@ -69,6 +71,7 @@ def draw_html(trials: Sequence[Scores], rows: Sequence[Row], path: Path, title: 
             )  # fmt: skip
         figure.update_xaxes(title_text=TITLES[x], row=1, col=column)
     figure.update_yaxes(title_text=TITLES["trust"], row=1, col=1)
+    title = title.replace("\n", "<br>")
     figure.update_layout(title=title, template="plotly_white", height=520)
     figure.write_html(path, include_plotlyjs=True)
 
@@ -131,4 +134,12 @@ def _hover(row: Row) -> str:
     first = ("trust", "mmlu", "adversarial", "fairness", "ethics", "ood", "refusal_rate")
     lines = [f"{key}: {scores[key]:.1f}" for key in first if key in scores]
     lines += [f"memory: {scores['memory_gb']:.3f} GB", f"latency: {scores['latency_ms']:.0f} ms"]
-    return "<br>".join([*row.members[:MAX_HOVER], "", *lines])
+    if row.holdout:
+        lines.append(f"trust held out: {row.holdout['trust']:.1f}")
+    lines += [
+        f"gain over {baseline}: {by_score['trust'].estimate:+.1f} "
+        f"({by_score['trust'].low:+.1f} to {by_score['trust'].high:+.1f})"
+        for baseline, by_score in row.gains.items()
+    ]
+    named = row.members[:MAX_HOVER] if len(row.members) > 1 else [row.name]
+    return "<br>".join([*named, "", *lines])

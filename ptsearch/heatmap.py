@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 COLUMNS = 3
 COLOURS = "RdBu_r"  # diverging: red = together, blue = against each other
+NOTHING = "#bdbdbd"  # NaN, told apart from the white of 0
 
 
 def draw_png(
     panels: Mapping[str, NDArray[Any]], names: Sequence[str], path: Path, title: str
 ) -> None:
-    """One panel a matrix (names, names), from -1 to 1; NaN stays blank."""
+    """One panel a matrix (names, names), from -1 to 1; NaN is grey."""
     from matplotlib.figure import Figure
 
     rows, side = ceil(len(panels) / COLUMNS), 2.2 + 0.14 * len(names)
@@ -24,6 +25,7 @@ def draw_png(
         axes.set_axis_off()
     for axes, (name, matrix) in zip(every, panels.items(), strict=False):
         image = axes.imshow(matrix, cmap=COLOURS, vmin=-1, vmax=1)
+        axes.set_facecolor(NOTHING)
         axes.set_title(name, loc="left", fontsize=10)
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
         axes.set_yticks(range(len(names)), names, fontsize=6)
@@ -49,9 +51,10 @@ def draw_html(
             coloraxis="coloraxis", hovertemplate="%{y}<br>%{x}<br>%{z:.2f}<extra></extra>",
             row=place // COLUMNS + 1, col=place % COLUMNS + 1,
         )  # fmt: skip
-    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(showgrid=False)
+    figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_layout(
-        title=title, template="plotly_white", height=rows * side + 80,
+        title=title, template="plotly_white", height=rows * side + 80, plot_bgcolor=NOTHING,
         coloraxis={"colorscale": COLOURS, "cmin": -1, "cmax": 1},
     )  # fmt: skip
     figure.write_html(path, include_plotlyjs=True)

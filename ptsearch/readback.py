@@ -70,6 +70,7 @@ def check(
     whole = variant.method == "path" or variant.kv_bits != 16 or _fits(base)
     read = _read_whole if whole else _read_by_layers
     value, finite, kv = read(base, folder, asked, chunks)
+    layerwise.give_back()
     dense = value
     if variant.method != "none":
         dense = models.read_json(dense_folder / models.META)["perplexity"]

@@ -202,6 +202,7 @@ def log_result(tracker: Tracker, table: Table, study: optuna.Study, result: Resu
         study.set_user_attr(name, value)
     name = studies.the_study(config).name
     title = f"{name}: {len(result.front)} of {len(result.trials)} trials on the front"
+    title += "".join(f"\n{line}" for line in _gain_line(result))
     scores = [found for _, found in result.trials]
     with tempfile.TemporaryDirectory() as folder:
         html, png, csv, beside, resolved, data = files = [
@@ -301,15 +302,7 @@ def _footnotes(result: Result) -> list[str]:
         "all scores in percent; the search half decides, the held-out half reports "
         f"(read {result.holdout_reads} time(s))"
     ]
-    if any(row.gains for row in result.front):
-        evident = sum(row.gains[BEST_SINGLE]["trust"].is_evident for row in result.front)
-        verdict = (
-            f"evident for {evident} of {len(result.front)}" if evident else "no evidence of a gain"
-        )
-        notes.append(
-            "gain: held-out trust over the best single variant, simultaneous 95 % intervals: "
-            + verdict
-        )
+    notes += _gain_line(result)
     if any(row.unskilled for row in result.rows):
         notes.append("* in some benchmark no better than one constant answer")
     several = [row for row in result.front if len(row.members) > 2]
@@ -343,6 +336,17 @@ def _footnotes(result: Result) -> list[str]:
             f"{result.recheck.open:.2f} % of the choices there are ties within {NEAR_TIE} nats"
         )
     return notes + explain.lines(result.explained) + result.remarks
+
+
+def _gain_line(result: Result) -> list[str]:
+    """Whether anything is gained, in words; nothing where there are no intervals."""
+    if not any(row.gains for row in result.front):
+        return []
+    evident = sum(row.gains[BEST_SINGLE]["trust"].is_evident for row in result.front)
+    said = f"evident for {evident} of {len(result.front)}" if evident else "no evidence of a gain"
+    return [
+        f"gain: held-out trust over the best single variant, simultaneous 95 % intervals: {said}"
+    ]
 
 
 def _kind(truth: Truth) -> str:

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ptsearch import store
 from ptsearch.quantize import checkpoint
 from ptsearch.readback import Work
 from ptsearch.variant import SEQUENTIAL
@@ -89,12 +90,20 @@ class Pass:
     def keep(self, layers: int, hidden: Tensor) -> None:
         """Note that so many layers are done, if it was long ago that it was noted."""
         if time.monotonic() - self._saved >= KEEP_SECONDS:
-            self._write(layers, hidden, finished=False)
+            self._try_to_write(layers, hidden, finished=False)
             self._saved = time.monotonic()
 
     def finish(self) -> None:
         """All checkpoints of the pass are written."""
-        self._write(0, torch.empty(0), finished=True)
+        self._try_to_write(0, torch.empty(0), finished=True)
+
+    def _try_to_write(self, layers: int, hidden: Tensor, finished: bool) -> None:
+        """Where the disk is full, what was kept before stays."""
+        try:
+            self._write(layers, hidden, finished)
+        except OSError as error:
+            if error.errno not in store.FULL:
+                raise
 
     def _write(self, layers: int, hidden: Tensor, finished: bool) -> None:
         tensors, of_works = {"hidden": hidden}, {}

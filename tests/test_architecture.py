@@ -36,7 +36,7 @@ MAY_IMPORT = {
     | {"stored"},
     "build": {"calibration", "engine", "models", "onepass", "quantize", "readback", "resume"}
     | {"store", "stored", "variant"},
-    "resume": {"quantize", "readback", "variant"},
+    "resume": {"quantize", "readback", "store", "variant"},
     "onepass": {"calibration", "codes", "models", "quantize", "readback", "resume", "store"}
     | {"stored", "variant"},
     "readback": {"calibration", "engine", "models", "quantize", "store", "stored", "variant"},
@@ -52,7 +52,7 @@ MAY_IMPORT = {
     "results": CHEAP | {"ballot", "gains", "judge", "study", "table"},
     "recheck": CHEAP | {"cascade", "judge", "results", "table"},
     "gains": {"config", "judge", "rates", "scores", "statistics", "study", "table", "voting"},
-    "racing": {"config", "exact", "judge", "rates", "study", "table", "voting"},
+    "racing": {"config", "exact", "judge", "rates", "rules", "study", "table", "voting"},
     "certificate": CHEAP | {"benchmarks", "gains", "judge", "results", "study", "table"},
     "truth": {"config", "exact", "judge", "scores", "study", "table"},
     "figure": {"results", "scores"},
@@ -111,7 +111,7 @@ ONLY_IN = {
         "readback",
         "engine",
     }
-    | {"compute", "onepass", "resume", "stored"},
+    | {"compute", "onepass", "resume", "serve"},
     "transformers": {"models", "fetch", "quantize", "build", "engine"},
 }
 

@@ -81,7 +81,7 @@ def test_the_pool_of_the_paper_has_both_kinds_of_ensembles() -> None:
         ("paper", 6, 6),
         ("default", 6, 12),
         ("wide", 18, 20),
-        ("nested", 3, 3),
+        ("nested", 6, 6),
         ("rounding", 6, 6),
         ("codes", 9, 9),
     ],

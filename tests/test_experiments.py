@@ -144,6 +144,15 @@ def test_published_rules_have_no_intervals_but_all_else(tmp_path) -> None:
     assert any("study.baselines" in remark for remark in found.remarks)
 
 
+def test_why_a_score_is_not_a_number(tmp_path) -> None:
+    table = fake_table(tmp_path, bits=BITS, samples=20, kind="benchmark")
+    table.config.benchmarks.rules = "dt"
+    silent = np.full_like(table.entries["none"].codes, -1)
+    table.entries["none"] = replace(table.entries["none"], codes=silent)
+    (said,) = [line for line in experiments.benchmark(table, []).remarks if "nan" in line]
+    assert said.endswith("answered none in ethics/plain, ethics/jailbreak.1")
+
+
 def test_a_pool_without_such_ensembles(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"no method with 3, 4 and 8 bits.*v0-4b.*pool=seeds"):
         experiments.paper(fake_table(tmp_path, bits=(4, 8), kind="paper"), [])

@@ -3,13 +3,16 @@
 import csv
 import json
 import re
+import shutil
 import sqlite3
 from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from test_cli import ptsearch
 from tiny import write_tiny_model
 
@@ -261,3 +264,20 @@ def test_racing_and_limited_builds_ask_less(tiny_model, monkeypatch, tmp_path, c
     assert ptsearch(monkeypatch, tmp_path, *other) == 0
     assert len(list((tmp_path / "cache" / "variants").iterdir())) == 3  # and the dense model
     assert "not among the study.max_builds=2 built" in capfd.readouterr().out
+
+
+def test_a_variant_whose_logits_are_not_finite_may_not_vote(
+    tiny_model, tmp_path, monkeypatch, capfd
+) -> None:
+    weights = load_file(tiny_model / "model.safetensors")
+    weights["model.norm.weight"][3] = torch.nan
+    broken = Path(shutil.copytree(tiny_model, tmp_path / "broken"))
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    pool = (
+        "pool.variants=[{method: rtn, bits: [4, 8]}]",
+        f"pool.paths=[{{path: {broken}, label: broken-4b, bits: 4}}]",
+    )
+    assert ptsearch(monkeypatch, tmp_path, *study(tiny_model, *pool, "study.name=nan")) == 0
+    said = " ".join(capfd.readouterr().out.split())
+    assert "degenerate, may not vote: broken-4b" in said
+    assert "Pareto front of nan" in said
