@@ -248,35 +248,6 @@ def test_what_a_target_does_not_run_is_written_dense(study, cache, tmp_path) -> 
         assert (stored[name] == dense[name]).all()
 
 
-@pytest.mark.parametrize(
-    ("bits", "sym", "inputs", "target", "runs"),
-    [
-        (4, True, None, "cpu", True),
-        (4, False, None, "cpu", True),
-        (8, True, None, "cpu", False),
-        (8, True, 8, "cpu", True),
-        (3, True, None, "cpu", False),
-        (3, True, None, "cuda", False),
-        (8, True, None, "cuda", True),
-        (8, False, None, "cuda", False),
-        (4, False, None, "cuda", True),
-    ],
-)
-def test_forms_that_vllm_was_found_to_run(bits, sym, inputs, target, runs) -> None:
-    group: dict[str, Any] = {"weights": {"num_bits": bits, "symmetric": sym}}
-    if inputs:
-        group["input_activations"] = {"num_bits": inputs}
-    config = {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
-    assert bool(forms.unsupported(config, target)) == (not runs)
-
-
-def test_older_formats_that_vllm_was_found_to_run() -> None:
-    gptq = {"quant_method": "gptq", "bits": 4, "desc_act": True}
-    assert "desc_act" in forms.unsupported(gptq, "cpu")
-    assert not forms.unsupported(gptq, "cuda")
-    assert "awq at 3 bits" in forms.unsupported({"quant_method": "awq", "bits": 3}, "cuda")
-
-
 def test_a_member_that_rounds_at_run_time_goes_to_no_vllm(study, cache, tmp_path) -> None:
     rounding = replace(POOL[0], kv_bits=4)
     with pytest.raises(ValueError, match=r"needs the KV cache rounded.*export\.target=local"):
