@@ -111,7 +111,7 @@ ONLY_IN = {
         "readback",
         "engine",
     }
-    | {"compute", "onepass", "resume", "serve"},
+    | {"compute", "onepass", "resume"},
     "transformers": {"models", "fetch", "quantize", "build", "engine"},
 }
 

@@ -1,8 +1,7 @@
 """All members in this process: requests that arrive while a batch runs form the next batch.
 
-Threads do all model work, so the event loop never waits for it. Two batches may be under way, on
-half the cores each: small ones do not fill more (experiments/LOG.md), and while the clients of one
-are answered and ask again the other computes.
+One thread does all model work, so the event loop never waits for it. Two batches side by side, on
+half the cores each, answered fewer requests (experiments/LOG.md).
 """
 
 import asyncio
@@ -15,7 +14,6 @@ from functools import partial
 from time import perf_counter
 from typing import NamedTuple
 
-import torch
 from jinja2 import TemplateError
 
 from ptsearch import engine as engines
@@ -29,7 +27,6 @@ from ptsearch.serve.api import ApiError
 from ptsearch.serve.replies import NOT_ASKED, Members, Reply, answered
 
 MOST = 64  # queries of a batch
-LANES = 2  # batches under way
 STILL = 0.002  # seconds without an arrival after which a batch is closed
 
 log = logging.getLogger(__name__)
@@ -43,10 +40,10 @@ class Waiting(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What the lanes share."""
+    """What answering batches needs."""
 
     queue: asyncio.Queue[Waiting]
-    threads: ThreadPoolExecutor
+    thread: ThreadPoolExecutor
     ensemble: PrecisionEnsemble
     lazy: bool
 
@@ -64,23 +61,21 @@ async def members(
         queue.put_nowait(waiting)
         return await waiting.replies
 
-    cores = max(1, (engine.threads or torch.get_num_threads()) // LANES)
-    with ThreadPoolExecutor(LANES, "model", torch.set_num_threads, (cores,)) as threads:
+    with ThreadPoolExecutor(1, "model") as thread:
         dtype = folder.description["settings"].get("engine.dtype", engine.dtype)
-        searched = replace(engine, dtype=dtype, threads=cores)
+        searched = replace(engine, dtype=dtype)
         load = partial(PrecisionEnsemble.from_pretrained, folder.folder, searched)
-        ensemble = await loop.run_in_executor(threads, load)
+        ensemble = await loop.run_in_executor(thread, load)
         for label, each in ensemble.engines.items():
             if each.rounding is None:  # else what is kept would depend on what stands behind it
                 ensemble.engines[label] = each._replace(kept=engines.Kept(settings.keep_tokens))
-        work = Work(queue, threads, ensemble, settings.lazy)
-        lanes = [asyncio.create_task(_batches(work)) for _ in range(LANES)]
+        work = Work(queue, thread, ensemble, settings.lazy)
+        batches = asyncio.create_task(_batches(work))
         try:
             yield Members(ask, list)
         finally:
-            for lane in lanes:
-                lane.cancel()
-            await asyncio.gather(*lanes, return_exceptions=True)
+            batches.cancel()
+            await asyncio.gather(batches, return_exceptions=True)
 
 
 async def _batches(work: Work) -> None:
@@ -89,12 +84,12 @@ async def _batches(work: Work) -> None:
     while True:
         batch = await _gather(work.queue)
         queries = [waiting.query for waiting in batch]
-        lane = loop.run_in_executor(work.threads, answer, work.ensemble, queries, work.lazy)
-        await asyncio.wait([lane])
-        if error := lane.exception():  # of this batch alone
+        answers = loop.run_in_executor(work.thread, answer, work.ensemble, queries, work.lazy)
+        await asyncio.wait([answers])
+        if error := answers.exception():  # of this batch alone
             log.error("a batch of %d failed", len(batch), exc_info=error)
         found: list[list[Reply] | ApiError] = (
-            [ApiError(500, "the model failed")] * len(batch) if error else lane.result()
+            [ApiError(500, "the model failed")] * len(batch) if error else answers.result()
         )
         for waiting, replies in zip(batch, found, strict=True):
             if waiting.replies.done():
