@@ -5,7 +5,6 @@ call there is little to share. A prefix that several sequences had is computed o
 the least recently used goes when there are too many.
 """
 
-import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -24,31 +23,25 @@ Tokens = tuple[int, ...]
 
 
 class Kept:
-    """At most `most` tokens' keys and values of one model; threads may share it."""
+    """At most `most` tokens' keys and values of one model."""
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.lock = threading.Lock()
         self.counts: OrderedDict[int, int] = OrderedDict()  # hash of a prefix -> sequences
         self.known: OrderedDict[Tokens, dict[int, KV]] = OrderedDict()  # layer -> (K, tokens, D)
 
-    def prefixes(
-        self, model: Any, heads: Sequence[Tokens], max_run: int
-    ) -> tuple[list[Tokens], dict[Tokens, dict[int, KV]]]:
-        """For each sequence without what is asked of it its longest kept prefix, or (); and the
-        keys and values of those.
-        """
-        with self.lock:
-            for head in dict.fromkeys(heads):  # labels of several tokens repeat a prompt
-                best, often = self._longest(head), self._count(head)
-                if len(often) - len(best) >= GAIN and len(often) <= self.most:
-                    self.known[often] = _computed(model, often, max_run)
-            while sum(map(len, self.known)) > self.most:
-                self.known.popitem(last=False)
-            found = [self._longest(head) for head in heads]
-            for tokens in set(found) - {()}:
-                self.known.move_to_end(tokens)
-            return found, {tokens: self.known[tokens] for tokens in found if tokens}
+    def prefixes(self, model: Any, heads: Sequence[Tokens], max_run: int) -> list[Tokens]:
+        """For each sequence without what is asked of it: its longest kept prefix, or ()."""
+        for head in dict.fromkeys(heads):  # labels of several tokens repeat a prompt
+            best, often = self._longest(head), self._count(head)
+            if len(often) - len(best) >= GAIN and len(often) <= self.most:
+                self.known[often] = _computed(model, often, max_run)
+        while sum(map(len, self.known)) > self.most:
+            self.known.popitem(last=False)
+        found = [self._longest(head) for head in heads]
+        for tokens in set(found) - {()}:
+            self.known.move_to_end(tokens)
+        return found
 
     def _longest(self, head: Tokens) -> Tokens:
         fitting = (tokens for tokens in self.known if head[: len(tokens)] == tokens)

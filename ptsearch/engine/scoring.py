@@ -86,9 +86,9 @@ def _lane(
     if kept:
         heads = [key[: min(target.position for target in sequences[key])] for key in keys]
         max_run = min(MAX_RUN, limits.tokens)
-        prefixes, states = kept.prefixes(model, heads, max_run)
+        prefixes = kept.prefixes(model, heads, max_run)
         shared, known = keeping.plan(keys, prefixes, max_run, MIN_SAVING)
-        store |= {number: dict(states[tokens]) for number, tokens in enumerate(known)}
+        store |= {number: dict(kept.known[tokens]) for number, tokens in enumerate(known)}
         first = len(known)
     asked = _targets(shared, keys, sequences)
     rows = [len(asked.get(number, ())) for number in range(first, len(shared.segments))]
