@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -115,36 +116,44 @@ def running(*engines: FakeEngine) -> Iterator[list[str]]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    runners = [_call(loop, _start(engine, loop)) for engine in engines]
+    for engine in engines:
+        _call(loop, _start(engine, loop))
     try:
         yield [engine.url for engine in engines]
     finally:
-        for runner in runners:
-            _call(loop, _stop(runner))
+        for engine in engines:
+            engine.kill()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
 
 
-async def _start(engine: FakeEngine, loop: asyncio.AbstractEventLoop) -> web.AppRunner:
+async def _start(engine: FakeEngine, loop: asyncio.AbstractEventLoop) -> None:
     app = web.Application()
     app.router.add_get("/v1/models", engine.models)
     app.router.add_post("/v1/completions", engine.complete)
     app.router.add_post("/v1/chat/completions", engine.complete)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    engine.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    engine.kill = lambda: _call(loop, _stop(runner))
-    return runner
+    listening = socket.create_server(("127.0.0.1", 0))
+    await web.SockSite(runner, listening).start()
+    engine.url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+    engine.kill = lambda: _call(loop, _stop(runner, listening))
 
 
-async def _stop(runner: web.AppRunner) -> None:
-    """Refuse connections and break those that there are."""
+async def _stop(runner: web.AppRunner, listening: socket.socket) -> None:
+    """Refuse connections and break those that there are.
+
+    What is being accepted while asyncio closes its server would never be closed
+    (python/cpython#109564): accepting ends first.
+    """
+    if listening.fileno() != -1:
+        asyncio.get_running_loop().remove_reader(listening)
+        await asyncio.sleep(0.01)  # handlers of what was accepted in this round
     for handler in runner.server.connections if runner.server else ():
-        handler.force_close()
         if handler.transport:
             handler.transport.abort()
+        handler.force_close()
     await runner.cleanup()
     await asyncio.sleep(0.01)  # sockets are closed by the loop's next rounds
 
