@@ -18,7 +18,7 @@ from ptsearch.benchmarks import Benchmark, Sample, Scenario, digest
 from ptsearch.benchmarks.fit import fit
 from ptsearch.config import EngineConfig
 
-EVALUATE_VERSION = 2  # bump when equal inputs would give another reply or log-probability
+EVALUATE_VERSION = 3  # bump when equal inputs would give another reply or log-probability
 LATENCY_SEED, LATENCY_VERSION = 0, 2  # the file of latencies has `rows` since 2
 
 Report = Callable[[str, int, int], None]

@@ -5,6 +5,8 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from ptsearch import engine
+from ptsearch.config import EngineConfig
 from ptsearch.engine import linear
 
 
@@ -63,3 +65,28 @@ def test_a_shared_weight_stays_as_it_is() -> None:
     linear.prepack(whole)
     assert type(whole.head) is nn.Linear
     assert isinstance(whole.free, linear.PackedLinear)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_logits_are_not_rounded_to_sixteen_bits(bias) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 300, bias, dtype=torch.bfloat16)
+    layer.weight.data *= 20
+    x = torch.randn(1, 5, 64, dtype=torch.bfloat16)
+    head = linear.Head(layer)
+    with torch.inference_mode():
+        truth = x.double() @ layer.weight.double().T + (layer.bias.double() if bias else 0)
+        plain = (layer(x) - truth).abs().max()
+        assert (head(x) - truth).abs().max() < plain / 50
+        assert head(x[:, :0]).shape == (1, 0, 300)
+
+
+def test_a_model_of_sixteen_bits_gets_a_head_that_is_not_rounded(tiny_model) -> None:
+    half, full = (engine.load(tiny_model, EngineConfig(dtype=t)) for t in ("bfloat16", "float32"))
+    ids = [[3, 1, 4, 1, 5], [9, 2, 6]]
+    found, truth = (
+        engine.score(each, ids, [[[1], [2]]] * 2, lambda *_: None) for each in (half, full)
+    )
+    assert isinstance(half.model.get_output_embeddings(), linear.Head)
+    assert type(full.model.get_output_embeddings()) is nn.Linear
+    assert found[0] == pytest.approx(truth[0], abs=0.1)

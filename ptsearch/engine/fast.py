@@ -48,6 +48,7 @@ def enable(model: Any) -> str:
     if reason:
         model.set_attn_implementation(before)
         return reason
+    linear.sharpen(model)
     linear.prepack(model)
     return ""
 

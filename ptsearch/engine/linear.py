@@ -52,6 +52,34 @@ class PackedMLP(nn.Module):
         return y
 
 
+class Head(nn.Module):
+    """x -> x Wᵀ + b in fp32 where x and W are of 16 bits. x: (..., in) -> (..., out).
+
+    A product rounds to the type of its factors: bf16 logits of 16 to 32 lie 0.125 apart, and labels
+    tie. What rounding took away is left when the product is computed again less its rounded self.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, -2)
+        rounded = nn.functional.linear(rows, self.weight)
+        rest = torch.addmm(rounded.neg(), rows, self.weight.mT)
+        logits = rounded.float().add_(rest)
+        if self.bias is not None:
+            logits += self.bias
+        return logits.view(*x.shape[:-1], len(self.weight))
+
+
+def sharpen(model: Any) -> None:
+    """Swap the head of a model of 16 bits."""
+    head = model.get_output_embeddings()
+    if type(head) is nn.Linear and head.weight.dtype != torch.float32:
+        model.set_output_embeddings(Head(head))
+
+
 def prepack(model: Any) -> None:
     """Swap the model's gated MLPs, and its other linear layers.
 
