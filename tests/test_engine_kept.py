@@ -1,10 +1,11 @@
 """What stays between calls changes no answer, and keeps to its limit."""
 
 import pytest
+import torch
 
 from ptsearch import engine as engines
 from ptsearch.config import EngineConfig
-from ptsearch.engine import Kept, kept, prefix
+from ptsearch.engine import Kept, kept, prefix, scoring
 
 TEMPLATES = [tuple(range(start, start + 90)) for start in (1, 100)]
 LABELS = [[1], [2, 3], [4]]
@@ -23,8 +24,19 @@ def engine(tiny_model):
     return engines.load(tiny_model, EngineConfig(dtype="float32"))
 
 
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("few", [1, 10_000])
 @pytest.mark.parametrize("most", [0, 100, 10_000])
-def test_scores_are_the_same_call_after_call(most, engine) -> None:
+def test_scores_are_the_same_call_after_call(most, few, engine, monkeypatch) -> None:
+    monkeypatch.setattr(scoring, "FEW", few)  # tokens of a lane
+    monkeypatch.setattr(scoring, "AGAIN", 1)
     keeping = engine._replace(kept=Kept(most))
     for call in range(6):
         asked = prompts(call)

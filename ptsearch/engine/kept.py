@@ -61,7 +61,11 @@ class Kept:
 
 
 def plan(
-    sequences: Sequence[Tokens], prefixes: Sequence[Tokens], max_run: int, min_saving: int
+    sequences: Sequence[Tokens],
+    prefixes: Sequence[Tokens],
+    max_run: int,
+    min_saving: int,
+    align: int = 1,
 ) -> tuple[Plan, list[Tokens]]:
     """The plan of distinct sequences, and the prefixes that are its first segments.
 
@@ -73,7 +77,9 @@ def plan(
     chains: list[tuple[int, ...]] = [()] * len(sequences)
     for tokens in dict.fromkeys(prefixes):
         members = [i for i, mine in enumerate(prefixes) if mine == tokens]
-        rest = prefix.share([sequences[i][len(tokens) :] for i in members], max_run, min_saving)
+        rest = prefix.share(
+            [sequences[i][len(tokens) :] for i in members], max_run, min_saving, align
+        )
         root, shift = ((known.index(tokens),) if tokens else ()), len(segments)
         for segment in rest.segments:
             path = root + tuple(number + shift for number in segment.path)

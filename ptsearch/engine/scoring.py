@@ -7,7 +7,7 @@ the cores, so that what is not a product, Python included, runs on all cores as 
 import itertools
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,19 +15,23 @@ import torch
 
 from ptsearch.engine import kept as keeping
 from ptsearch.engine import packed, plain, prefix
-from ptsearch.engine.kept import Kept
+from ptsearch.engine.kept import Kept, Tokens
 from ptsearch.engine.memory import LANE, Limits
 from ptsearch.engine.plain import Found, Report, Sequences, Target
+from ptsearch.quantize.cache import KV
 
 MIN_SAVING = 64  # tokens that a shared prefix must save to become a segment of its own
 MAX_RUN = 512  # longer runs are cut, so that half-empty causal squares stay small
 LANES = 4  # at most: Python runs one at a time
+FEW = 64  # tokens of a lane, fewer are better run on all cores
+AGAIN = 0.1  # of all tokens may be computed in more than one lane
 
 
-def plan(sequences: list[tuple[int, ...]], limits: Limits) -> prefix.Plan:
+def plan(sequences: list[Tokens], limits: Limits) -> prefix.Plan:
     """Shared prefixes of distinct sequences, as the packed path computes them."""
-    longest = max(1, min(MAX_RUN, limits.tokens) // limits.align) * limits.align
-    return prefix.share(sequences, longest, MIN_SAVING, limits.align)
+    return keeping.plan(
+        sequences, [()] * len(sequences), _longest(limits), MIN_SAVING, limits.align
+    )[0]
 
 
 def logprobs(
@@ -37,11 +41,16 @@ def logprobs(
 
     What `kept` has of the sequences' prefixes is not computed again.
     """
+    begun: dict[Tokens, Tokens] = dict.fromkeys(sequences, ())
+    if kept:
+        heads = [key[: min(t.position for t in targets)] for key, targets in sequences.items()]
+        begun = dict(zip(sequences, kept.prefixes(model, heads, _longest(limits)), strict=True))
+    known = kept.known if kept else {}
     cores = torch.get_num_threads()
     count = min(cores, LANES, limits.tokens // LANE) if model.device.type == "cpu" else 1
-    lanes = [] if kept else list(_split(sequences, count, limits.tokens))
+    lanes = list(_split(begun, count))
     if len(lanes) < 2:
-        return _lane(model, sequences, limits, report, kept)
+        return _lane(model, sequences, begun, known, limits, report)
     limits = limits._replace(tokens=limits.tokens // len(lanes), rows=limits.rows // len(lanes))
     done, lock = [0] * len(lanes), threading.Lock()
 
@@ -53,7 +62,8 @@ def logprobs(
                 done[number] = items
                 report(sum(done), len(sequences))
 
-        return _lane(model, lanes[number], limits, report_lane)
+        mine = {key: sequences[key] for key in lanes[number]}
+        return _lane(model, mine, begun, known, limits, report_lane)
 
     try:
         with ThreadPoolExecutor(len(lanes)) as threads:
@@ -63,33 +73,47 @@ def logprobs(
     return dict(itertools.chain.from_iterable(part.items() for part in found))
 
 
-def _split(sequences: Sequences, lanes: int, tokens: int) -> Iterator[Sequences]:
-    """So many parts, of about equally many computed tokens; one where all fit a forward."""
-    order = sorted(sequences)
+def _longest(limits: Limits) -> int:
+    return max(1, min(MAX_RUN, limits.tokens) // limits.align) * limits.align
+
+
+def _split(begun: Mapping[Tokens, Tokens], lanes: int) -> Iterator[list[Tokens]]:
+    """The sequences in so many parts of about equally many computed tokens; in one where they are
+    few, or where a prefix would be computed in several parts that is much of the whole.
+
+    `begun`: each sequence's kept prefix.
+    """
+    order = sorted(begun)
     pairs = zip([(), *order], order, strict=False)
-    costs = [len(key) - prefix.alike(before, key) for before, key in pairs]
-    through = list(itertools.accumulate(costs))
-    lanes = lanes if through and through[-1] > tokens else 1
-    cuts = [bisect_left(through, through[-1] * n / lanes) for n in range(1, lanes)]
+    shared = [max(prefix.alike(before, key), len(begun[key])) for before, key in pairs]
+    through = list(itertools.accumulate(len(k) - n for k, n in zip(order, shared, strict=True)))
+    whole = through[-1] if through else 0
+    ends = [0, *through]  # of the computed tokens before each sequence
+    shares = [whole * n / lanes for n in range(1, lanes)]
+    cuts = [min(range(len(ends)), key=lambda k: abs(ends[k] - share)) for share in shares]  # noqa: B023
+    again = sum(shared[cut] - len(begun[order[cut]]) for cut in cuts if cut < len(order))
+    if whole < FEW * lanes or again > AGAIN * whole:
+        cuts = []
     for low, high in itertools.pairwise([0, *cuts, len(order)]):
         if low < high:
-            yield {key: sequences[key] for key in order[low:high]}
+            yield order[low:high]
 
 
 @torch.inference_mode()
 def _lane(
-    model: Any, sequences: Sequences, limits: Limits, report: Report, kept: Kept | None = None
+    model: Any,
+    sequences: Sequences,
+    begun: Mapping[Tokens, Tokens],
+    known: Mapping[Tokens, dict[int, KV]],
+    limits: Limits,
+    report: Report,
 ) -> Found:
+    """`begun`: each sequence's kept prefix, whose keys and values are in `known`."""
     keys = list(sequences)
-    store: packed.Store = {}
-    shared, first = plan(keys, limits), 0
-    if kept:
-        heads = [key[: min(target.position for target in sequences[key])] for key in keys]
-        max_run = min(MAX_RUN, limits.tokens)
-        prefixes = kept.prefixes(model, heads, max_run)
-        shared, known = keeping.plan(keys, prefixes, max_run, MIN_SAVING)
-        store |= {number: dict(kept.known[tokens]) for number, tokens in enumerate(known)}
-        first = len(known)
+    prefixes = [begun[key] for key in keys]
+    shared, stored = keeping.plan(keys, prefixes, _longest(limits), MIN_SAVING, limits.align)
+    store: packed.Store = {number: dict(known[tokens]) for number, tokens in enumerate(stored)}
+    first = len(stored)
     asked = _targets(shared, keys, sequences)
     rows = [len(asked.get(number, ())) for number in range(first, len(shared.segments))]
     ends = sorted(chain[-1] for chain in shared.chains)
@@ -118,7 +142,7 @@ def _lane(
 
 
 def _targets(
-    shared: prefix.Plan, keys: list[tuple[int, ...]], sequences: Sequences
+    shared: prefix.Plan, keys: list[Tokens], sequences: Sequences
 ) -> dict[int, dict[int, list[tuple[int, Target]]]]:
     """segment -> offset in it -> (sequence, target) pairs that are read off there."""
     asked: dict[int, dict[int, list[tuple[int, Target]]]] = {}
