@@ -90,7 +90,7 @@ def _split(begun: Mapping[Tokens, Tokens], lanes: int) -> Iterator[list[Tokens]]
     whole = through[-1] if through else 0
     ends = [0, *through]  # of the computed tokens before each sequence
     shares = [whole * n / lanes for n in range(1, lanes)]
-    cuts = [min(range(len(ends)), key=lambda k: abs(ends[k] - share)) for share in shares]  # noqa: B023
+    cuts = [min(range(len(ends)), key=lambda k: abs(ends[k] - share)) for share in shares]
     again = sum(shared[cut] - len(begun[order[cut]]) for cut in cuts if cut < len(order))
     if whole < FEW * lanes or again > AGAIN * whole:
         cuts = []
