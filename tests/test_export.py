@@ -107,6 +107,8 @@ def test_every_text_parses(target: str, study, cache, tmp_path) -> None:
         if part["kind"] == "Deployment":
             (container,) = part["spec"]["template"]["spec"]["containers"]
             assert container["readinessProbe"]["httpGet"]["path"] == "/health"
+            restarted = container["livenessProbe"]["httpGet"]["path"] == "/health"
+            assert restarted == (container["name"] != "ptsearch-ensemble")
             assert container["resources"]["limits"]["memory"]
     hosts = {f"http://{p['metadata']['name']}:8000/v1" for p in manifests if p["kind"] == "Service"}
     engines_of = [a for a in gateway["command"] if a.startswith("serve.engines=")]
