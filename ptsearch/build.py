@@ -11,8 +11,10 @@ from pathlib import Path
 
 import torch
 
+from ptsearch import engine as engines
 from ptsearch import models, onepass, readback, resume, store
 from ptsearch.calibration import Calibration
+from ptsearch.config import EngineConfig
 from ptsearch.engine import memory, rounded
 from ptsearch.models import BaseModel
 from ptsearch.quantize import cache, checkpoint, layerwise, library
@@ -31,20 +33,21 @@ def folder_of(store_root: Path, variant: Variant) -> Path:
     return store_root / "variants" / variant.id
 
 
-def build_pool(
+def build_pool(  # noqa: PLR0913
     base: BaseModel,
     variants: Sequence[Variant],
     calibration: Calibration,
     store_root: Path,
     report: Report,
     max_perplexity_ratio: float = 20.0,
+    engine: EngineConfig | None = None,
 ) -> None:
     """Build what is not there yet, the dense model's folder included.
 
-    What was interrupted goes on where it stopped. ValueError: a model that does not fit into
-    memory, since each variant is read back whole; a group_size that does not divide, too little
-    calibration text; after all others were built, variants that cannot be solved or have
-    no room on the disk.
+    What was interrupted goes on where it stopped. Of the model one layer at a time is in memory.
+    ValueError: a variant will not fit where `engine` is to run it; a group_size that does not
+    divide, too little calibration text; after all others were built, variants that cannot be
+    solved or have no room on the disk.
     """
     dense = Variant(base.name, base.revision)
     missing = [
@@ -54,7 +57,9 @@ def build_pool(
     ]
     if not missing:
         return
-    memory.check_fits(base.path, base.trust_remote_code, torch.bfloat16, "cpu")
+    if engine and engine.name == "transformers":
+        dtype, device = getattr(torch, engine.dtype), engines.device_of(engine)
+        memory.check_fits(base.path, base.trust_remote_code, dtype, device)
     asked = [variant.id for variant in (dense, *variants)]
     with resume.unfinished(store_root, asked) as kept, ExitStack() as stack:
         works = []

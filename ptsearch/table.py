@@ -110,8 +110,11 @@ class Table:
         own = {"latency_ms": _two_digits(timed["latency_ms"]), "timed": timed}
         return self._costed(label) | own
 
-    def build(self, labels: Iterable[str]) -> None:
-        """Build what is not in the cache: the whole pool or only `labels`, by `pool.build`."""
+    def build(self, labels: Iterable[str], *, to_run: bool = True) -> None:
+        """Build what is not in the cache: the whole pool or only `labels`, by `pool.build`.
+
+        ValueError, with `to_run`: a variant will not fit into memory where the engine runs it.
+        """
         unbuilt = [label for label in labels if not store.is_whole(self.folder(label))]
         if not unbuilt:
             return
@@ -119,7 +122,11 @@ class Table:
             everything = [DENSE, *self.variants]
             unbuilt = [label for label in everything if not store.is_whole(self.folder(label))]
         self.workers.call(
-            partial(build.build_pool, max_perplexity_ratio=self.config.pool.max_perplexity_ratio),
+            partial(
+                build.build_pool,
+                max_perplexity_ratio=self.config.pool.max_perplexity_ratio,
+                engine=self.config.engine if to_run else None,
+            ),
             self.base,
             [self.variant(label) for label in unbuilt],
             calibration.read(self.config.calibration),

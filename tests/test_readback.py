@@ -79,7 +79,7 @@ def test_a_pool_of_a_model_larger_than_the_memory_that_is_allowed(tmp_path: Path
     limit, *read_back = done.stdout.split(maxsplit=1)
     stored = sum(shard.stat().st_size for shard in folder.glob("*.safetensors"))
     assert int(limit) < stored
-    assert read_back == ["['layer by layer', 'layer by layer', 'layer by layer']\n"]
+    assert read_back == ["['layer by layer', 'layer by layer']\n"]
 
 
 LIMITED = """
@@ -91,7 +91,7 @@ from ptsearch import models
 from ptsearch.variant import Variant
 
 base, root = map(Path, sys.argv[1:])
-variants = pool([{"method": ["gptq", "awq"], "bits": 4, "damp_percent": 0.05}])
+variants = pool([{"method": "gptq", "bits": 2, "damp_percent": 0.05}])
 build_tiny(write_tiny_model(root / "small"), root / "first", variants)
 held = next(line for line in open("/proc/self/status") if line.startswith("VmData:"))
 limit = int(held.split()[1]) * 1024 + 520_000_000

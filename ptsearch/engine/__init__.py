@@ -26,6 +26,7 @@ __all__ = [
     "Engine",
     "Kept",
     "NonFiniteLogitsError",
+    "device_of",
     "generate",
     "latency",
     "load",
@@ -94,11 +95,7 @@ def load(folder: Path, settings: EngineConfig) -> Engine:
         return first._replace(first=asked.first, later=later.model)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("engine.device=cuda, and torch finds no CUDA device: take cpu or auto")
+    device = device_of(settings)
     checkpoint, trust = models.checkpoint_of(folder)
     memory.check_fits(checkpoint, trust, getattr(torch, settings.dtype), device)
     model, tokenizer = models.load(folder, settings.dtype, device)
@@ -122,6 +119,15 @@ def load(folder: Path, settings: EngineConfig) -> Engine:
         packed=not reason,
         rounding=rounding,
     )
+
+
+def device_of(settings: EngineConfig) -> str:
+    """Where models run: cpu or cuda. ValueError: no such device."""
+    if settings.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("engine.device=cuda, and torch finds no CUDA device: take cpu or auto")
+    return settings.device
 
 
 def score(
