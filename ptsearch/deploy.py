@@ -61,7 +61,7 @@ def compose(described: Mapping[str, Any]) -> Yaml:
     front: Yaml = {
         "image": "${PTSEARCH_IMAGE:-ptsearch}",
         "build": {"dockerfile_inline": _dockerfile()},
-        "command": _front(described),
+        "command": [*_front(described), "serve.differ=${DIFFER:-0}"],
         "volumes": [f".:{INSIDE}:ro"],
         "ports": [f"127.0.0.1:{PORT}:{PORT}"],
         "healthcheck": _compose_health(),
