@@ -11,6 +11,7 @@ from tiny import write_tiny_model
 from ptsearch import build, models, store
 from ptsearch import calibration as calibrations
 from ptsearch.calibration import Calibration
+from ptsearch.engine import memory
 from ptsearch.models import BaseModel
 from ptsearch.quantize import layerwise, rtn
 from ptsearch.stored import Tensors
@@ -238,6 +239,14 @@ def test_a_variant_far_from_dense_is_degenerate(tmp_path: Path) -> None:
     build.build_pool(base, variants, CALIBRATION, tmp_path / "store", silent, 0.5)
     meta = models.read_json(build.folder_of(tmp_path / "store", variants[0]) / models.META)
     assert meta["degenerate"]
+
+
+def test_a_model_larger_than_memory_is_built_by_layers(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
+    variants = pool(ROWS[:1])
+    build_tiny(write_tiny_model(tmp_path / "base"), tmp_path / "store", variants)
+    meta = models.read_json(build.folder_of(tmp_path / "store", variants[0]) / models.META)
+    assert meta["read_back"] == "layer by layer"
 
 
 def test_a_ready_made_checkpoint_joins(built: Path, tiny_model: Path, tmp_path: Path) -> None:
