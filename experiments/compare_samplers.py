@@ -4,10 +4,10 @@
         [--samplers sets,tpe] [--half holdout]
 
 First with all variants evaluated: the share of the true front's hypervolume after so many trials,
-as a study runs them (single variants first). Then in order of building: without that queue a
-trial pays for the members that it names first (their own part of the build and their answers), and
-whatever was paid for is enumerated (answers take the median of all: all run the same products);
-beside it the variants in the pool's order and in random ones,
+as a study runs them (single variants first). Then by seconds, without that queue: a trial pays for
+its sampler's own time and for the members that it names first (their own part of the build and
+their answers, the median of all: all run the same products). Then in order of building, where
+whatever was paid for is enumerated; beside it the variants in the pool's order and in random ones,
 proposals, and the best half of the seconds that hindsight could choose. Prints JSON lines.
 """
 
@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
@@ -29,7 +29,10 @@ from ptsearch import study as studies
 from ptsearch.config import OBJECTIVES
 from ptsearch.judge import halves
 from ptsearch.scores import Scores
+from ptsearch.study import Members
 from ptsearch.table import DENSE, Table
+
+SECONDS = (0.5, 0.75, 1.0, 1.1, 1.5, 2.0, 3.0)  # times what all variants take
 
 
 class Landscape:
@@ -61,7 +64,14 @@ class Landscape:
         return truth.reachable(self.truth, [tuple(built)])[0]
 
 
-def run(land: Landscape, sampler: str, seed: int, trials: int, queue: bool) -> optuna.Study:
+class Replay(NamedTuple):
+    study: optuna.Study
+    tried: list[Members]
+    scores: list[Scores | None]  # of each, None where the limits do not allow it
+    own: list[float]  # seconds of processor time that the sampler took for each
+
+
+def run(land: Landscape, sampler: str, seed: int, trials: int, queue: bool) -> Replay:
     """One replay; without `queue` it begins with a random ensemble instead of the singles."""
     search = replace(studies.the_study(land.table.config), trials=trials, sampler=sampler)
     land.table.config.study = search
@@ -71,11 +81,20 @@ def run(land: Landscape, sampler: str, seed: int, trials: int, queue: bool) -> o
         chosen = np.random.default_rng(seed).choice(len(land.labels), 3, replace=False)
         study.enqueue_trial({label: i in chosen for i, label in enumerate(land.labels)})
     judge: Any = land
-    studies.search(study, land.table, judge, lambda *_: "")
-    return study
+    replay, before = Replay(study, [], [], []), [time.process_time()]
+
+    def seen(found: studies.Found, scores: Scores, feasible: bool) -> str:
+        replay.tried.append(found.members)
+        replay.scores.append(scores if feasible else None)
+        replay.own.append(time.process_time() - before[0])
+        before[0] = time.process_time()
+        return ""
+
+    studies.search(study, land.table, judge, seen)
+    return replay
 
 
-def greedy_trials(land: Landscape) -> list[Scores]:
+def greedy_trials(land: Landscape) -> list[Members]:
     """Forward selection by trust, then by MMLU: whatever it looks at is a trial."""
     looked: dict[int, None] = {}
     for name in ("trust", "mmlu"):
@@ -85,23 +104,44 @@ def greedy_trials(land: Landscape) -> list[Scores]:
             return np.array([[land.scores[name][land.place[int(m)]]] for m in masks])
 
         exact.greedy(value, len(land.labels), studies.the_study(land.table.config).max_members)
-    return [{n: v[land.place[m]] for n, v in land.scores.items()} for m in looked]
+    return [tuple(land.labels[v] for v in exact.members(mask)) for mask in looked]
 
 
 def by_trials(land: Landscape, sampler: str, seeds: int, trials: int) -> dict[str, Any]:
     """Shares of the hypervolume after 50, 100, ... trials: median and worst over seeds."""
-    curves, started = [], time.process_time()
+    curves, own = [], []
     for seed in range(seeds):
-        study = run(land, sampler, seed, trials, queue=True)
-        tried = [land(land.table, found.members) for found in studies.completed(study)]
-        curves.append(truth.shares(land.truth, tried)[:trials])
-    spent = (time.process_time() - started) / (seeds * trials)
+        replay = run(land, sampler, seed, trials, queue=True)
+        curves.append(truth.shares(land.truth, replay.scores)[:trials])
+        own += replay.own
     found = np.array(curves)
     points = [p for p in (25, 50, 100, 150, 200, 400, 1000, 2000) if p <= trials]
     return {
-        "sampler": sampler, "seeds": seeds, "ms_per_trial": round(1000 * spent, 1),
+        "sampler": sampler, "seeds": seeds, "ms_per_trial": round(1000 * float(np.mean(own)), 1),
         "median": {p: round(float(np.median(found[:, p - 1])), 2) for p in points},
         "worst": {p: round(float(found[:, p - 1].min()), 2) for p in points},
+    }  # fmt: skip
+
+
+def by_seconds(land: Landscape, name: str, replays: Sequence[Replay]) -> dict[str, Any]:
+    """Share that the trials themselves dominate once so many times the seconds of building and
+    evaluating all variants are spent: median and worst. What has ended by then keeps its share.
+    """
+    whole, found = sum(land.cost.values()), []
+    for replay in replays:
+        paid, spent = set[str](), []
+        for members, own in zip(replay.tried, replay.own, strict=True):
+            spent.append(own + sum(land.cost[label] for label in members if label not in paid))
+            paid |= set(members)
+        shares, ends = truth.shares(land.truth, replay.scores), np.cumsum(spent)
+        done = [int((ends <= point * whole).sum()) for point in SECONDS]
+        found.append([shares[n - 1] if n else 0.0 for n in done])
+    middle, worst = np.median(found, axis=0), np.min(found, axis=0)
+    return {
+        "by_seconds": name, "replays": len(replays), "trials": len(replays[0].tried),
+        "own_seconds": round(float(np.mean([sum(r.own) for r in replays])), 1),
+        "median": dict(zip(SECONDS, middle.round(2).tolist(), strict=True)),
+        "worst": dict(zip(SECONDS, worst.round(2).tolist(), strict=True)),
     }  # fmt: skip
 
 
@@ -120,9 +160,9 @@ def approximation(land: Landscape) -> dict[str, Any]:
 
 
 def order_of(land: Landscape, study: optuna.Study) -> list[str]:
-    """Variants in the order in which trials, pruned ones too, first named them."""
+    """Variants in the order in which trials, pruned ones too, first named them; then the rest."""
     named = [label for t in study.trials for label in land.labels if t.params.get(label)]
-    return list(dict.fromkeys(named))
+    return list(dict.fromkeys([*named, *land.labels]))
 
 
 def proposed_order(land: Landscape, seed: int) -> list[str]:
@@ -201,18 +241,22 @@ def main() -> None:
 
 
 def compare(land: Landscape, samplers: list[str], trials: int, seeds: int) -> None:
-    greedy = truth.shares(land.truth, greedy_trials(land))
-    say({"sampler": "greedy", "trials": len(greedy), "share": round(greedy[-1], 2)})
+    looked = greedy_trials(land)
+    scores: list[Scores | None] = [land(land.table, members) for members in looked]
+    share = truth.shares(land.truth, scores)[-1]
+    say({"sampler": "greedy", "trials": len(looked), "share": round(share, 2)})
     for name in samplers:
         say(by_trials(land, name, seeds, trials))
-    say(approximation(land))
-    say(by_trials(land, "nsga2", min(seeds, 3), truth.BUDGET))
+    greedy = Replay(optuna.create_study(), looked, scores, [0.0] * len(looked))
+    say(by_seconds(land, "greedy", [greedy]))
     rng = np.random.default_rng(0)
     say(best_half(land, rng))
     say(by_builds(land, "pool", [land.labels]))
     say(by_builds(land, "random", [rng.permutation(land.labels).tolist() for _ in range(200)]))
     for name in samplers:
-        orders = [order_of(land, run(land, name, s, 40, queue=False)) for s in range(seeds)]
+        replays = [run(land, name, seed, trials, queue=False) for seed in range(seeds)]
+        say(by_seconds(land, name, replays))
+        orders = [order_of(land, replay.study) for replay in replays]
         say(by_builds(land, f"{name}, first named", orders))
 
 

@@ -9,13 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch
-
-from ptsearch import engine as engines
 from ptsearch import models, onepass, readback, resume, store
 from ptsearch.calibration import Calibration
-from ptsearch.config import EngineConfig
-from ptsearch.engine import memory, rounded
+from ptsearch.engine import rounded
 from ptsearch.models import BaseModel
 from ptsearch.quantize import cache, checkpoint, layerwise, library
 from ptsearch.quantize.grid import Quantized
@@ -33,21 +29,20 @@ def folder_of(store_root: Path, variant: Variant) -> Path:
     return store_root / "variants" / variant.id
 
 
-def build_pool(  # noqa: PLR0913
+def build_pool(
     base: BaseModel,
     variants: Sequence[Variant],
     calibration: Calibration,
     store_root: Path,
     report: Report,
     max_perplexity_ratio: float = 20.0,
-    engine: EngineConfig | None = None,
 ) -> None:
     """Build what is not there yet, the dense model's folder included.
 
-    What was interrupted goes on where it stopped. Of the model one layer at a time is in memory.
-    ValueError: a variant will not fit where `engine` is to run it; a group_size that does not
-    divide, too little calibration text; after all others were built, variants that cannot be
-    solved or have no room on the disk.
+    What was interrupted goes on where it stopped. One layer at a time is in memory, where there is
+    no room for the whole model. ValueError: a group_size that does not divide, too little
+    calibration text; after all others were built, variants that cannot be solved or have no room on
+    the disk.
     """
     dense = Variant(base.name, base.revision)
     missing = [
@@ -57,9 +52,6 @@ def build_pool(  # noqa: PLR0913
     ]
     if not missing:
         return
-    if engine and engine.name == "transformers":
-        dtype, device = getattr(torch, engine.dtype), engines.device_of(engine)
-        memory.check_fits(base.path, base.trust_remote_code, dtype, device)
     asked = [variant.id for variant in (dense, *variants)]
     with resume.unfinished(store_root, asked) as kept, ExitStack() as stack:
         works = []

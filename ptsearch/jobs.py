@@ -201,7 +201,7 @@ def build_pool(config: Config) -> None:
     """Build every variant; one JSON line each."""
     need_pool(config)
     with tables(config, terminal.progress(terminal.console(stderr=True))) as (table, *_):
-        table.build([DENSE, *table.variants], to_run=False)
+        table.build([DENSE, *table.variants])
         for label in [DENSE, *table.variants]:
             meta = table.meta(label)
             keys = ("tensor_bytes", "perplexity", "degenerate", "seconds")

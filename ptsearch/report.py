@@ -113,6 +113,10 @@ def compile_result(
     front = certificate.certified(table, by_half, front, reads, remarks)
     trials = [(trial, search(table, trial.members)) for trial in studies.completed(study)]
     proposed = [(trial.members, scores) for trial, scores in trials if trial.by_sampler]
+    allowed = [
+        scores if studies.permits(wanted, members, scores, search) else None
+        for members, scores in proposed
+    ]
     return Result(
         trials=trials,
         front=front,
@@ -123,7 +127,7 @@ def compile_result(
         left_out=table.left_out(),
         holdout_reads=reads,
         truth=truth,
-        shares=shares(truth, [scores for _, scores in proposed]) if truth else [],
+        shares=shares(truth, allowed) if truth else [],
         reachable=reachable(truth, [members for members, _ in proposed]) if truth else [],
         remarks=[*remarks, *classes, *results.about_data(table), *about_bytes(table)],
         explained=explain.explain(table, halves, front, _baselines(best)),

@@ -253,6 +253,10 @@ def constraints(search: StudyConfig, members: Members, found: Scores, judge: Jud
     return violations
 
 
+def permits(search: StudyConfig, members: Members, found: Scores, judge: Judge) -> bool:
+    return max(constraints(search, members, found, judge).values()) <= 0
+
+
 def check_limits(config: Config, judge: Judge) -> None:
     """ValueError: a limit on a score that these benchmarks do not give."""
     search = the_study(config)

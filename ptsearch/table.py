@@ -57,7 +57,7 @@ class Table:
         missing = [label for label in dict.fromkeys(labels) if label not in self.entries]
         if not missing:
             return
-        self.build(missing)
+        self._build_to_run(missing)
         metas = {label: self.meta(label) for label in missing}
         sound = [label for label in missing if not metas[label]["degenerate"]]
         tasks = {label: self._task(label) for label in sound}
@@ -85,7 +85,7 @@ class Table:
         where alone they mean anything. A degenerate variant gets its entry and no codes.
         """
         labels = list(labels)
-        self.build(labels)
+        self._build_to_run(labels)
         sound = [label for label in labels if not self.meta(label)["degenerate"]]
         only, start = {}, 0
         for benchmark in self.benchmarks:
@@ -110,11 +110,8 @@ class Table:
         own = {"latency_ms": _two_digits(timed["latency_ms"]), "timed": timed}
         return self._costed(label) | own
 
-    def build(self, labels: Iterable[str], *, to_run: bool = True) -> None:
-        """Build what is not in the cache: the whole pool or only `labels`, by `pool.build`.
-
-        ValueError, with `to_run`: a variant will not fit into memory where the engine runs it.
-        """
+    def build(self, labels: Iterable[str]) -> None:
+        """Build what is not in the cache: the whole pool or only `labels`, by `pool.build`."""
         unbuilt = [label for label in labels if not store.is_whole(self.folder(label))]
         if not unbuilt:
             return
@@ -122,17 +119,20 @@ class Table:
             everything = [DENSE, *self.variants]
             unbuilt = [label for label in everything if not store.is_whole(self.folder(label))]
         self.workers.call(
-            partial(
-                build.build_pool,
-                max_perplexity_ratio=self.config.pool.max_perplexity_ratio,
-                engine=self.config.engine if to_run else None,
-            ),
+            partial(build.build_pool, max_perplexity_ratio=self.config.pool.max_perplexity_ratio),
             self.base,
             [self.variant(label) for label in unbuilt],
             calibration.read(self.config.calibration),
             Path(self.config.cache_dir),
             report=self.report,
         )
+
+    def _build_to_run(self, labels: Sequence[str]) -> None:
+        """The same where they are to answer: hours are not spent on a model that cannot."""
+        if not all(store.is_whole(self.folder(label)) for label in labels):
+            engine = self.config.engine
+            self.workers.call(evaluate.check_runs, self.base, engine, report=self.report)
+        self.build(labels)
 
     def degenerate(self) -> list[str]:
         """Labels of evaluated variants that may not vote."""

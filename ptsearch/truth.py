@@ -11,7 +11,7 @@ from ptsearch import exact, scores
 from ptsearch.config import OBJECTIVES
 from ptsearch.judge import Judge
 from ptsearch.scores import Scores, or_worst
-from ptsearch.study import Members, constraints, limits, objectives, the_study
+from ptsearch.study import Members, limits, objectives, permits, the_study
 from ptsearch.table import Table
 
 REFERENCE = 1.1  # of the hypervolume, in units of the front's range from its ideal point
@@ -147,7 +147,7 @@ class _Tried:
             members
             for members, found in self.scores.items()
             if np.isfinite([found[name] for name in self.names]).all()
-            and max(constraints(wanted, members, found, self.judge).values()) <= 0
+            and permits(wanted, members, found, self.judge)
         ]
 
     def front(self) -> list[Members]:
@@ -187,12 +187,17 @@ def _ordered(labels: Sequence[str], members: set[str]) -> Members:
     return tuple(label for label in labels if label in members)
 
 
-def shares(truth: Truth, tried: Iterable[Scores]) -> list[float]:
-    """Percent of the true front's hypervolume that the trials so far dominate, trial by trial."""
+def shares(truth: Truth, tried: Iterable[Scores | None]) -> list[float]:
+    """Percent of the true front's hypervolume that the trials so far dominate, trial by trial; a
+    trial that the limits do not allow (None) adds nothing.
+    """
     whole = volume(scaled(truth, truth.values))
     found: list[float] = []
     best = np.empty((0, len(truth.names)))
     for one in tried:
+        if one is None:
+            found.append(found[-1] if found else 0.0)
+            continue
         point = scaled(truth, np.array([[one[name] for name in truth.names]]))
         if (best <= point).all(axis=1).any():
             found.append(found[-1])

@@ -11,7 +11,6 @@ from tiny import write_tiny_model
 from ptsearch import build, models, store
 from ptsearch import calibration as calibrations
 from ptsearch.calibration import Calibration
-from ptsearch.config import EngineConfig
 from ptsearch.engine import memory
 from ptsearch.models import BaseModel
 from ptsearch.quantize import layerwise, rtn
@@ -37,8 +36,8 @@ def pool(rows: list[dict[str, Any]]) -> list[Variant]:
     return expand_pool(dense, rows, {"group_size": 32}, CALIBRATION.identity)
 
 
-def build_tiny(folder: Path, root: Path, variants: list[Variant], **others: Any) -> None:
-    build.build_pool(BaseModel("tiny", "0", folder), variants, CALIBRATION, root, silent, **others)
+def build_tiny(folder: Path, root: Path, variants: list[Variant]) -> None:
+    build.build_pool(BaseModel("tiny", "0", folder), variants, CALIBRATION, root, silent)
 
 
 @pytest.fixture(scope="module")
@@ -242,13 +241,12 @@ def test_a_variant_far_from_dense_is_degenerate(tmp_path: Path) -> None:
     assert meta["degenerate"]
 
 
-def test_a_model_too_large_to_run_is_refused_before_the_pass(tmp_path: Path, monkeypatch) -> None:
-    base = BaseModel("tiny", "0", write_tiny_model(tmp_path / "base"))
+def test_a_model_larger_than_memory_is_built_by_layers(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(memory, "available", lambda device: 1000)
-    monkeypatch.setattr(models, "load", lambda *_: pytest.fail("it was loaded"))
-    with pytest.raises(ValueError, match=r"needs [0-9,]+ bytes .* 1,000 are available on cpu"):
-        build_tiny(base.path, tmp_path / "store", pool(ROWS[:1]), engine=EngineConfig())
-    assert not (tmp_path / "store").exists()
+    variants = pool(ROWS[:1])
+    build_tiny(write_tiny_model(tmp_path / "base"), tmp_path / "store", variants)
+    meta = models.read_json(build.folder_of(tmp_path / "store", variants[0]) / models.META)
+    assert meta["read_back"] == "layer by layer"
 
 
 def test_a_ready_made_checkpoint_joins(built: Path, tiny_model: Path, tmp_path: Path) -> None:

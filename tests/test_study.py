@@ -140,6 +140,15 @@ def test_ensembles_without_a_score_are_left_out_and_not_tried_again(tmp_path) ->
     assert best.search["trust"] > 0
 
 
+def test_the_share_found_counts_only_what_the_limits_allow(tmp_path) -> None:
+    table = fake_table(tmp_path, sampler="random", trials=25, max=Limits(memory_gb=0.1))
+    study, halves = run(table, tmp_path), judges(table)
+    tried = [halves[0](table, found.members) for found in studies.completed(study)]
+    assert sum(scores["memory_gb"] > 0.1 for scores in tried) > 5
+    truth = true_front(table, halves[0])
+    assert max(report.compile_result(table, [], study, halves, truth).shares) <= 100 + 1e-9
+
+
 def test_rules_under_which_nothing_has_a_score_are_named(tmp_path) -> None:
     table = fake_table(tmp_path, bits=(3, 4), max_members=2)
     table.config.benchmarks.rules = "dt"

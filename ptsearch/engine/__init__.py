@@ -26,7 +26,6 @@ __all__ = [
     "Engine",
     "Kept",
     "NonFiniteLogitsError",
-    "device_of",
     "generate",
     "latency",
     "load",
@@ -95,9 +94,7 @@ def load(folder: Path, settings: EngineConfig) -> Engine:
         return first._replace(first=asked.first, later=later.model)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    device = device_of(settings)
-    checkpoint, trust = models.checkpoint_of(folder)
-    memory.check_fits(checkpoint, trust, getattr(torch, settings.dtype), device)
+    device = check_fits(*models.checkpoint_of(folder), settings)
     model, tokenizer = models.load(folder, settings.dtype, device)
     model.requires_grad_(False)
     eos = eos_ids(model)
@@ -121,13 +118,17 @@ def load(folder: Path, settings: EngineConfig) -> Engine:
     )
 
 
-def device_of(settings: EngineConfig) -> str:
-    """Where models run: cpu or cuda. ValueError: no such device."""
-    if settings.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if settings.device == "cuda" and not torch.cuda.is_available():
+def check_fits(checkpoint: Path, trust_remote_code: bool, settings: EngineConfig) -> str:
+    """The device that would run a checkpoint's dense weights. ValueError: no such device, or they
+    do not fit into its memory.
+    """
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("engine.device=cuda, and torch finds no CUDA device: take cpu or auto")
-    return settings.device
+    memory.check_fits(checkpoint, trust_remote_code, getattr(torch, settings.dtype), device)
+    return device
 
 
 def score(
