@@ -29,10 +29,11 @@ from typing import Any
 
 SAMPLES, LENGTH, GROUP_SIZE, DAMP = 32, 512, 64, 0.01  # the peer's defaults
 JUDGED = 64  # held-out chunks of LENGTH tokens
+GPTQ = {"method": "gptq", "actorder": "static"}  # llm-compressor's default, too
 POOLS: dict[str, list[dict[str, Any]]] = {
-    "one": [{"method": "gptq", "bits": 4}],
-    "six": [{"method": ["gptq", "awq"], "bits": [3, 4, 8]}],
-    "twelve": [{"method": "gptq", "bits": [3, 4, 8], "seed": [0, 1, 2, 3]}],
+    "one": [{**GPTQ, "bits": 4}],
+    "six": [{**GPTQ, "bits": [3, 4, 8]}, {"method": "awq", "bits": [3, 4, 8]}],
+    "twelve": [{**GPTQ, "bits": [3, 4, 8], "seed": [0, 1, 2, 3]}],
 }
 
 
@@ -123,6 +124,11 @@ def _label(method: str, bits: int, seed: int) -> str:
     return f"{method}-{bits}b-g{GROUP_SIZE}-s{seed}"
 
 
+def _theirs(label: str) -> str:
+    """Our label as the peers' variants are called."""
+    return label.replace("-act", "")
+
+
 class Results:
     """What was measured, in a file that every process adds to."""
 
@@ -145,7 +151,9 @@ class Results:
 def _summary(results: dict[str, Any]) -> dict[str, Any]:
     ours = {name: results[f"ours/{name}"] for name in POOLS}
     peer = {
-        name: sum(results[f"llmcompressor/{label}"]["build_cpu_s"] for label in row["folders"])
+        name: sum(
+            results[f"llmcompressor/{_theirs(label)}"]["build_cpu_s"] for label in row["folders"]
+        )
         for name, row in ours.items()
     }
     ratio = {name: peer[name] / row["cpu_s"] for name, row in ours.items()}
@@ -153,7 +161,9 @@ def _summary(results: dict[str, Any]) -> dict[str, Any]:
     for key, row in results.items():
         tool, _, label = key.rpartition("/")
         if "perplexity" in row:
-            perplexity.setdefault(label, {})[tool.removesuffix("/perplexity")] = row["perplexity"]
+            perplexity.setdefault(_theirs(label), {})[tool.removesuffix("/perplexity")] = row[
+                "perplexity"
+            ]
     return {
         "twelve_gptq_vs_peer": round(ratio["twelve"], 2),
         "six_mixed_vs_peer": round(ratio["six"], 2),

@@ -354,9 +354,8 @@ def _gain_line(result: Result) -> list[str]:
 
 
 def _kind(truth: Truth) -> str:
-    if not truth.approximate:
-        return "true front"
-    return f"approximate front (greedy and local search, because {truth.approximate})"
+    how = f"approximate front (greedy and local search, because {truth.approximate})"
+    return how if truth.approximate else "true front"
 
 
 def _flips(result: Result) -> dict[str, float]:
@@ -387,13 +386,11 @@ def _nothing_meets(table: Table, study: optuna.Study, judge: Judge) -> str:
             f"answered samples: in {', '.join(where)} a scenario has none; take rules=clean or "
             f"leave it out with trust.weights.{where[0]}=0"
         )
+    sides = (("min", wanted.min, max), ("max", wanted.max, min))
     given = [
-        (f"study.min.{name}", name, value, max)
-        for name, value in studies.limits(wanted.min).items()
-    ]
-    given += [
-        (f"study.max.{name}", name, value, min)
-        for name, value in studies.limits(wanted.max).items()
+        (f"study.{side}.{name}", name, value, best)
+        for side, limits, best in sides
+        for name, value in studies.limits(limits).items()
     ]
     reached = [
         f"{key}={value:g} (best: {best(found[name] for found in tried):.4g})"
