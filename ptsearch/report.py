@@ -113,10 +113,7 @@ def compile_result(
     front = certificate.certified(table, by_half, front, reads, remarks)
     trials = [(trial, search(table, trial.members)) for trial in studies.completed(study)]
     proposed = [(trial.members, scores) for trial, scores in trials if trial.by_sampler]
-    allowed = [
-        scores if studies.permits(wanted, members, scores, search) else None
-        for members, scores in proposed
-    ]
+    allowed = [s if studies.permits(wanted, m, s, search) else None for m, s in proposed]
     return Result(
         trials=trials,
         front=front,
@@ -354,9 +351,8 @@ def _gain_line(result: Result) -> list[str]:
 
 
 def _kind(truth: Truth) -> str:
-    if not truth.approximate:
-        return "true front"
-    return f"approximate front (greedy and local search, because {truth.approximate})"
+    why = truth.approximate
+    return f"approximate front (greedy and NSGA-II, because {why})" if why else "true front"
 
 
 def _flips(result: Result) -> dict[str, float]:
