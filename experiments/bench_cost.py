@@ -34,7 +34,7 @@ from ptsearch.exported import open_folder, read_verify
 from ptsearch.judge import percentiles
 from ptsearch.query import Query
 
-PROMPTS = 32
+PROMPTS = 20  # at most
 ALL, AGAIN, LAZY = "ensemble", "ensemble again", "lazy"
 
 Times = NDArray[np.float64]  # (rounds, prompts) ms
@@ -42,7 +42,7 @@ Times = NDArray[np.float64]  # (rounds, prompts) ms
 
 def main(folder: Path, rounds: int) -> None:
     queries = [row.query for row in read_verify(open_folder(folder))]
-    queries = queries[:: max(1, len(queries) // PROMPTS)]
+    queries = queries[:: -(-len(queries) // PROMPTS)]
     found = side_by_side(folder, queries, rounds)
     before = resident()
     ensemble = PrecisionEnsemble.from_pretrained(folder)

@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch
-
 from ptsearch import models, onepass, readback, resume, store
 from ptsearch.calibration import Calibration
-from ptsearch.engine import memory, rounded
+from ptsearch.engine import rounded
 from ptsearch.models import BaseModel
 from ptsearch.quantize import cache, checkpoint, layerwise, library
 from ptsearch.quantize.grid import Quantized
@@ -41,10 +39,10 @@ def build_pool(
 ) -> None:
     """Build what is not there yet, the dense model's folder included.
 
-    What was interrupted goes on where it stopped. ValueError: a model that does not fit into
-    memory, since each variant is read back whole; a group_size that does not divide, too little
-    calibration text; after all others were built, variants that cannot be solved or have
-    no room on the disk.
+    What was interrupted goes on where it stopped. One layer at a time is in memory, where there is
+    no room for the whole model. ValueError: a group_size that does not divide, too little
+    calibration text; after all others were built, variants that cannot be solved or have no room on
+    the disk.
     """
     dense = Variant(base.name, base.revision)
     missing = [
@@ -54,7 +52,6 @@ def build_pool(
     ]
     if not missing:
         return
-    memory.check_fits(base.path, base.trust_remote_code, torch.bfloat16, "cpu")
     asked = [variant.id for variant in (dense, *variants)]
     with resume.unfinished(store_root, asked) as kept, ExitStack() as stack:
         works = []

@@ -61,7 +61,7 @@ def compose(described: Mapping[str, Any]) -> Yaml:
     front: Yaml = {
         "image": "${PTSEARCH_IMAGE:-ptsearch}",
         "build": {"dockerfile_inline": _dockerfile()},
-        "command": _front(described),
+        "command": [*_front(described), "serve.differ=${DIFFER:-0}"],
         "volumes": [f".:{INSIDE}:ro"],
         "ports": [f"127.0.0.1:{PORT}:{PORT}"],
         "healthcheck": _compose_health(),
@@ -99,7 +99,8 @@ def kubernetes(described: Mapping[str, Any]) -> dict[str, list[Yaml]]:
         "args": _front(described),
         "resources": {"requests": {"memory": gb, "cpu": "1"}, "limits": {"memory": gb}},
     }
-    found["ptsearch-ensemble"] = _workload("ptsearch-ensemble", container)
+    # Below the quorum it is not ready, but a restart would not mend that.
+    found["ptsearch-ensemble"] = _workload("ptsearch-ensemble", container, alive="/metrics")
     return found
 
 
@@ -204,17 +205,18 @@ def _compose_member(described: Mapping[str, Any], row: Yaml, rows: list[Yaml]) -
     return service
 
 
-def _workload(name: str, container: Yaml) -> list[Yaml]:
-    """Deployment and Service; ready when /health says so."""
+def _workload(name: str, container: Yaml, alive: str = "/health") -> list[Yaml]:
+    """Deployment and Service; ready when /health says so, restarted when `alive` fails."""
     labels = {"app": name}
     probe = {"httpGet": {"path": "/health", "port": PORT}, "periodSeconds": 5}
+    living = {"httpGet": {"path": alive, "port": PORT}, "periodSeconds": 30}
     container = {
         "name": name,
         **container,
         "ports": [{"containerPort": PORT}],
         "startupProbe": probe | {"failureThreshold": 120},
         "readinessProbe": probe,
-        "livenessProbe": probe | {"periodSeconds": 30},
+        "livenessProbe": living,
         "volumeMounts": [{"name": "ensemble", "mountPath": INSIDE, "readOnly": True}],
     }
     claim = {"claimName": "ensemble", "readOnly": True}

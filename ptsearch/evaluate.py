@@ -17,6 +17,7 @@ from ptsearch import models, predictions
 from ptsearch.benchmarks import Benchmark, Sample, Scenario, digest
 from ptsearch.benchmarks.fit import fit
 from ptsearch.config import EngineConfig
+from ptsearch.models import BaseModel
 
 EVALUATE_VERSION = 3  # bump when equal inputs would give another reply or log-probability
 LATENCY_SEED, LATENCY_VERSION = 0, 2  # the file of latencies has `rows` since 2
@@ -44,6 +45,12 @@ def key(variant_id: str, benchmark: Benchmark, settings: EngineConfig) -> str:
         + ([settings.too_long] if settings.too_long != "drop" else [])
     )
     return f"{variant_id}-{benchmark.name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}.parquet"
+
+
+def check_runs(base: BaseModel, settings: EngineConfig, _report: Report) -> None:
+    """ValueError: the engine has no room for the base model, in the form that variants run in."""
+    if settings.name == "transformers":
+        engines.check_fits(base.path, base.trust_remote_code, settings)
 
 
 def run(task: Task, benchmarks: Sequence[Benchmark], report: Report) -> str:

@@ -57,7 +57,7 @@ class Table:
         missing = [label for label in dict.fromkeys(labels) if label not in self.entries]
         if not missing:
             return
-        self.build(missing)
+        self._build_to_run(missing)
         metas = {label: self.meta(label) for label in missing}
         sound = [label for label in missing if not metas[label]["degenerate"]]
         tasks = {label: self._task(label) for label in sound}
@@ -85,7 +85,7 @@ class Table:
         where alone they mean anything. A degenerate variant gets its entry and no codes.
         """
         labels = list(labels)
-        self.build(labels)
+        self._build_to_run(labels)
         sound = [label for label in labels if not self.meta(label)["degenerate"]]
         only, start = {}, 0
         for benchmark in self.benchmarks:
@@ -126,6 +126,13 @@ class Table:
             Path(self.config.cache_dir),
             report=self.report,
         )
+
+    def _build_to_run(self, labels: Sequence[str]) -> None:
+        """The same where they are to answer: hours are not spent on a model that cannot."""
+        if not all(store.is_whole(self.folder(label)) for label in labels):
+            engine = self.config.engine
+            self.workers.call(evaluate.check_runs, self.base, engine, report=self.report)
+        self.build(labels)
 
     def degenerate(self) -> list[str]:
         """Labels of evaluated variants that may not vote."""

@@ -5,11 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fakes import fake_table
 from test_benchmarks_fit import benchmark
 
 from ptsearch import evaluate, predictions
 from ptsearch.config import EngineConfig
+from ptsearch.engine import memory
 from ptsearch.evaluate import Task
+from ptsearch.models import BaseModel
 
 SETTINGS = EngineConfig(dtype="float32", threads=1)
 
@@ -55,3 +58,20 @@ def test_a_question_that_is_too_long_by_itself_is_named(checkpoint: Path, tmp_pa
         evaluate.run(
             task(checkpoint, tmp_path), [replace(whole, samples=(sample,))], lambda *_: None
         )
+
+
+class Here:
+    """Runs what a worker would."""
+
+    def call(self, function, *args, report):
+        return function(*args, report)
+
+
+def test_what_cannot_run_is_not_built_for_a_study(tiny_model, tmp_path, monkeypatch) -> None:
+    table = fake_table(tmp_path)
+    table.base, table.workers = BaseModel("tiny", "0", tiny_model), Here()
+    table.entries.clear()
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
+    with pytest.raises(ValueError, match=r"needs [0-9,]+ bytes .* 1,000 are available on cpu"):
+        table.ensure(["v0-3b"])
+    assert not (tmp_path / "cache").exists()

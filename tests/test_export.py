@@ -91,6 +91,7 @@ def test_every_text_parses(target: str, study, cache, tmp_path) -> None:
     assert len(services) == (1 if target == "local" else 4)
     assert all(s["healthcheck"]["test"] and s["mem_limit"] for s in services.values())
     gateway = services.pop("ptsearch-ensemble")
+    assert gateway["command"][-1] == "serve.differ=${DIFFER:-0}"
     assert gateway.get("depends_on", {}).keys() == services.keys()
     for (label, path), service in zip(members.items(), services.values(), strict=False):
         arguments = service["command"]
@@ -107,6 +108,8 @@ def test_every_text_parses(target: str, study, cache, tmp_path) -> None:
         if part["kind"] == "Deployment":
             (container,) = part["spec"]["template"]["spec"]["containers"]
             assert container["readinessProbe"]["httpGet"]["path"] == "/health"
+            restarted = container["livenessProbe"]["httpGet"]["path"] == "/health"
+            assert restarted == (container["name"] != "ptsearch-ensemble")
             assert container["resources"]["limits"]["memory"]
     hosts = {f"http://{p['metadata']['name']}:8000/v1" for p in manifests if p["kind"] == "Service"}
     engines_of = [a for a in gateway["command"] if a.startswith("serve.engines=")]

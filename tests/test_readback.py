@@ -68,20 +68,21 @@ def test_perplexity_of_a_model_that_knows_nothing(tiny_model: Path) -> None:
 def test_a_pool_of_a_model_larger_than_the_memory_that_is_allowed(tmp_path: Path) -> None:
     """The limit is the process's own (`ulimit -d`), and of it most is taken by torch itself."""
     sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8,
-             "head_dim": 64, "num_hidden_layers": 200}  # fmt: skip
+             "head_dim": 64, "num_hidden_layers": 120}  # fmt: skip
     folder = write_tiny_model(tmp_path / "base", max_shard_size="40MB", **sizes)
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(folder), str(tmp_path)],
+        [sys.executable, "-c", LIMITED, str(folder), str(tmp_path), str(ROOM)],
         capture_output=True, text=True, check=False, cwd=Path(__file__).parent,
-        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"},
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     limit, *read_back = done.stdout.split(maxsplit=1)
     stored = sum(shard.stat().st_size for shard in folder.glob("*.safetensors"))
     assert int(limit) < stored
-    assert read_back == ["['layer by layer', 'layer by layer', 'layer by layer']\n"]
+    assert read_back == ["['layer by layer', 'layer by layer']\n"]
 
 
+ROOM = 330_000_000  # bytes beside what libraries hold; a layer is 8 MB, its largest H 17
 LIMITED = """
 import resource, sys
 from pathlib import Path
@@ -90,11 +91,11 @@ from tiny import write_tiny_model
 from ptsearch import models
 from ptsearch.variant import Variant
 
-base, root = map(Path, sys.argv[1:])
-variants = pool([{"method": ["gptq", "awq"], "bits": 4, "damp_percent": 0.05}])
+base, root = map(Path, sys.argv[1:3])
+variants = pool([{"method": "gptq", "bits": 4, "damp_percent": 0.05}])
 build_tiny(write_tiny_model(root / "small"), root / "first", variants)
 held = next(line for line in open("/proc/self/status") if line.startswith("VmData:"))
-limit = int(held.split()[1]) * 1024 + 520_000_000
+limit = int(held.split()[1]) * 1024 + int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 build_tiny(base, root / "second", variants)
 metas = map(models.read_json, root.glob("second/variants/*/meta.json"))

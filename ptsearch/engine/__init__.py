@@ -94,13 +94,7 @@ def load(folder: Path, settings: EngineConfig) -> Engine:
         return first._replace(first=asked.first, later=later.model)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("engine.device=cuda, and torch finds no CUDA device: take cpu or auto")
-    checkpoint, trust = models.checkpoint_of(folder)
-    memory.check_fits(checkpoint, trust, getattr(torch, settings.dtype), device)
+    device = check_fits(*models.checkpoint_of(folder), settings)
     model, tokenizer = models.load(folder, settings.dtype, device)
     model.requires_grad_(False)
     eos = eos_ids(model)
@@ -122,6 +116,19 @@ def load(folder: Path, settings: EngineConfig) -> Engine:
         packed=not reason,
         rounding=rounding,
     )
+
+
+def check_fits(checkpoint: Path, trust_remote_code: bool, settings: EngineConfig) -> str:
+    """The device that would run a checkpoint's dense weights. ValueError: no such device, or they
+    do not fit into its memory.
+    """
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("engine.device=cuda, and torch finds no CUDA device: take cpu or auto")
+    memory.check_fits(checkpoint, trust_remote_code, getattr(torch, settings.dtype), device)
+    return device
 
 
 def score(

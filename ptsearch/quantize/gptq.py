@@ -48,19 +48,20 @@ def factor(H: Tensor, damp_percent: float, actorder: str) -> Factor:
     mean = H.diagonal().mean().item()
     if not mean > 0:  # nothing reached this layer: all columns weigh the same, as in rounding
         return Factor(torch.zeros_like(H), order, torch.ones(n), damp_percent)
-    backward, importance = order.flip(0), H.diagonal().clone()
-    H, damp = H[backward][:, backward], damp_percent
+    importance, damp = H.diagonal().clone(), damp_percent
+    backward = order.flip(0)
+    reversed_H = H[backward[:, None], backward]  # of this size at most two are held at a time
     while True:
-        damped = H.clone()
-        damped.diagonal().add_(damp * mean)
-        L, failed = torch.linalg.cholesky_ex(damped)
+        reversed_H.diagonal().copy_(importance[backward] + damp * mean)
+        L, failed = torch.linalg.cholesky_ex(reversed_H)
         if not failed and bool(L.isfinite().all()):
             break
         if damp >= MAX_DAMP:
             raise ValueError(f"H is not positive definite even with {damp=:g}")
         damp = min(max(damp * 10, 1e-3), MAX_DAMP)
-    R = L.flip(0, 1)  # H = R R^T with R upper triangular
-    U = (R / R.diagonal()).contiguous()
+    del reversed_H
+    U = L.flip(0, 1)  # H = U U^T, U upper triangular; its diagonal becomes D
+    U.div_(U.diagonal().clone())
     U.diagonal().zero_()
     return Factor(U, order, importance, damp)
 

@@ -32,6 +32,8 @@ async def check(folder: Exported, ask: Ask, calibrated: bool, differ: int) -> No
     )
     differences = [said for said in replayed if said]
     log.info("%d of %d logged votes came out again", len(asked) - len(differences), len(asked))
+    for said in differences:
+        log.warning("a logged vote comes out otherwise: %s", said)
     if len(differences) > differ:
         raise ValueError(
             f"{len(differences)} of {len(asked)} logged votes come out otherwise "
