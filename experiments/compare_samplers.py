@@ -99,7 +99,7 @@ def greedy_trials(land: Landscape) -> list[Members]:
     looked: dict[int, None] = {}
     for name in ("trust", "mmlu"):
 
-        def value(masks: exact.Masks, name: str = name) -> exact.Floats:
+        def value(masks: Any, name: str = name) -> exact.Floats:
             looked.update(dict.fromkeys(masks.tolist()))
             return np.array([[land.scores[name][land.place[int(m)]]] for m in masks])
 
@@ -153,7 +153,7 @@ def approximation(land: Landscape) -> dict[str, Any]:
     spent = time.process_time() - started
     losses, whole = (truth.scaled(land.truth, each.values) for each in (found, land.truth))
     return {
-        "approximation": "greedy and local search", "ensembles": found.ensembles,
+        "approximation": "greedy and NSGA-II", "ensembles": found.ensembles,
         "share": round(100 * truth.volume(losses) / truth.volume(whole), 2),
         "seconds": round(spent, 1),
     }  # fmt: skip
@@ -247,6 +247,7 @@ def compare(land: Landscape, samplers: list[str], trials: int, seeds: int) -> No
     say({"sampler": "greedy", "trials": len(looked), "share": round(share, 2)})
     for name in samplers:
         say(by_trials(land, name, seeds, trials))
+    say(approximation(land))
     greedy = Replay(optuna.create_study(), looked, scores, [0.0] * len(looked))
     say(by_seconds(land, "greedy", [greedy]))
     rng = np.random.default_rng(0)

@@ -146,24 +146,27 @@ def hypervolume(values: ArrayLike, reference: ArrayLike) -> float:
     return float(_volume(points[pareto_front(points, ["minimize"] * reference.size)], reference))
 
 
-def greedy(value: Callable[[Masks], Floats], n_variants: int, max_members: int) -> Masks:
+def greedy(
+    value: Callable[[NDArray[Any]], Floats], n_variants: int, max_members: int
+) -> NDArray[Any]:
     """Forward selection: the masks of its steps, the last one being what it finds.
 
     `value(masks)` is (masks, k), to be maximized in lexicographic order. Each step adds the best
     variant (the first of equals) while that raises the first column.
     """
+    wide = np.uint32 if n_variants <= 32 else np.uint64
     path: list[int] = []
     highest = -np.inf
     while len(path) < min(max_members, n_variants):
         mask = path[-1] if path else 0
         grown = [mask | 1 << v for v in range(n_variants) if not mask >> v & 1]
-        found = value(np.array(grown, dtype=np.uint32))
+        found = value(np.array(grown, dtype=wide))
         best = int(np.lexsort(-found.T[::-1])[0])
         if found[best, 0] <= highest:
             break
         highest = float(found[best, 0])
         path.append(grown[best])
-    return np.array(path, dtype=np.uint32)
+    return np.array(path, dtype=wide)
 
 
 class _Patterns(NamedTuple):

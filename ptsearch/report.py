@@ -113,10 +113,7 @@ def compile_result(
     front = certificate.certified(table, by_half, front, reads, remarks)
     trials = [(trial, search(table, trial.members)) for trial in studies.completed(study)]
     proposed = [(trial.members, scores) for trial, scores in trials if trial.by_sampler]
-    allowed = [
-        scores if studies.permits(wanted, members, scores, search) else None
-        for members, scores in proposed
-    ]
+    allowed = [s if studies.permits(wanted, m, s, search) else None for m, s in proposed]
     return Result(
         trials=trials,
         front=front,
@@ -354,8 +351,8 @@ def _gain_line(result: Result) -> list[str]:
 
 
 def _kind(truth: Truth) -> str:
-    how = f"approximate front (greedy and local search, because {truth.approximate})"
-    return how if truth.approximate else "true front"
+    why = truth.approximate
+    return f"approximate front (greedy and NSGA-II, because {why})" if why else "true front"
 
 
 def _flips(result: Result) -> dict[str, float]:
@@ -386,11 +383,13 @@ def _nothing_meets(table: Table, study: optuna.Study, judge: Judge) -> str:
             f"answered samples: in {', '.join(where)} a scenario has none; take rules=clean or "
             f"leave it out with trust.weights.{where[0]}=0"
         )
-    sides = (("min", wanted.min, max), ("max", wanted.max, min))
     given = [
-        (f"study.{side}.{name}", name, value, best)
-        for side, limits, best in sides
-        for name, value in studies.limits(limits).items()
+        (f"study.min.{name}", name, value, max)
+        for name, value in studies.limits(wanted.min).items()
+    ]
+    given += [
+        (f"study.max.{name}", name, value, min)
+        for name, value in studies.limits(wanted.max).items()
     ]
     reached = [
         f"{key}={value:g} (best: {best(found[name] for found in tried):.4g})"

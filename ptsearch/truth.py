@@ -1,21 +1,23 @@
 """The true Pareto front of the variants at hand, and how much of it a search has found."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
+import optuna
 from numpy.typing import NDArray
 
 from ptsearch import exact, scores
+from ptsearch import study as studies
 from ptsearch.config import OBJECTIVES
 from ptsearch.judge import Judge
 from ptsearch.scores import Scores, or_worst
-from ptsearch.study import Members, limits, objectives, permits, the_study
+from ptsearch.study import Members, limits, objectives, the_study
 from ptsearch.table import Table
 
 REFERENCE = 1.1  # of the hypervolume, in units of the front's range from its ideal point
-BUDGET = 2000  # ensembles scored where not all can be
+BUDGET = 2000  # trials of NSGA-II where not all ensembles can be scored
 MAX_SLOW = 5000  # ensembles that the published rules, scored one by one, may have
 
 Floats = NDArray[np.float64]
@@ -104,87 +106,37 @@ def enumerate_scores(table: Table, judge: Judge) -> Everything:
 
 
 def approximate_front(table: Table, judge: Judge, why: str) -> Truth:
-    """The front of a pool too large to enumerate, as far as `BUDGET` ensembles show it.
-
-    Greedy forward selection by each score, then Pareto local search (Paquete et al. 2004,
-    https://doi.org/10.1007/978-3-642-17144-4_7): neighbours of the front, until none is new.
+    """The front of a pool too large to enumerate, as far as it shows in what greedy forward
+    selection by each score looks at and in `BUDGET` trials of NSGA-II.
     """
-    labels, largest = table.voters(), the_study(table.config).max_members
-    tried = _Tried(table, judge)
-    tried.add((label,) for label in labels)
-    for name in tried.names:
-        if OBJECTIVES[name] == "maximize":
-            _select_forward(tried, labels, largest, name)
-    explored = set[Members]()
-    while open_ := [members for members in tried.front() if members not in explored]:
-        explored.add(open_[0])
-        tried.add(_neighbours(labels, open_[0], largest))
-    front = tried.front()
-    values = np.array([[tried.scores[members][name] for name in tried.names] for members in front])
-    return Truth(len(tried.permitted()), front, values, tried.names, approximate=why)
+    wanted, labels = the_study(table.config), table.voters()
+    names, looked, allowed = objectives(wanted), dict[Members, None](), dict[Members, Scores]()
+    directions = [OBJECTIVES[name] for name in names]
 
+    def seen(trial: studies.Found, found: Scores, feasible: bool) -> str:
+        if feasible:
+            allowed[trial.members] = found
+        return ""
 
-@dataclass
-class _Tried:
-    """Ensembles scored so far, at most `BUDGET`."""
+    for name in [name for name in names if OBJECTIVES[name] == "maximize"]:
 
-    table: Table
-    judge: Judge
-    scores: dict[Members, Scores] = field(default_factory=dict)
+        def value(masks: NDArray[Any], name: str = name) -> Floats:
+            grown = [tuple(labels[v] for v in exact.members(int(mask))) for mask in masks]
+            looked.update(dict.fromkeys(grown))
+            return np.array([[or_worst(judge(table, members)[name])] for members in grown])
 
-    @property
-    def names(self) -> list[str]:
-        return objectives(the_study(self.table.config))
-
-    def add(self, ensembles: Iterable[Members]) -> None:
-        for members in ensembles:
-            if members not in self.scores and len(self.scores) < BUDGET:
-                self.scores[members] = self.judge(self.table, members)
-
-    def permitted(self) -> list[Members]:
-        wanted = the_study(self.table.config)
-        return [
-            members
-            for members, found in self.scores.items()
-            if np.isfinite([found[name] for name in self.names]).all()
-            and permits(wanted, members, found, self.judge)
-        ]
-
-    def front(self) -> list[Members]:
-        allowed = self.permitted()
-        if not allowed:
-            return []
-        values = [[self.scores[members][name] for name in self.names] for members in allowed]
-        directions = [OBJECTIVES[name] for name in self.names]
-        return [allowed[i] for i in exact.pareto_front(values, directions)]
-
-
-def _select_forward(tried: _Tried, labels: Sequence[str], largest: int, name: str) -> None:
-    """Add to the best ensemble so far, from none, the member that raises the score most."""
-    path: Members = ()
-    for _ in range(min(largest, len(labels))):
-        grown = [_ordered(labels, {*path, label}) for label in labels if label not in path]
-        tried.add(grown)
-        scored = [members for members in grown if members in tried.scores]
-        if not scored:
-            return
-        path = max(scored, key=lambda members: or_worst(tried.scores[members][name]))
-
-
-def _neighbours(labels: Sequence[str], members: Members, largest: int) -> Iterable[Members]:
-    """One member more, less or exchanged."""
-    inside, outside = set(members), [label for label in labels if label not in members]
-    for out in members:
-        if len(members) > 1:
-            yield _ordered(labels, inside - {out})
-        for label in outside:
-            yield _ordered(labels, inside - {out} | {label})
-    if len(members) < largest:
-        yield from (_ordered(labels, inside | {label}) for label in outside)
-
-
-def _ordered(labels: Sequence[str], members: set[str]) -> Members:
-    return tuple(label for label in labels if label in members)
+        exact.greedy(value, len(labels), wanted.max_members)
+    trials = replace(wanted, trials=BUDGET, sampler="nsga2")
+    copy = replace(table, config=replace(table.config, study=trials))
+    sampler = studies.SAMPLERS["nsga2"](wanted.seed)
+    study = optuna.create_study(directions=directions, sampler=sampler)
+    studies.add_trials(study, copy, judge, seen, list(looked))
+    studies.search(study, copy, judge, seen)
+    values = np.array([[found[name] for name in names] for found in allowed.values()])
+    values = values.reshape(-1, len(names))
+    best = exact.pareto_front(values, directions)
+    front = [list(allowed)[i] for i in best]
+    return Truth(len(allowed), front, values[best], names, approximate=why)
 
 
 def shares(truth: Truth, tried: Iterable[Scores | None]) -> list[float]:

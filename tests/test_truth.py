@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 from fakes import fake_table, undominated
 
@@ -77,16 +78,36 @@ def test_gains_are_the_differences_on_holdout(tmp_path) -> None:
     assert not found[1]["single"]["trust"].is_evident
 
 
-def test_a_pool_too_large_to_enumerate_gets_a_close_front(tmp_path, monkeypatch) -> None:
+def test_half_of_the_ensembles_show_a_close_front(tmp_path, monkeypatch) -> None:
     table = fake_table(tmp_path, bits=(3, 3, 3, 4, 4, 4, 6, 8), max_members=4)
     judge, _ = judges(table)
     truth = true_front(table, judge)
-    monkeypatch.setattr("ptsearch.truth.BUDGET", 120)  # of 162
+    monkeypatch.setattr("ptsearch.truth.BUDGET", 50)
     close = approximate_front(table, judge, "too many")
     assert close.approximate == "too many"
-    assert close.ensembles <= 120
+    assert close.ensembles <= 100  # of 162
     found = shares(truth, [judge(table, members) for members in close.front])
     assert found[-1] > 98
+
+
+def test_a_pool_too_large_to_enumerate_is_searched_beyond_greedy(tmp_path, monkeypatch) -> None:
+    table = fake_table(tmp_path, bits=(3, 4, 4, 6, 8) * 7, max_members=4)
+    judge, _ = judges(table)
+    with pytest.raises(ValueError, match="too many to enumerate"):
+        true_front(table, judge)
+    fronts = []
+    for budget in (1, 700):
+        monkeypatch.setattr("ptsearch.truth.BUDGET", budget)
+        fronts.append(approximate_front(table, judge, "too many"))
+    greedy, ours = fronts
+    rng = np.random.default_rng(0)
+    labels = np.array(list(table.variants))
+    drawn = [rng.choice(labels, rng.integers(2, 5), replace=False) for _ in range(ours.ensembles)]
+    random = [(label,) for label in labels] + [tuple(sorted(members)) for members in drawn]
+    at_random = shares(ours, [judge(table, members) for members in random])[-1]
+    assert at_random < 98
+    assert shares(ours, [judge(table, members) for members in greedy.front])[-1] < 99.99
+    assert len(set(ours.front)) == len(ours.front) > len(greedy.front)
 
 
 def test_an_approximate_front_keeps_to_limits_and_to_voters(tmp_path) -> None:
