@@ -45,6 +45,14 @@ class Found:
 Seen = Callable[[Found, Scores, bool], str]  # trial, its scores, feasible -> id of its run
 
 
+def unsaved(search: StudyConfig) -> optuna.Study:
+    """A study that is kept nowhere."""
+    return optuna.create_study(
+        directions=[OBJECTIVES[name] for name in objectives(search)],
+        sampler=SAMPLERS[search.sampler](search.seed),
+    )
+
+
 def open_study(config: Config, url: str, settings: Mapping[str, Any]) -> optuna.Study:
     """Create or resume the study; other settings under the same name are a ValueError."""
     search = the_study(config)

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import optuna
 from numpy.typing import NDArray
 
 from ptsearch import exact, scores
@@ -128,8 +127,7 @@ def approximate_front(table: Table, judge: Judge, why: str) -> Truth:
         exact.greedy(value, len(labels), wanted.max_members)
     trials = replace(wanted, trials=BUDGET, sampler="nsga2")
     copy = replace(table, config=replace(table.config, study=trials))
-    sampler = studies.SAMPLERS["nsga2"](wanted.seed)
-    study = optuna.create_study(directions=directions, sampler=sampler)
+    study = studies.unsaved(trials)
     studies.add_trials(study, copy, judge, seen, list(looked))
     studies.search(study, copy, judge, seen)
     values = np.array([[found[name] for name in names] for found in allowed.values()])
