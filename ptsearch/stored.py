@@ -26,12 +26,13 @@ class Tensors:
                 self.file_of = dict.fromkeys(file.keys(), "model.safetensors")
 
     def read(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Copies: safetensors' own tensors would keep a mapping of the whole file."""
         tensors = {}
         for file_name in {self.file_of[name] for name in names}:
             with safe_open(self.folder / file_name, "pt") as file:
                 for name in names:
                     if self.file_of[name] == file_name:
-                        tensors[name] = file.get_tensor(name)
+                        tensors[name] = file.get_tensor(name).clone()
         return tensors
 
     def under(self, prefix: str) -> dict[str, Tensor]:

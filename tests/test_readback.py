@@ -83,7 +83,7 @@ def test_a_pool_of_a_model_larger_than_the_memory_that_is_allowed(tmp_path: Path
 
 
 # Bytes beside what libraries hold. The variant is one file of 0.43 GB, whose mapping counts.
-ROOM = 800_000_000
+ROOM = 650_000_000
 LIMITED = """
 import resource, sys
 from pathlib import Path
