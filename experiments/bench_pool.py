@@ -161,9 +161,8 @@ def _summary(results: dict[str, Any]) -> dict[str, Any]:
     for key, row in results.items():
         tool, _, label = key.rpartition("/")
         if "perplexity" in row:
-            perplexity.setdefault(_theirs(label), {})[tool.removesuffix("/perplexity")] = row[
-                "perplexity"
-            ]
+            tools = perplexity.setdefault(_theirs(label), {})
+            tools[tool.removesuffix("/perplexity")] = row["perplexity"]
     return {
         "twelve_gptq_vs_peer": round(ratio["twelve"], 2),
         "six_mixed_vs_peer": round(ratio["six"], 2),

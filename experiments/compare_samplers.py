@@ -24,9 +24,8 @@ import numpy as np
 import optuna
 from real_table import real_table
 
-from ptsearch import exact, proposal, truth
+from ptsearch import proposal, truth
 from ptsearch import study as studies
-from ptsearch.config import OBJECTIVES
 from ptsearch.judge import halves
 from ptsearch.scores import Scores
 from ptsearch.study import Members
@@ -75,8 +74,7 @@ def run(land: Landscape, sampler: str, seed: int, trials: int, queue: bool) -> R
     """One replay; without `queue` it begins with a random ensemble instead of the singles."""
     search = replace(studies.the_study(land.table.config), trials=trials, sampler=sampler)
     land.table.config.study = search
-    study = optuna.create_study(directions=[OBJECTIVES[n] for n in studies.objectives(search)])
-    study.sampler = studies.SAMPLERS[sampler](seed)
+    study = studies.unsaved(replace(search, seed=seed))
     if not queue:
         chosen = np.random.default_rng(seed).choice(len(land.labels), 3, replace=False)
         study.enqueue_trial({label: i in chosen for i, label in enumerate(land.labels)})
@@ -92,19 +90,6 @@ def run(land: Landscape, sampler: str, seed: int, trials: int, queue: bool) -> R
 
     studies.search(study, land.table, judge, seen)
     return replay
-
-
-def greedy_trials(land: Landscape) -> list[Members]:
-    """Forward selection by trust, then by MMLU: whatever it looks at is a trial."""
-    looked: dict[int, None] = {}
-    for name in ("trust", "mmlu"):
-
-        def value(masks: Any, name: str = name) -> exact.Floats:
-            looked.update(dict.fromkeys(masks.tolist()))
-            return np.array([[land.scores[name][land.place[int(m)]]] for m in masks])
-
-        exact.greedy(value, len(land.labels), studies.the_study(land.table.config).max_members)
-    return [tuple(land.labels[v] for v in exact.members(mask)) for mask in looked]
 
 
 def by_trials(land: Landscape, sampler: str, seeds: int, trials: int) -> dict[str, Any]:
@@ -241,7 +226,8 @@ def main() -> None:
 
 
 def compare(land: Landscape, samplers: list[str], trials: int, seeds: int) -> None:
-    looked = greedy_trials(land)
+    judge: Any = land
+    looked = truth.looked_at(land.table, judge)
     scores: list[Scores | None] = [land(land.table, members) for members in looked]
     share = truth.shares(land.truth, scores)[-1]
     say({"sampler": "greedy", "trials": len(looked), "share": round(share, 2)})

@@ -108,8 +108,8 @@ def approximate_front(table: Table, judge: Judge, why: str) -> Truth:
     """The front of a pool too large to enumerate, as far as it shows in what greedy forward
     selection by each score looks at and in `BUDGET` trials of NSGA-II.
     """
-    wanted, labels = the_study(table.config), table.voters()
-    names, looked, allowed = objectives(wanted), dict[Members, None](), dict[Members, Scores]()
+    wanted = the_study(table.config)
+    names, allowed = objectives(wanted), dict[Members, Scores]()
     directions = [OBJECTIVES[name] for name in names]
 
     def seen(trial: studies.Found, found: Scores, feasible: bool) -> str:
@@ -117,7 +117,23 @@ def approximate_front(table: Table, judge: Judge, why: str) -> Truth:
             allowed[trial.members] = found
         return ""
 
-    for name in [name for name in names if OBJECTIVES[name] == "maximize"]:
+    trials = replace(wanted, trials=BUDGET, sampler="nsga2")
+    copy = replace(table, config=replace(table.config, study=trials))
+    study = studies.unsaved(trials)
+    studies.add_trials(study, copy, judge, seen, looked_at(table, judge))
+    studies.search(study, copy, judge, seen)
+    values = np.array([[found[name] for name in names] for found in allowed.values()])
+    values = values.reshape(-1, len(names))
+    best = exact.pareto_front(values, directions)
+    front = [list(allowed)[i] for i in best]
+    return Truth(len(allowed), front, values[best], names, approximate=why)
+
+
+def looked_at(table: Table, judge: Judge) -> list[Members]:
+    """Whatever greedy forward selection, by each score that is maximized in turn, looks at."""
+    wanted, labels = the_study(table.config), table.voters()
+    looked = dict[Members, None]()
+    for name in [name for name in objectives(wanted) if OBJECTIVES[name] == "maximize"]:
 
         def value(masks: NDArray[Any], name: str = name) -> Floats:
             grown = [tuple(labels[v] for v in exact.members(int(mask))) for mask in masks]
@@ -125,16 +141,7 @@ def approximate_front(table: Table, judge: Judge, why: str) -> Truth:
             return np.array([[or_worst(judge(table, members)[name])] for members in grown])
 
         exact.greedy(value, len(labels), wanted.max_members)
-    trials = replace(wanted, trials=BUDGET, sampler="nsga2")
-    copy = replace(table, config=replace(table.config, study=trials))
-    study = studies.unsaved(trials)
-    studies.add_trials(study, copy, judge, seen, list(looked))
-    studies.search(study, copy, judge, seen)
-    values = np.array([[found[name] for name in names] for found in allowed.values()])
-    values = values.reshape(-1, len(names))
-    best = exact.pareto_front(values, directions)
-    front = [list(allowed)[i] for i in best]
-    return Truth(len(allowed), front, values[best], names, approximate=why)
+    return list(looked)
 
 
 def shares(truth: Truth, tried: Iterable[Scores | None]) -> list[float]:

@@ -359,10 +359,12 @@ def test_lanes_share_out_the_work_and_give_the_same(llama, monkeypatch):
     sizes: list[int] = []
     lane = scoring._lane
 
-    def counted(*given: Any) -> Any:
-        sizes.append(len(given[1]))
-        assert (torch.get_num_threads(), given[4].tokens) == (1, 48)
-        return lane(*given)
+    def counted(
+        model: Any, sequences: Any, begun: Any, known: Any, limits: Any, report: Any
+    ) -> Any:
+        sizes.append(len(sequences))
+        assert (torch.get_num_threads(), limits.tokens) == (1, 48)
+        return lane(model, sequences, begun, known, limits, report)
 
     monkeypatch.setattr(scoring, "_lane", counted)
     monkeypatch.setattr(scoring, "LANE", 48)

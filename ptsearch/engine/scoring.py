@@ -29,9 +29,7 @@ AGAIN = 0.1  # of all tokens may be computed in more than one lane
 
 def plan(sequences: list[Tokens], limits: Limits) -> prefix.Plan:
     """Shared prefixes of distinct sequences, as the packed path computes them."""
-    return keeping.plan(
-        sequences, [()] * len(sequences), _longest(limits), MIN_SAVING, limits.align
-    )[0]
+    return prefix.share(sequences, _max_run(limits), MIN_SAVING, limits.align)
 
 
 def logprobs(
@@ -44,7 +42,7 @@ def logprobs(
     begun: dict[Tokens, Tokens] = dict.fromkeys(sequences, ())
     if kept:
         heads = [key[: min(t.position for t in targets)] for key, targets in sequences.items()]
-        begun = dict(zip(sequences, kept.prefixes(model, heads, _longest(limits)), strict=True))
+        begun = dict(zip(sequences, kept.prefixes(model, heads, _max_run(limits)), strict=True))
     known = kept.known if kept else {}
     cores = torch.get_num_threads()
     count = min(cores, LANES, limits.tokens // LANE) if model.device.type == "cpu" else 1
@@ -73,7 +71,7 @@ def logprobs(
     return dict(itertools.chain.from_iterable(part.items() for part in found))
 
 
-def _longest(limits: Limits) -> int:
+def _max_run(limits: Limits) -> int:
     return max(1, min(MAX_RUN, limits.tokens) // limits.align) * limits.align
 
 
@@ -111,7 +109,7 @@ def _lane(
     """`begun`: each sequence's kept prefix, whose keys and values are in `known`."""
     keys = list(sequences)
     prefixes = [begun[key] for key in keys]
-    shared, stored = keeping.plan(keys, prefixes, _longest(limits), MIN_SAVING, limits.align)
+    shared, stored = keeping.plan(keys, prefixes, _max_run(limits), MIN_SAVING, limits.align)
     store: packed.Store = {number: dict(known[tokens]) for number, tokens in enumerate(stored)}
     first = len(stored)
     asked = _targets(shared, keys, sequences)
