@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ptsearch.engine import kernels
 from ptsearch.engine.prefix import Plan
 from ptsearch.quantize.cache import KV, Rounding
 
@@ -232,7 +233,7 @@ def softmax_attention(
         on_own += bias[0]
     if bias[1] is not None:
         scores[..., :n_past] += bias[1]
-    torch.softmax(scores, -1, out=scores)
+    kernels.softmax_(scores)
     flat = out.view(kv_heads * rows, queries, -1)
     if past is None:
         torch.bmm(scores, v, out=flat)
