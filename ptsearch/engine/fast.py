@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptsearch.engine import linear, packed, prefix
+from ptsearch.engine import elementwise, linear, packed, prefix
 
 # Relative to the logits' own spread. Rounding moves bf16 logits by a hundredth of it; a mistaken
 # position, mask or scale moves them by tenths.
@@ -50,6 +50,7 @@ def enable(model: Any) -> str:
         return reason
     linear.sharpen(model)
     linear.prepack(model)
+    elementwise.swap(model)
     return ""
 
 

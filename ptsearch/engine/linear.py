@@ -5,20 +5,15 @@ CPUs, and bf16 ones with oneDNN from plain weights, which is slow for few rows. 
 swapped in place; no model code changes. On other devices nothing is done.
 """
 
-import functools
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ptsearch.engine import kernels
-
 # A gate's activation that oneDNN applies inside the product: class -> its name there.
 FUSED = {"SiLUActivation": "swish", "SiLU": "swish"}
 GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}  # the parts of a gated MLP
 # Rounding once instead of three times, of the output's norm.
-ROTARY = "apply_rotary_pos_emb"  # in the code of transformers' models
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
@@ -93,7 +88,6 @@ def prepack(model: Any) -> None:
     if model.device.type == "cpu" and torch.backends.mkldnn.is_available():
         embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
         _swap(model, {id(module.weight) for module in embeddings})
-        _swap_rotary(model)
 
 
 def _swap(module: nn.Module, shared: set[int]) -> None:
@@ -102,8 +96,6 @@ def _swap(module: nn.Module, shared: set[int]) -> None:
             setattr(module, name, packed)
         elif type(child) is nn.Linear and id(child.weight) not in shared:
             setattr(module, name, PackedLinear(child))
-        elif norm := _one_pass_norm(child):
-            setattr(module, name, norm)
         else:
             _swap(child, shared)
 
@@ -123,50 +115,3 @@ def _packed_mlp(module: nn.Module) -> PackedMLP | None:
     error = (packed(x).float() - truth).norm().item()
     # NaN is not greater: of a degenerate variant the first prompt will say so.
     return None if error > TOLERANCE[weight.dtype] * truth.norm().item() else packed
-
-
-@torch.no_grad()
-def _one_pass_norm(module: nn.Module) -> kernels.Norm | None:
-    """The same in one pass, where `module` is found to be Llama's norm in bf16."""
-    norm: Any = module
-    eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
-    names = [name for name, _ in norm.named_parameters()]
-    if eps is None or names != ["weight"] or norm.weight.dtype != torch.bfloat16:
-        return None
-    x = torch.linspace(-3, 2, norm.weight.numel(), dtype=norm.weight.dtype)[None]
-    alike = kernels.Norm(norm, eps)
-    close = torch.allclose(alike.one_pass(x), norm(x), rtol=1e-2, equal_nan=True)
-    return alike if close else None
-
-
-def _swap_rotary(model: Any) -> None:
-    """In one pass, where the model's code is found to turn queries and keys as Llama's does.
-
-    The function is the code's own, of all models of its kind: what is not for one pass it gets.
-    """
-    for code in {sys.modules[type(module).__module__] for module in model.modules()}:
-        original = getattr(code, ROTARY, None)
-        if original and not hasattr(original, "__wrapped__") and _turns_as_llama(original):
-            setattr(code, ROTARY, _rotary(original))
-
-
-def _rotary(original: Any) -> Any:
-    @functools.wraps(original)
-    def turn(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *others: Any, **named: Any) -> Any:
-        if others or named or torch.is_grad_enabled() or q.shape[0] > 1 or not kernels.fits(q):
-            return original(q, k, cos, sin, *others, **named)
-        return kernels.rotated(q, cos, sin), kernels.rotated(k, cos, sin)
-
-    return turn
-
-
-@torch.no_grad()
-def _turns_as_llama(original: Any) -> bool:
-    x = torch.linspace(-3, 2, 96, dtype=torch.bfloat16).view(1, 2, 3, 16)
-    cos, sin = x[:, 0].cos(), x[:, 0].sin()
-    try:
-        given = original(x, x[:, :1], cos, sin)
-    except (RuntimeError, TypeError, ValueError):
-        return False  # another function of that name
-    alike = kernels.rotated(x, cos, sin), kernels.rotated(x[:, :1], cos, sin)
-    return all(map(torch.equal, given, alike))

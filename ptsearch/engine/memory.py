@@ -10,8 +10,8 @@ from torch import Tensor
 
 WAVE = 4  # forwards' worth of tokens whose keys and values a generation holds
 SHARE = 0.5  # of the free memory, for the engine's tensors
-MOST = {"cpu": 2048, "cuda": 16384}  # tokens of one forward beyond which none is gained
-LANE = 1024  # the same of one of several forwards on the CPU at the same time
+MOST = {"cpu": 3072, "cuda": 16384}  # tokens of one forward beyond which none is gained
+LANE = 768  # the same of one of several forwards on the CPU at the same time
 LEAST = 256
 LOGITS = 2**24  # values of one forward
 

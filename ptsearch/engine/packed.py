@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ptsearch.engine import kernels
+from ptsearch.engine import elementwise
 from ptsearch.engine.prefix import Plan
 from ptsearch.quantize.cache import KV, Rounding
 
@@ -233,7 +233,7 @@ def softmax_attention(
         on_own += bias[0]
     if bias[1] is not None:
         scores[..., :n_past] += bias[1]
-    kernels.softmax_(scores)
+    elementwise.softmax_(scores)
     flat = out.view(kv_heads * rows, queries, -1)
     if past is None:
         torch.bmm(scores, v, out=flat)
