@@ -97,6 +97,8 @@ def load(folder: Path, settings: EngineConfig) -> Engine:
     device = check_fits(*models.checkpoint_of(folder), settings)
     model, tokenizer = models.load(folder, settings.dtype, device)
     model.requires_grad_(False)
+    if device == "cpu":
+        memory.keep_freed()
     eos = eos_ids(model)
     # Nothing of the checkpoint's sampling or penalty settings may reach a greedy reply.
     model.generation_config = transformers.GenerationConfig()
