@@ -32,7 +32,7 @@ class ServeConfig:
     quorum: int = 0  # gateway: members that must reply; 0 = more than half
     timeout: float = 10.0  # gateway: seconds for a member's reply, retries included
     retries: int = 1  # gateway: of a request that got no reply, a 429 or a 5xx
-    rest: float = 5.0  # gateway: seconds that a member is left alone after it failed
+    rest: float = 5.0  # gateway: seconds that a member that failed is left alone, at least; 0 = not
     wait: float = 300.0  # gateway: seconds for the engines to come up
 
     def __post_init__(self) -> None:

@@ -75,17 +75,17 @@ class PrecisionEnsemble:
         labels: Sequence[str],
         max_new_tokens: int = 0,
         lazy: bool = False,
+        lead: str | None = None,
     ) -> list[Answer]:
         """One of `labels` for each prompt: text as it is, or chat turns ({role, content}).
 
         `max_new_tokens=0` compares the labels' log-probabilities; more lets the members reply and
         reads the replies, in which case they may refuse. `lazy` stops asking when the vote is
-        decided; labels are the same. ValueError: an empty prompt, one beyond the context.
+        decided; labels are the same. `lead` stands between prompt and label (None = a space after
+        text, nothing after chat turns). ValueError: an empty prompt, one beyond the context.
         """
         question = Question(tuple(labels))
-        return self.ask(
-            [Query(prompt, question, max_new_tokens=max_new_tokens) for prompt in prompts], lazy
-        )
+        return self.ask([Query(p, question, lead, max_new_tokens) for p in prompts], lazy)
 
     def ask(
         self, queries: Sequence[Query], lazy: bool = False, cascade: bool = False

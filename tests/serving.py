@@ -80,6 +80,7 @@ class FakeEngine:
 
     label: str
     say: Callable[[str, Sequence[str]], str]
+    up: bool = True  # says that it serves its model
     seconds: float = 0.0
     failures: list[int] = field(default_factory=list)  # statuses of the next answers
     body: bytes | None = None  # in place of a completion
@@ -88,7 +89,8 @@ class FakeEngine:
     kill: Callable[[], None] = lambda: None
 
     async def models(self, request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": self.label}]})
+        found = [{"id": self.label}] if self.up else []
+        return web.json_response({"object": "list", "data": found})
 
     async def complete(self, request: web.Request) -> web.Response:
         asked = await request.json()

@@ -87,6 +87,15 @@ def test_the_answer_is_the_members_vote(ensemble) -> None:
         assert sum(answer.votes.values()) == 3
 
 
+def test_what_leads_to_a_label(ensemble) -> None:
+    usual = ensemble.answer(PROMPTS[:2], LABELS)
+    for lead, same in ((" ", True), ("\n", False)):
+        for one, other in zip(usual, ensemble.answer(PROMPTS[:2], LABELS, lead=lead), strict=True):
+            for member in ensemble.members:
+                alike = one.said[member].logprobs == pytest.approx(other.said[member].logprobs)
+                assert alike == same
+
+
 def test_asking_lazily_gives_the_same_labels(ensemble) -> None:
     prompts = [f"{n} is a number?" for n in range(30)]
     full, lazy = (ensemble.answer(prompts, LABELS, lazy=lazy) for lazy in (False, True))

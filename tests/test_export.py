@@ -366,6 +366,21 @@ def test_a_study_that_cannot_be_exported(study, cache, tmp_path) -> None:
         write(study, cache, tmp_path / "out")
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(errno.ENOSPC, "no space")])
+def test_an_export_that_was_stopped_leaves_nothing(
+    stop: BaseException, study, cache, tmp_path, monkeypatch
+) -> None:
+    def stopped(_: object) -> str:
+        raise stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr(deploy, "texts", stopped)  # all members are written by then
+        with pytest.raises((KeyboardInterrupt, store.FullDiskError)):
+            write(study, cache, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    assert write(study, cache, tmp_path / "out").members
+
+
 def test_a_checkpoint_of_another_packing_is_refused(study, cache, tmp_path) -> None:
     folder = write(study, cache, tmp_path / "out").folder
     path = folder / "members" / POOL[0].label / "config.json"

@@ -224,6 +224,29 @@ def test_a_member_comes_back(tmp_path) -> None:
         assert outcomes(ask(url))["low"] == "answered"
 
 
+def test_a_member_rests_until_it_serves_again(tmp_path) -> None:
+    members = engines("yes", "yes", "no")
+    with gateway(tmp_path, members, retries=0, rest=0.05) as url:
+        health = url.replace("/v1", "/health")
+        members[2].failures, members[2].up = [500], False
+        assert outcomes(ask(url))["low"] == "down"
+        time.sleep(0.2)
+        assert httpx.get(health).json()["away"] == ["low"]
+        assert outcomes(ask(url))["low"] == "resting"
+        members[2].up = True
+        time.sleep(0.2)
+        assert httpx.get(health).json()["away"] == []
+        assert outcomes(ask(url))["low"] == "answered"
+
+
+def test_without_a_rest_a_member_is_asked_each_time(tmp_path) -> None:
+    members = engines("yes", "yes", "no")
+    with gateway(tmp_path, members, retries=0, rest=0) as url:
+        members[2].failures = [500]
+        assert outcomes(ask(url))["low"] == "down"
+        assert outcomes(ask(url))["low"] == "answered"
+
+
 def test_a_failure_is_tried_again(tmp_path) -> None:
     members = engines("yes", "no", "no")
     with gateway(tmp_path, members) as url:

@@ -1,7 +1,7 @@
 """Members behind OpenAI-compatible engines (vLLM and others), one a member, asked side by side.
 
-An engine that fails or is too slow counts as away for this vote and is left alone for
-`serve.rest` seconds; the vote goes on with the rest.
+An engine that fails or is too slow counts as away for this vote and is left alone: for `serve.rest`
+seconds, and on until it says that it serves its member. The vote goes on with the rest.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from ptsearch.query import Query
 from ptsearch.serve.replies import NOT_ASKED, Members, Reply, answered
 
 MIN_TOKENS = 16  # of a reply, where an engine is not bound to the labels
+ROLL_CALL = 5.0  # seconds to say which models are served
 BACK_OFF = 0.05  # seconds before the first retry, doubled each time
 
 
@@ -37,7 +38,10 @@ class Engine:
     label: str
     url: str  # up to and with /v1
     model: str = ""  # its name there
-    rests_until: float = 0.0  # on the monotonic clock
+    rest: asyncio.Task[None] | None = None  # ends when it may be asked again
+
+    def rests(self) -> bool:
+        return self.rest is not None and not self.rest.done()
 
 
 @asynccontextmanager
@@ -75,7 +79,13 @@ async def members(
                 *(_reply(session, engine, asked, settings) for engine in engines)
             )
 
-        yield Members(ask, lambda: [e.label for e in engines if e.rests_until > time.monotonic()])
+        try:
+            yield Members(ask, lambda: [engine.label for engine in engines if engine.rests()])
+        finally:
+            rests = [engine.rest for engine in engines if engine.rest]
+            for rest in rests:
+                rest.cancel()
+            await asyncio.gather(*rests, return_exceptions=True)
 
 
 async def _meet(
@@ -106,12 +116,22 @@ async def _served(session: aiohttp.ClientSession, engine: Engine) -> list[str]:
         return []
 
 
+async def _rest(session: aiohttp.ClientSession, engine: Engine, seconds: float) -> None:
+    """Over when the engine, asked so many seconds later and again, serves its member."""
+    names: list[str] = []
+    while engine.model not in names:
+        await asyncio.sleep(seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ROLL_CALL):
+                names = await _served(session, engine)
+
+
 async def _reply(
     session: aiohttp.ClientSession, engine: Engine, asked: Query, settings: ServeConfig
 ) -> Reply:
     """The engine's reply within `serve.timeout` seconds, all retries included."""
     started = time.monotonic()
-    if engine.rests_until > started:
+    if engine.rests():
         return Reply(rules.UNUSABLE, "resting")
     outcome, note = "slow", f"no reply in {settings.timeout} s"
     try:
@@ -126,7 +146,8 @@ async def _reply(
                     outcome, note = "down", str(error) or type(error).__name__
     except TimeoutError:
         pass
-    engine.rests_until = time.monotonic() + settings.rest
+    if settings.rest and not engine.rests():  # the first of several requests that failed
+        engine.rest = asyncio.create_task(_rest(session, engine, settings.rest))
     return Reply(rules.UNUSABLE, outcome, 1000 * (time.monotonic() - started), note=note)
 
 
