@@ -51,7 +51,6 @@ class Norm(nn.Module):
     def __init__(self, norm: Any, eps: float) -> None:
         super().__init__()
         self.norm, self.eps = norm, np.float32(eps)
-        self.codes = _codes(norm.weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.one_pass(x) if fits(x) else self.norm(x)
@@ -61,7 +60,7 @@ class Norm(nn.Module):
         """The same wherever the thread runs."""
         rows = x.reshape(-1, x.shape[-1])
         out = torch.empty_like(rows)
-        kernels.norm(_codes(rows), self.codes, self.eps, _codes(out))
+        kernels.norm(_codes(rows), _codes(self.norm.weight.detach()), self.eps, _codes(out))
         return out.view(x.shape)
 
 

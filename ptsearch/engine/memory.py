@@ -13,7 +13,7 @@ from torch import Tensor
 WAVE = 4  # forwards' worth of tokens whose keys and values a generation holds
 SHARE = 0.5  # of the free memory, for the engine's tensors
 MOST = {"cpu": 3072, "cuda": 16384}  # tokens of one forward beyond which none is gained
-LANE = 768  # the same of one of several forwards on the CPU at the same time
+LANE = 768  # of one of several forwards on the CPU at the same time, at least
 LEAST = 256
 LOGITS = 2**24  # values of one forward
 # mallopt(3): M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD at its largest. The first alone would
