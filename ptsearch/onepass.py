@@ -66,7 +66,8 @@ def one_pass(
             for work in works:
                 _add(work, name, tensor)
         start = layerwise.Start(passed.layers, passed.hidden, passed.keep)
-        layerwise.walk(tensors.under, model, tokens, seeds, visit, start)
+        sequential = any(SEQUENTIAL in work.variant.method_args for work in works)
+        layerwise.walk(tensors.under, model, tokens, seeds, visit, start, sequential)
     report("building the pool: layer", len(layers), len(layers))
     for work in works:
         if not work.failure:

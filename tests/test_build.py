@@ -203,9 +203,32 @@ def test_sequential_layers_see_what_was_quantized_before(tiny_model: Path, tmp_p
         tokens,
         {0: [0, 1, 2, 3]},
         visit,
+        sequential=True,
     )
     expected = seen[0].T @ seen[0] / len(seen[0])
     assert (moments[1] - expected).norm() < 0.02 * expected.norm()
+
+
+def test_what_runs_is_held_once_unless_layers_are_replaced(tiny_model: Path) -> None:
+    base = BaseModel("tiny", "0", tiny_model)
+    tokens = torch.randint(0, 200, (6, 32), generator=torch.Generator().manual_seed(0))
+
+    def run(sequential: bool) -> tuple[torch.Tensor, int, list[torch.Tensor]]:
+        places, examples = set[int](), []
+        start = layerwise.Start(keep=lambda _, hidden: places.add(hidden.data_ptr()))
+
+        def visit(layer: layerwise.Layer) -> dict[str, torch.Tensor]:
+            examples.append(layer.example[0][0])
+            return layer.stored
+
+        skeleton, read = layerwise.skeleton(base), Tensors(base.path).under
+        left = layerwise.walk(read, skeleton, tokens, {0: [1, 4]}, visit, start, sequential)
+        return left, len(places), examples
+
+    (once, places, examples), (twice, _, others) = run(sequential=False), run(sequential=True)
+    assert places == 1
+    assert torch.equal(once, twice)
+    assert all(map(torch.equal, examples, others))
 
 
 def test_group_size_must_divide(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tiny import write_tiny_model
 from ptsearch import engine as engines
 from ptsearch import models
 from ptsearch.config import EngineConfig
-from ptsearch.engine import decoding, memory, packed, scoring
+from ptsearch.engine import decoding, gathered, kept, memory, packed, scoring
 
 FP32 = EngineConfig(dtype="float32", device="cpu", threads=1)
 WIDE = {"initializer_range": 0.3}  # far apart logits: few near ties
@@ -141,6 +141,20 @@ def assert_replies_equal(engine: engines.Engine) -> None:
 
 def test_scores_equal_transformers(engine):
     assert_scores_equal(engine)
+
+
+def test_scores_behind_kept_prefixes_are_the_same(engine, monkeypatch):
+    truth = engines.score(engine, PROMPTS, LABELS, silent)
+    for copied in (2**40, -1):  # every row's keys gathered, and a product for each path
+        monkeypatch.setattr(gathered, "COPIED", copied)
+        keeping = engine._replace(kept=engines.Kept(10_000))
+        for call in range(3 * kept.OFTEN):
+            some = range(call % 3, len(PROMPTS), 3)
+            asked = [PROMPTS[i] for i in some]
+            found = engines.score(keeping, asked, [LABELS[i] for i in some], silent)
+            for i, row in zip(some, found, strict=True):
+                assert row == pytest.approx(truth[i], abs=1e-4)
+        assert any(piece.before for piece in keeping.kept.known.values())
 
 
 def test_replies_equal_transformers(engine):

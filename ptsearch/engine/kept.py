@@ -1,86 +1,150 @@
 """Prefixes that call after call begins with: their keys and values stay between calls.
 
 A server's prompts share instructions and demonstrations, and arrive a few at a time: within one
-call there is little to share. A prefix that several sequences had is computed once more and kept;
-the least recently used goes when there are too many.
+call there is little to share. A prefix that several sequences had becomes a segment of its own and
+what it leaves is kept, on top of a shorter one that is kept already; the least recently used goes
+when there are too many.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-import torch
-
-from ptsearch.engine import packed, prefix
+from ptsearch.engine import prefix
+from ptsearch.engine.packed import Store, join
 from ptsearch.engine.prefix import Plan, Segment
 from ptsearch.quantize.cache import KV
 
 OFTEN = 3  # sequences that must have begun with a prefix before it is kept
-GAIN = 32  # tokens that it must be longer than the kept one it begins with
-COUNTED = 2**16  # prefixes that are counted
+GAIN = 4  # tokens that it must be longer than the kept one it begins with
+COUNTED = 2**17  # prefixes that are counted
 
 Tokens = tuple[int, ...]
 
 
+class Piece(NamedTuple):
+    """The end of a kept prefix."""
+
+    before: Tokens  # the kept prefix that it goes on from; () = none
+    layers: dict[int, KV]  # keys and values (K, own tokens, D) of each layer
+
+
+class Begun(NamedTuple):
+    """How a sequence begins."""
+
+    tokens: Tokens = ()  # a prefix that is kept, or will be once it is computed
+    kept: Tokens = ()  # the part of it that is kept
+
+
+class Laid(NamedTuple):
+    """A plan whose first segments are there already."""
+
+    plan: Plan
+    stored: list[Tokens]  # the kept prefixes that end with each of the first segments
+    new: dict[Begun, tuple[int, ...]]  # prefixes to keep -> the segments behind their kept part
+
+
 class Kept:
-    """At most `most` tokens' keys and values of one model."""
+    """Keys and values of at most `most` tokens, of one model."""
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.counts: OrderedDict[int, int] = OrderedDict()  # hash of a prefix -> sequences
-        self.known: OrderedDict[Tokens, dict[int, KV]] = OrderedDict()  # layer -> (K, tokens, D)
+        self.known: OrderedDict[Tokens, Piece] = OrderedDict()  # least recently used first
+        self.tokens = 0  # of all pieces
+        self._counts: OrderedDict[int, int] = OrderedDict()  # hash of a prefix -> sequences
+        self._hashes: dict[int, Tokens] = {}
 
-    def prefixes(self, model: Any, heads: Sequence[Tokens], max_run: int) -> list[Tokens]:
-        """For each sequence without what is asked of it: its longest kept prefix, or ()."""
-        for head in dict.fromkeys(heads):  # labels of several tokens repeat a prompt
-            best, often = self._longest(head), self._count(head)
-            if len(often) - len(best) >= GAIN and len(often) <= self.most:
-                self.known[often] = _computed(model, often, max_run)
-        while sum(map(len, self.known)) > self.most:
-            self.known.popitem(last=False)
-        found = [self._longest(head) for head in heads]
-        for tokens in set(found) - {()}:
-            self.known.move_to_end(tokens)
-        return found
+    def begun(self, heads: Sequence[Tokens]) -> list[Begun]:
+        """How each sequence, given without what is asked of it, begins; it is counted."""
+        found = {head: self._begun(head) for head in dict.fromkeys(heads)}
+        for begin in set(found.values()):
+            for tokens in self.lineage(begin.kept):
+                self.known.move_to_end(tokens)
+        return [found[head] for head in heads]
 
-    def _longest(self, head: Tokens) -> Tokens:
-        fitting = (tokens for tokens in self.known if head[: len(tokens)] == tokens)
-        return max(fitting, key=len, default=())
+    def lineage(self, tokens: Tokens) -> Iterator[Tokens]:
+        """A kept prefix and those that it goes on from, the longest first."""
+        while tokens:
+            yield tokens
+            tokens = self.known[tokens].before
 
-    def _count(self, head: Tokens) -> Tokens:
-        """Count the prefixes of a sequence; the longest that many began with."""
-        often = key = 0
-        for length, token in enumerate(head, start=1):
-            key = hash((key, token))
+    def add(self, pieces: Mapping[Tokens, Piece]) -> None:
+        """Keep the ends of prefixes, as long as there is room."""
+        for tokens, piece in pieces.items():
+            if tokens not in self.known and (not piece.before or piece.before in self.known):
+                self.known[tokens] = piece
+                self.tokens += len(tokens) - len(piece.before)
+                self._hashes[_hashes(tokens)[-1]] = tokens
+                for each in self.lineage(piece.before):  # none goes before what needs it
+                    self.known.move_to_end(each)
+        while self.tokens > self.most:
+            tokens, piece = self.known.popitem(last=False)
+            self.tokens -= len(tokens) - len(piece.before)
+            del self._hashes[_hashes(tokens)[-1]]
+
+    def _begun(self, head: Tokens) -> Begun:
+        """The longest prefix that is kept, or a longer one that many began with."""
+        best: Tokens = ()
+        often = 0
+        for length, key in enumerate(_hashes(head), start=1):
+            tokens = self._hashes.get(key)
+            if tokens and head[:length] == tokens:
+                best = tokens
             if length >= GAIN:
-                self.counts[key] = count = self.counts.pop(key, 0) + 1
+                self._counts[key] = count = self._counts.pop(key, 0) + 1
                 often = length if count >= OFTEN else often
-        while len(self.counts) > COUNTED:
-            self.counts.popitem(last=False)
-        return head[:often]
+        while len(self._counts) > COUNTED:
+            self._counts.popitem(last=False)
+        more = GAIN <= often - len(best) <= self.most
+        return Begun(head[:often] if more else best, best)
+
+
+def piece(begun: Begun, store: Store, path: Sequence[int]) -> Piece:
+    """The end of a prefix to keep, from the segments that it was computed in."""
+    joined = {layer: join(store, path, layer) for layer in store[path[0]]}
+    return Piece(begun.kept, {layer: kv for layer, kv in joined.items() if kv is not None})
+
+
+def _hashes(tokens: Tokens) -> list[int]:
+    """Of each prefix, beginning with one token."""
+    key, found = 0, []
+    for token in tokens:
+        key = hash((key, token))
+        found.append(key)
+    return found
 
 
 def plan(
     sequences: Sequence[Tokens],
-    prefixes: Sequence[Tokens],
+    begun: Sequence[Begun],
+    kept: Kept | None,
     max_run: int,
     min_saving: int,
     align: int = 1,
-) -> tuple[Plan, list[Tokens]]:
-    """The plan of distinct sequences, and the prefixes that are its first segments.
+) -> Laid:
+    """The plan of distinct sequences, behind what is kept of them.
 
-    Those are in the store already; what lies behind each is shared as usual. Sequence i begins
-    with prefixes[i], is longer than that, and () is none.
+    What lies behind each prefix is shared as usual. Sequence i begins with begun[i], and is longer.
     """
-    known = [tokens for tokens in dict.fromkeys(prefixes) if tokens]
-    segments = [Segment(tokens, 0, ()) for tokens in known]
+    stored = _needed(begun, kept) if kept else {}
+    segments: list[Segment] = []
+    paths: dict[Tokens, tuple[int, ...]] = {(): ()}
+    runs = [(tokens, before, len(tokens)) for tokens, before in stored.items()]
+    runs += [(*begin, max_run) for begin in dict.fromkeys(begun) if begin.tokens != begin.kept]
+    for tokens, before, run in runs:
+        path = paths[before]
+        for start in range(len(before), len(tokens), run):
+            segments.append(Segment(tokens[start : min(start + run, len(tokens))], start, path))
+            path = (*path, len(segments) - 1)
+        paths[tokens] = path
+    new = {b: paths[b.tokens][len(paths[b.kept]) :] for b in begun if b.tokens != b.kept}
     chains: list[tuple[int, ...]] = [()] * len(sequences)
-    for tokens in dict.fromkeys(prefixes):
-        members = [i for i, mine in enumerate(prefixes) if mine == tokens]
+    for tokens in dict.fromkeys(begin.tokens for begin in begun):
+        members = [i for i, begin in enumerate(begun) if begin.tokens == tokens]
         rest = prefix.share(
             [sequences[i][len(tokens) :] for i in members], max_run, min_saving, align
         )
-        root, shift = ((known.index(tokens),) if tokens else ()), len(segments)
+        root, shift = paths[tokens], len(segments)
         for segment in rest.segments:
             path = root + tuple(number + shift for number in segment.path)
             segments.append(Segment(segment.tokens, segment.start + len(tokens), path))
@@ -90,18 +154,10 @@ def plan(
     for index, segment in enumerate(segments):
         for ancestor in segment.path:
             last[ancestor] = index
-    return Plan(segments, chains, last), known
+    return Laid(Plan(segments, chains, last), list(stored), new)
 
 
-@torch.inference_mode()
-def _computed(model: Any, tokens: Tokens, max_run: int) -> dict[int, KV]:
-    """Keys and values of a prefix in every layer, each in one piece."""
-    shared = prefix.share([tokens], max_run, 1)
-    store: packed.Store = {}
-    for number in range(len(shared.segments)):
-        part = packed.arrange(shared, range(number, number + 1), [number], store, model)
-        none = torch.zeros(0, dtype=torch.long, device=model.device)
-        packed.forward(model, part.ids, part.positions, none, part)
-    path = range(len(shared.segments))
-    joined = {layer: packed.join(store, path, layer) for layer in store[0]}
-    return {layer: kv for layer, kv in joined.items() if kv is not None}
+def _needed(begun: Sequence[Begun], kept: Kept) -> dict[Tokens, Tokens]:
+    """Kept prefix -> the one that it goes on from, which stands before it."""
+    needed = {tokens for begin in set(begun) for tokens in kept.lineage(begin.kept)}
+    return {tokens: kept.known[tokens].before for tokens in sorted(needed, key=len)}

@@ -85,17 +85,14 @@ class Pack:
         heads, tokens, _ = query.shape
         kv_heads = own.keys.shape[0]
         groups = heads // kv_heads
-        for segment, span in self.kept.items():
-            spans = (part[:, span.start : span.stop] for part in own)
-            copies = (part.clone(memory_format=torch.contiguous_format) for part in spans)
-            self.store.setdefault(segment, {})[layer] = KV(*copies)
+        put(self.store, self.kept, layer, own)
         if (heads, kv_heads) not in self.indices:
-            index = _index(self.buckets, tokens, heads, kv_heads)
+            index = index_of(self.buckets, tokens, heads, kv_heads)
             self.indices[heads, kv_heads] = Index(*(rows.to(query.device) for rows in index))
         index = self.indices[heads, kv_heads]
-        q = _rows(query).index_select(0, index.query)
-        k = _rows(own.keys).index_select(0, index.key)
-        v = _rows(own.values).index_select(0, index.key)
+        q = rows_of(query).index_select(0, index.query)
+        k = rows_of(own.keys).index_select(0, index.key)
+        v = rows_of(own.values).index_select(0, index.key)
         out = v.new_empty(len(q), v.shape[1])
         pasts: dict[tuple[int, ...], KV | None] = {}
         q_low = k_low = 0
@@ -248,16 +245,10 @@ def softmax_attention(
 
 def arrange(plan: Plan, part: Sequence[int], keep: Iterable[int], store: Store, model: Any) -> Pack:
     """The pack of the plan's segments `part`; those in `keep` leave keys and values in `store`."""
-    offsets: dict[int, int] = {}
-    ids: list[int] = []
-    positions: list[int] = []
+    offsets, ids, positions = laid_out(plan, part)
     behind: dict[tuple[int, ...], list[int]] = {}
     for number in part:
-        tokens, start, path = plan.segments[number]
-        offsets[number] = len(ids)
-        ids.extend(tokens)
-        positions.extend(range(start, start + len(tokens)))
-        behind.setdefault(path, []).append(number)
+        behind.setdefault(plan.segments[number].path, []).append(number)
     lengths = {number: len(plan.segments[number].tokens) for number in part}
     heads = model.config.get_text_config().num_attention_heads
     budget = SCORES[model.device.type] // heads
@@ -284,6 +275,27 @@ def arrange(plan: Plan, part: Sequence[int], keep: Iterable[int], store: Store, 
         kept={n: range(offsets[n], offsets[n] + lengths[n]) for n in keep},
         store=store,
     )
+
+
+def laid_out(plan: Plan, part: Sequence[int]) -> tuple[dict[int, int], list[int], list[int]]:
+    """Where each segment begins in its pack, the pack's tokens, and their positions."""
+    offsets: dict[int, int] = {}
+    ids: list[int] = []
+    positions: list[int] = []
+    for number in part:
+        tokens, start, _ = plan.segments[number]
+        offsets[number] = len(ids)
+        ids.extend(tokens)
+        positions.extend(range(start, start + len(tokens)))
+    return offsets, ids, positions
+
+
+def put(store: Store, kept: dict[int, range], layer: int, own: KV) -> None:
+    """Copies of what later segments attend to. `kept`: segment -> its tokens among `own`."""
+    for segment, span in kept.items():
+        spans = (part[:, span.start : span.stop] for part in own)
+        copies = (part.clone(memory_format=torch.contiguous_format) for part in spans)
+        store.setdefault(segment, {})[layer] = KV(*copies)
 
 
 def forward(model: Any, ids: Tensor, positions: Tensor, rows: Tensor, attends: Attends) -> Tensor:
@@ -345,7 +357,7 @@ def _similar(
     yield bucket
 
 
-def _index(buckets: Sequence[Bucket], tokens: int, heads: int, kv_heads: int) -> Index:
+def index_of(buckets: Sequence[Bucket], tokens: int, heads: int, kv_heads: int) -> Index:
     """Rows are token x heads + head. A row past a segment's end repeats its last token."""
     groups = heads // kv_heads
     head = torch.arange(heads).view(kv_heads, 1, groups, 1)
@@ -365,6 +377,6 @@ def _index(buckets: Sequence[Bucket], tokens: int, heads: int, kv_heads: int) ->
     return Index(index, torch.cat(keys), back)
 
 
-def _rows(states: Tensor) -> Tensor:
+def rows_of(states: Tensor) -> Tensor:
     """(heads, T, D) -> (T x heads, D)."""
     return states.transpose(0, 1).flatten(0, 1)

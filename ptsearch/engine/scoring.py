@@ -9,21 +9,21 @@ import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from ptsearch.engine import gathered, packed, plain, prefix
 from ptsearch.engine import kept as keeping
-from ptsearch.engine import packed, plain, prefix
-from ptsearch.engine.kept import Kept, Tokens
+from ptsearch.engine.kept import Begun, Kept, Piece, Tokens
 from ptsearch.engine.memory import LANE, Limits
 from ptsearch.engine.plain import Found, Report, Sequences, Target
-from ptsearch.quantize.cache import KV
 
 MIN_SAVING = 64  # tokens that a shared prefix must save to become a segment of its own
 MAX_RUN = 512  # longer runs are cut, so that half-empty causal squares stay small
 LANES = 4  # at most: Python runs one at a time
 FEW = 64  # tokens of a lane, fewer are better run on all cores
+ROW = 3  # tokens' worth of work that a sequence is beside its tokens
 AGAIN = 0.1  # of all tokens may be computed in more than one lane
 
 
@@ -37,22 +37,24 @@ def logprobs(
 ) -> Found:
     """log p(target token | sequence up to its position) in nats, for every target.
 
-    What `kept` has of the sequences' prefixes is not computed again.
+    What `kept` has of the sequences' prefixes is not computed again, and it keeps more.
     """
-    begun: dict[Tokens, Tokens] = dict.fromkeys(sequences, ())
+    begun = dict.fromkeys(sequences, Begun())
     if kept:
         heads = [key[: min(t.position for t in targets)] for key, targets in sequences.items()]
-        begun = dict(zip(sequences, kept.prefixes(model, heads, _max_run(limits)), strict=True))
-    known = kept.known if kept else {}
+        begun = dict(zip(sequences, kept.begun(heads), strict=True))
     cores = torch.get_num_threads()
     count = min(cores, LANES, limits.tokens // LANE) if model.device.type == "cpu" else 1
     lanes = list(_split(begun, count))
     if len(lanes) < 2:
-        return _lane(model, sequences, begun, known, limits, report)
+        done_at_once = _lane(model, sequences, begun, kept, limits, report)
+        if kept:
+            kept.add(done_at_once.pieces)
+        return done_at_once.found
     limits = limits._replace(tokens=limits.tokens // len(lanes), rows=limits.rows // len(lanes))
     done, lock = [0] * len(lanes), threading.Lock()
 
-    def run(number: int) -> Found:
+    def run(number: int) -> Lane:
         torch.set_num_threads(cores // len(lanes))  # of this thread
 
         def report_lane(items: int, _total: int) -> None:
@@ -61,35 +63,38 @@ def logprobs(
                 report(sum(done), len(sequences))
 
         mine = {key: sequences[key] for key in lanes[number]}
-        return _lane(model, mine, begun, known, limits, report_lane)
+        return _lane(model, mine, begun, kept, limits, report_lane)
 
     try:
         with ThreadPoolExecutor(len(lanes)) as threads:
-            found = list(threads.map(run, range(len(lanes))))
+            ran = list(threads.map(run, range(len(lanes))))
     finally:
         torch.set_num_threads(cores)  # it is what threads to come begin with
-    return dict(itertools.chain.from_iterable(part.items() for part in found))
+    for lane in ran if kept else ():
+        assert kept
+        kept.add(lane.pieces)
+    return dict(itertools.chain.from_iterable(lane.found.items() for lane in ran))
 
 
 def _max_run(limits: Limits) -> int:
     return max(1, min(MAX_RUN, limits.tokens) // limits.align) * limits.align
 
 
-def _split(begun: Mapping[Tokens, Tokens], lanes: int) -> Iterator[list[Tokens]]:
+def _split(begun: Mapping[Tokens, Begun], lanes: int) -> Iterator[list[Tokens]]:
     """The sequences in so many parts of about equally many computed tokens; in one where they are
     few, or where a prefix would be computed in several parts that is much of the whole.
 
-    `begun`: each sequence's kept prefix.
     """
     order = sorted(begun)
     pairs = zip([(), *order], order, strict=False)
-    shared = [max(prefix.alike(before, key), len(begun[key])) for before, key in pairs]
-    through = list(itertools.accumulate(len(k) - n for k, n in zip(order, shared, strict=True)))
+    shared = [max(prefix.alike(before, key), len(begun[key].kept)) for before, key in pairs]
+    costs = (ROW + len(k) - n for k, n in zip(order, shared, strict=True))
+    through = list(itertools.accumulate(costs))
     whole = through[-1] if through else 0
     ends = [0, *through]  # of the computed tokens before each sequence
     shares = [whole * n / lanes for n in range(1, lanes)]
     cuts = [min(range(len(ends)), key=lambda k: abs(ends[k] - share)) for share in shares]
-    again = sum(shared[cut] - len(begun[order[cut]]) for cut in cuts if cut < len(order))
+    again = sum(shared[cut] - len(begun[order[cut]].kept) for cut in cuts if cut < len(order))
     if whole < FEW * lanes or again > AGAIN * whole:
         cuts = []
     for low, high in itertools.pairwise([0, *cuts, len(order)]):
@@ -97,20 +102,31 @@ def _split(begun: Mapping[Tokens, Tokens], lanes: int) -> Iterator[list[Tokens]]
             yield order[low:high]
 
 
+class Lane(NamedTuple):
+    """What a lane gives."""
+
+    found: Found
+    pieces: dict[Tokens, Piece]  # of prefixes to keep
+
+
 @torch.inference_mode()
 def _lane(
     model: Any,
     sequences: Sequences,
-    begun: Mapping[Tokens, Tokens],
-    known: Mapping[Tokens, dict[int, KV]],
+    begun: Mapping[Tokens, Begun],
+    kept: Kept | None,
     limits: Limits,
     report: Report,
-) -> Found:
-    """`begun`: each sequence's kept prefix, whose keys and values are in `known`."""
+) -> Lane:
     keys = list(sequences)
-    prefixes = [begun[key] for key in keys]
-    shared, stored = keeping.plan(keys, prefixes, _max_run(limits), MIN_SAVING, limits.align)
-    store: packed.Store = {number: dict(known[tokens]) for number, tokens in enumerate(stored)}
+    shared, stored, new = keeping.plan(
+        keys, [begun[key] for key in keys], kept, _max_run(limits), MIN_SAVING, limits.align
+    )
+    store: packed.Store = {}
+    for number, tokens in enumerate(stored):
+        assert kept
+        store[number] = dict(kept.known[tokens].layers)
+    computed: packed.Store = {number: {} for numbers in new.values() for number in numbers}
     first = len(stored)
     asked = _targets(shared, keys, sequences)
     rows = [len(asked.get(number, ())) for number in range(first, len(shared.segments))]
@@ -119,7 +135,9 @@ def _lane(
     for pack_part in prefix.packs(shared.segments[first:], rows, limits.tokens, limits.rows):
         part = range(pack_part.start + first, pack_part.stop + first)
         keep = [number for number in part if shared.last[number] > number]
-        pack = packed.arrange(shared, part, keep, store, model)
+        few = kept is not None and gathered.pays(shared, part, model)
+        arrange = gathered.arrange if few else packed.arrange
+        pack: Any = arrange(shared, part, keep, store, model)
         at = [
             (pack.offsets[n] + offset, asked[n][offset])
             for n in part
@@ -134,9 +152,11 @@ def _lane(
         for (_, key, target), value in zip(flat, values, strict=True):
             found[keys[key]][target] = value
         for number in [number for number in store if shared.last[number] < part.stop]:
-            del store[number]
+            gone = store.pop(number)
+            if number in computed:
+                computed[number] = gone
         report(bisect_left(ends, part.stop), len(ends))
-    return found
+    return Lane(found, {b.tokens: keeping.piece(b, computed, path) for b, path in new.items()})
 
 
 def _targets(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ptsearch.models import BaseModel, compute_dtype
 from ptsearch.quantize import experts
@@ -83,19 +83,21 @@ class Start(NamedTuple):
     keep: Callable[[int, Tensor], None] = lambda _layers, _hidden: None  # told after each layer
 
 
-def walk(
+def walk(  # noqa: PLR0913
     read: Read,
     model: Any,
     tokens: Tensor,
     seeds: Mapping[int, Sequence[int]],
     visit: Callable[[Layer], Mapping[str, Tensor]],
     start: Start = Start(),  # noqa: B008 - immutable
+    sequential: bool = False,
 ) -> Tensor:
     """Run `tokens` (n, length) through the model, with `visit` for each layer in turn.
 
-    `seeds`: seed -> rows of `tokens` whose moments it sums. `visit` returns tensors that take the
-    place of the layer's, by full name, before its output goes to the next one; with none of them
-    layers' inputs are the dense model's. `start`: where an earlier walk stopped.
+    `seeds`: seed -> rows of `tokens` whose moments it sums. `visit`, where the walk is
+    `sequential`, returns tensors that take the place of the layer's, by full name, before its
+    output goes to the next one; else layers' inputs are the dense model's, and held once: what
+    leaves a layer is written over what entered it. `start`: where an earlier walk stopped.
     Returns what leaves the last layer, (n, length, hidden).
     """
     root, layers = layers_of(model)
@@ -110,13 +112,17 @@ def walk(
         if index < start.layers:
             last = args[0] if start.hidden is None else start.hidden
             return last
+        if index == start.layers:
+            embeddings = decoder.get_input_embeddings()  # what they gave is in `args`
+            embeddings.weight = nn.Parameter(embeddings.weight.to("meta"), requires_grad=False)
+            model.tie_weights()
         prefix, layer = f"{root}.{index}.", layers[index]
         stored = read(prefix)
         materialise(layer, stored, prefix)
         sums = _Sums(prefix, layer)
 
-        def run() -> Tensor:
-            outputs, done = torch.empty_like(args[0]), 0
+        def run(over: bool) -> Tensor:
+            outputs, done = args[0] if over else torch.empty_like(args[0]), 0
             for rows, drawn_by in parts:
                 taken = slice(done, done := done + len(rows))
                 part = _rows((args, kwargs), len(tokens), taken)
@@ -125,18 +131,23 @@ def walk(
                 outputs[taken] = output[0] if isinstance(output, tuple) else output
             return outputs
 
-        last = run()
+        rest = _rows((args[1:], kwargs), len(tokens), slice(0, 1))
+        example = (args[0][:1].clone(), *rest[0]), rest[1]
+        over = not _elsewhere(args[0], (args[1:], kwargs))
+        last = run(over=over and not sequential)
         sums.close()
-        example = _rows((args, kwargs), len(tokens), slice(0, 1))
+        give_back()
         layer_of = Layer(index, prefix, layer, stored, sums.inputs, sums.moments(), example)
-        if changed := visit(layer_of):
+        changed = visit(layer_of)
+        if sequential and changed:
             materialise(layer, {**stored, **changed}, prefix)
-            last = run()
+            last = run(over)
         layer.to("meta")
         start.keep(index + 1, last)
         give_back()
-        return last
+        return last if index + 1 < len(layers) else last[:1]  # what comes behind is not asked for
 
+    give_back()
     fill_around(read, decoder, root.rpartition(".")[0] + ".", layers)
     model.tie_weights()
     with forwards(layers, run_layer), torch.inference_mode():
@@ -183,22 +194,13 @@ class _Sums:
         ]
 
     def moments(self) -> list[dict[int, Moments]]:
-        """Sums over tokens divided by their number; H made symmetric."""
-        means = []
+        """Sums over tokens divided by their number, in their place; H made symmetric."""
         for sums in self._sums:
-            means.append(
-                {
-                    seed: Moments(
-                        (total.H.tril() + total.H.tril(-1).T) / total.tokens,
-                        total.mean_abs / total.tokens,
-                        total.low,
-                        total.high,
-                        total.tokens,
-                    )
-                    for seed, total in sums.items()
-                }
-            )
-        return means
+            for total in sums.values():
+                H = total.H.tril_()
+                H.add_(H.tril(-1).T).div_(total.tokens)
+                total.mean_abs.div_(total.tokens)
+        return self._sums
 
     def close(self) -> None:
         for hook in self._hooks:
@@ -258,6 +260,15 @@ def _micro_batches(
     return [
         (part, key) for key, rows in drawn_by.items() for part in torch.tensor(rows).split(size)
     ]
+
+
+def _elsewhere(tensor: Tensor, arguments: Any) -> bool:
+    """Whether one of the arguments has its memory."""
+    memory = tensor.untyped_storage().data_ptr()
+    return any(
+        isinstance(value, Tensor) and value.untyped_storage().data_ptr() == memory
+        for value in tree_leaves(arguments)
+    )
 
 
 def _rows(arguments: Any, count: int, taken: slice) -> Any:
