@@ -67,8 +67,9 @@ def open_study(config: Config, url: str, settings: Mapping[str, Any]) -> optuna.
     if before is None:
         study.set_metric_names(objectives(search))
         study.set_user_attr("settings", flat)
-    elif before != flat:
-        changed = sorted(k for k in before.keys() | flat.keys() if before.get(k) != flat.get(k))
+        before = flat
+    # A setting that is not there is None.
+    if changed := sorted(k for k in before.keys() | flat.keys() if before.get(k) != flat.get(k)):
         now = ", ".join(f"{k} ({before.get(k)}, now {flat.get(k)})" for k in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise ValueError(

@@ -73,6 +73,12 @@ def test_other_settings_under_the_same_name_are_an_error(tmp_path) -> None:
         run(table, tmp_path, {"benchmarks": {"limit": 5}})
 
 
+def test_a_setting_that_is_not_set_is_as_one_that_was_not_there(tmp_path) -> None:
+    table = fake_table(tmp_path, trials=3)
+    run(table, tmp_path, {"a": 1})
+    assert len(run(table, tmp_path, {"a": 1, "vote": {"margin": None}}).trials) == 3
+
+
 def test_limits_keep_ensembles_off_the_front(tmp_path) -> None:
     table = fake_table(tmp_path, trials=15, max=Limits(memory_gb=0.12))
     judge, _ = judges(table)
