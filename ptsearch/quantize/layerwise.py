@@ -21,6 +21,7 @@ from ptsearch.quantize.layer import Layer, Moments
 
 MICRO_BATCH_TOKENS = 2048
 H_BLOCK = 256  # columns: only blocks on and below the diagonal of H are computed
+Parts = list[tuple[Tensor, tuple[int, ...]]]  # rows of a micro-batch, and the seeds that drew them
 Read = Callable[[str], dict[str, Tensor]]  # prefix -> a checkpoint's tensors under it, by full name
 
 
@@ -113,35 +114,22 @@ def walk(  # noqa: PLR0913
             last = args[0] if start.hidden is None else start.hidden
             return last
         if index == start.layers:
-            embeddings = decoder.get_input_embeddings()  # what they gave is in `args`
-            embeddings.weight = nn.Parameter(embeddings.weight.to("meta"), requires_grad=False)
-            model.tie_weights()
+            _forget_embeddings(model, decoder)  # what they gave is in `args`
         prefix, layer = f"{root}.{index}.", layers[index]
         stored = read(prefix)
         materialise(layer, stored, prefix)
         sums = _Sums(prefix, layer)
-
-        def run(over: bool) -> Tensor:
-            outputs, done = args[0] if over else torch.empty_like(args[0]), 0
-            for rows, drawn_by in parts:
-                taken = slice(done, done := done + len(rows))
-                part = _rows((args, kwargs), len(tokens), taken)
-                sums.drawn_by = drawn_by
-                output = type(layer).forward(layer, *part[0], **part[1])
-                outputs[taken] = output[0] if isinstance(output, tuple) else output
-            return outputs
-
         rest = _rows((args[1:], kwargs), len(tokens), slice(0, 1))
         example = (args[0][:1].clone(), *rest[0]), rest[1]
         over = not _elsewhere(args[0], (args[1:], kwargs))
-        last = run(over=over and not sequential)
+        last = _run(layer, (args, kwargs), parts, sums, over and not sequential)
         sums.close()
         give_back()
         layer_of = Layer(index, prefix, layer, stored, sums.inputs, sums.moments(), example)
         changed = visit(layer_of)
         if sequential and changed:
             materialise(layer, {**stored, **changed}, prefix)
-            last = run(over)
+            last = _run(layer, (args, kwargs), parts, sums, over)
         layer.to("meta")
         start.keep(index + 1, last)
         give_back()
@@ -153,6 +141,31 @@ def walk(  # noqa: PLR0913
     with forwards(layers, run_layer), torch.inference_mode():
         decoder(input_ids=tokens, use_cache=False)
     return last[order.argsort()]
+
+
+def _forget_embeddings(model: Any, decoder: Any) -> None:
+    embeddings = decoder.get_input_embeddings()
+    embeddings.weight = nn.Parameter(embeddings.weight.to("meta"), requires_grad=False)
+    model.tie_weights()
+
+
+def _run(
+    layer: nn.Module,
+    arguments: tuple[tuple[Any, ...], dict[str, Any]],
+    parts: Parts,
+    sums: "_Sums",
+    over: bool,
+) -> Tensor:
+    """What leaves a layer, in micro-batches; `over`: written over what enters it."""
+    entering = arguments[0][0]
+    outputs, done = entering if over else torch.empty_like(entering), 0
+    for rows, drawn_by in parts:
+        taken = slice(done, done := done + len(rows))
+        args, kwargs = _rows(arguments, len(entering), taken)
+        sums.drawn_by = drawn_by
+        output = type(layer).forward(layer, *args, **kwargs)
+        outputs[taken] = output[0] if isinstance(output, tuple) else output
+    return outputs
 
 
 def give_back() -> None:
@@ -248,10 +261,8 @@ class _Sums:
         self._sums.append({})
 
 
-def _micro_batches(
-    count: int, length: int, seeds: Mapping[int, Sequence[int]]
-) -> list[tuple[Tensor, tuple[int, ...]]]:
-    """(rows, the seeds that drew them): rows of one micro-batch are drawn by the same seeds."""
+def _micro_batches(count: int, length: int, seeds: Mapping[int, Sequence[int]]) -> Parts:
+    """Rows of one micro-batch are drawn by the same seeds."""
     drawn_by: dict[tuple[int, ...], list[int]] = {}
     for row in range(count):
         key = tuple(seed for seed, rows in seeds.items() if row in rows)
