@@ -172,10 +172,16 @@ def _gradients(
 def _threads() -> ThreadPoolExecutor:
     """As many threads as torch uses, each with single-threaded products: jobs share nothing."""
     count = torch.get_num_threads()
-    pool = ThreadPoolExecutor(count, "solve", torch.set_num_threads, (1,))
+    pool = ThreadPoolExecutor(count, "solve", _one_thread)
     list(pool.map(time.sleep, [0.01] * count))  # each has started and set its own number
     torch.set_num_threads(count)  # theirs was also taken for ours
     return pool
+
+
+def _one_thread() -> None:
+    """For products of this thread."""
+    torch.get_num_threads()  # the first use takes what was set last, by whatever thread
+    torch.set_num_threads(1)
 
 
 def _solve_layer(

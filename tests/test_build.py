@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import write_tiny_model
 
-from ptsearch import build, models, store
+from ptsearch import build, models, onepass, store
 from ptsearch import calibration as calibrations
 from ptsearch.calibration import Calibration
 from ptsearch.engine import memory
@@ -229,6 +229,17 @@ def test_what_runs_is_held_once_unless_layers_are_replaced(tiny_model: Path) -> 
     assert places == 1
     assert torch.equal(once, twice)
     assert all(map(torch.equal, examples, others))
+
+
+def test_products_of_solvers_have_one_thread_each() -> None:
+    torch.set_num_threads(2)
+    try:
+        with onepass._threads() as pool:
+            found = list(pool.map(lambda _: torch.get_num_threads(), range(8)))
+        assert found == [1] * 8
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_group_size_must_divide(tmp_path: Path) -> None:
