@@ -1,5 +1,6 @@
 """A built variant is read back, measured and described before it may vote."""
 
+import gc
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from ptsearch import calibration as calibrations
 from ptsearch import models, store, stored
@@ -25,6 +27,7 @@ from ptsearch.variant import DENSE_WEIGHTS, Variant
 
 PERPLEXITY_SAMPLES = 8
 PERPLEXITY_LENGTH = 256
+ROWS = 64  # of logits that are in memory as fp32
 ROOM = 1.5  # of a model's dense weights, to load a variant whole
 
 
@@ -70,6 +73,7 @@ def check(
     whole = variant.method == "path" or variant.kv_bits != 16 or _fits(base)
     read = _read_whole if whole else _read_by_layers
     value, finite, kv = read(base, folder, asked, chunks)
+    gc.collect()  # a model refers to itself, and would stay until another is there
     layerwise.give_back()
     dense = value
     if variant.method != "none":
@@ -173,8 +177,10 @@ def _is_finite(tensor: Tensor) -> bool:
 def _loss(model: Any, ids: Tensor) -> float:
     """Mean negative log-likelihood of one chunk (1, length)."""
     with torch.inference_mode():
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-        return torch.nn.functional.cross_entropy(logits, ids[0, 1:]).item()
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+        parts = zip(logits.split(ROWS), ids[0, 1:].split(ROWS), strict=True)
+        losses = [cross_entropy(rows.float(), told, reduction="sum") for rows, told in parts]
+        return torch.stack(losses).sum().item() / len(logits)
 
 
 def _perplexity(losses: list[float]) -> float:

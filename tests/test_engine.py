@@ -1,6 +1,7 @@
 """The engine against transformers, one prompt at a time, on tiny random models in fp32."""
 
 import logging
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -342,6 +343,22 @@ def test_a_model_too_large_is_refused_before_loading(tiny_model, monkeypatch):
     monkeypatch.setattr(models, "load", lambda *_: pytest.fail("it was loaded"))
     with pytest.raises(ValueError, match=r"needs [0-9,]+ bytes .* 1,000 are available on cpu"):
         engines.load(tiny_model, FP32)
+
+
+def test_a_model_that_is_done_with_takes_no_memory_from_the_next(tiny_model, monkeypatch):
+    loaded = engines.load(tiny_model, FP32)
+    loaded.model.own = [loaded.model]  # as a decompressed one has
+    before, found = weakref.ref(loaded.model), []
+    check = engines.check_fits
+
+    def checked(*arguments: Any) -> str:
+        found.append(before())
+        return check(*arguments)
+
+    monkeypatch.setattr(engines, "check_fits", checked)
+    del loaded
+    engines.load(tiny_model, FP32)
+    assert found == [None]
 
 
 def test_the_budget_follows_free_memory(llama, monkeypatch):
