@@ -150,12 +150,11 @@ class Results:
 
 def _summary(results: dict[str, Any]) -> dict[str, Any]:
     ours = {name: results[f"ours/{name}"] for name in POOLS}
-    peer = {
-        name: sum(
-            results[f"llmcompressor/{_theirs(label)}"]["build_cpu_s"] for label in row["folders"]
-        )
+    theirs = {
+        name: [results[f"llmcompressor/{_theirs(label)}"] for label in row["folders"]]
         for name, row in ours.items()
     }
+    peer = {name: sum(row["build_cpu_s"] for row in rows) for name, rows in theirs.items()}
     ratio = {name: peer[name] / row["cpu_s"] for name, row in ours.items()}
     perplexity: dict[str, dict[str, float]] = {}
     for key, row in results.items():
@@ -170,11 +169,13 @@ def _summary(results: dict[str, Any]) -> dict[str, Any]:
         "cpu_s": {
             name: [round(row["cpu_s"], 1), round(peer[name], 1)] for name, row in ours.items()
         },
-        "peak_rss_mb": {
-            "ours": {name: round(row["checked_peak_rss_mb"]) for name, row in ours.items()},
-            "llmcompressor": max(
-                row["peak_rss_mb"] for key, row in results.items() if key.startswith("llmc")
-            ),
+        "peak_rss_mb": {  # until written, until checked, the peer's largest until written
+            name: [
+                round(row["peak_rss_mb"]),
+                round(row["checked_peak_rss_mb"]),
+                max(one["peak_rss_mb"] for one in theirs[name]),
+            ]
+            for name, row in ours.items()
         },
         "perplexity": perplexity,
     }
