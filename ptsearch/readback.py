@@ -1,6 +1,5 @@
 """A built variant is read back, measured and described before it may vote."""
 
-import gc
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -73,7 +72,7 @@ def check(
     whole = variant.method == "path" or variant.kv_bits != 16 or _fits(base)
     read = _read_whole if whole else _read_by_layers
     value, finite, kv = read(base, folder, asked, chunks)
-    gc.collect()  # a model refers to itself, and would stay until another is there
+    memory.collect(base.path)
     layerwise.give_back()
     dense = value
     if variant.method != "none":

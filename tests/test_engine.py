@@ -356,6 +356,7 @@ def test_a_model_that_is_done_with_takes_no_memory_from_the_next(tiny_model, mon
         return check(*arguments)
 
     monkeypatch.setattr(engines, "check_fits", checked)
+    monkeypatch.setattr(memory, "LARGE", 0)
     del loaded
     engines.load(tiny_model, FP32)
     assert found == [None]

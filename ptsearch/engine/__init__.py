@@ -5,7 +5,6 @@ allows it and plain batches (`plain.py`) elsewhere; either gives what transforme
 prompt at a time, whatever else is in the batch. With `engine=vllm` a server answers (`vllm.py`).
 """
 
-import gc
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -95,8 +94,9 @@ def load(folder: Path, settings: EngineConfig) -> Engine:
         return first._replace(first=asked.first, later=later.model)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    gc.collect()  # a model refers to itself: the one before would still take its memory
-    device = check_fits(*models.checkpoint_of(folder), settings)
+    checkpoint = models.checkpoint_of(folder)
+    memory.collect(checkpoint[0])
+    device = check_fits(*checkpoint, settings)
     model, tokenizer = models.load(folder, settings.dtype, device)
     model.requires_grad_(False)
     if device == "cpu":

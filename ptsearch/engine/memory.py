@@ -1,6 +1,7 @@
 """What a model needs and what the machine has, in bytes."""
 
 import ctypes
+import gc
 import resource
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ SHARE = 0.5  # of the free memory, for the engine's tensors
 MOST = {"cpu": 3072, "cuda": 16384}  # tokens of one forward beyond which none is gained
 LANE = 768  # of one of several forwards on the CPU at the same time, at least
 LEAST = 256
+LARGE = 2**25  # bytes of a checkpoint whose model must not be in memory twice
 LOGITS = 2**24  # values of one forward
 # mallopt(3): M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD at its largest. The first alone would
 # map every large block anew.
@@ -43,6 +45,14 @@ def limits(model: Any, max_tokens: int) -> Limits:
     cached = 2 * config.num_hidden_layers * (heads * width if heads and width else hidden)
     tokens = int(SHARE * available(model.device.type)) // (size * (states + (WAVE + 1) * cached))
     return Limits(min(MOST[model.device.type], max(LEAST, tokens)), rows)
+
+
+def collect(checkpoint: Path) -> None:
+    """Free what models of this one's size left: a decompressed one refers to itself, and stays
+    until Python looks for such cycles. That takes half a second, which small ones are not worth.
+    """
+    if sum(file.stat().st_size for file in checkpoint.glob("*.safetensors")) >= LARGE:
+        gc.collect()
 
 
 def available(device: str) -> int:
