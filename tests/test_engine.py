@@ -1,14 +1,11 @@
 """The engine against transformers, one prompt at a time, on tiny random models in fp32."""
 
 import logging
-import weakref
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import write_tiny_model
@@ -336,43 +333,6 @@ def test_both_configs_name_end_of_sequence_tokens(tmp_path):
     loaded = engines.load(folder, FP32)
     assert loaded.eos == {5, 7, 9}
     assert loaded.model.generation_config.temperature in (None, 1.0)
-
-
-def test_a_model_too_large_is_refused_before_loading(tiny_model, monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda device: 1000)
-    monkeypatch.setattr(models, "load", lambda *_: pytest.fail("it was loaded"))
-    with pytest.raises(ValueError, match=r"needs [0-9,]+ bytes .* 1,000 are available on cpu"):
-        engines.load(tiny_model, FP32)
-
-
-def test_a_model_that_is_done_with_takes_no_memory_from_the_next(tiny_model, monkeypatch):
-    loaded = engines.load(tiny_model, FP32)
-    loaded.model.own = [loaded.model]  # as a decompressed one has
-    before, found = weakref.ref(loaded.model), []
-    check = engines.check_fits
-
-    def checked(*arguments: Any) -> str:
-        found.append(before())
-        return check(*arguments)
-
-    monkeypatch.setattr(engines, "check_fits", checked)
-    monkeypatch.setattr(memory, "LARGE", 0)
-    del loaded
-    engines.load(tiny_model, FP32)
-    assert found == [None]
-
-
-def test_the_budget_follows_free_memory(llama, monkeypatch):
-    assert memory.limits(llama.model, 77).tokens == 77
-    plenty = memory.limits(llama.model, 0).tokens
-    monkeypatch.setattr(memory, "available", lambda device: 2**20)
-    assert memory.limits(llama.model, 0).tokens == memory.LEAST < plenty
-
-
-def test_the_budget_needs_no_attention_heads(llama):
-    config = transformers.MambaConfig(hidden_size=64, num_hidden_layers=2)
-    model = SimpleNamespace(config=config, dtype=torch.float32, device=torch.device("cpu"))
-    assert memory.limits(model, 0).tokens >= memory.LEAST
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

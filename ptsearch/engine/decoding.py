@@ -167,7 +167,7 @@ def _first(
 ) -> Iterator[tuple[int, int]]:
     """Run one pack: (segment, first new token) of the prompts that end in it."""
     keep = [n for n in part if shared.last[n] > n or asked.get(n, 0) > 1]
-    pack = packed.arrange(shared, part, keep, store, engine.model)
+    pack = packed.Pack(shared, part, keep, store, engine.model)
     ends = [n for n in part if n in asked]
     at = [pack.offsets[n] + len(shared.segments[n].tokens) - 1 for n in ends]
     where = torch.tensor(at, dtype=torch.long, device=engine.model.device)

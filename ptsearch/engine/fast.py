@@ -80,7 +80,7 @@ def _together(model: Any, sequences: list[tuple[int, ...]]) -> Tensor:
     shared = prefix.share(sequences, max_run=SHARED // 2, min_saving=1)
     part = range(len(shared.segments))
     keep = [number for number in part if shared.last[number] > number]
-    pack = packed.arrange(shared, part, keep, {}, model)
+    pack = packed.Pack(shared, part, keep, {}, model)
     last = [chain[-1] for chain in shared.chains]
     rows = [pack.offsets[n] + len(shared.segments[n].tokens) - 1 for n in last]
     where = torch.tensor(rows, device=model.device)

@@ -9,16 +9,16 @@ Shapes as in `packed`; S tokens of all paths; in a bucket R rows of M keys, key 
 that of position j of its sequence.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ptsearch.engine import packed
-from ptsearch.engine.packed import Bucket, Index, Store, Window
+from ptsearch.engine.packed import Bucket, Forward, Index, Store, Window
 from ptsearch.engine.prefix import Plan
+from ptsearch.engine.runtime import kv_shape
 from ptsearch.quantize.cache import KV
 
 COPIED = 2**18  # numbers of keys that are copied in the time that a path's own products take
@@ -34,32 +34,29 @@ class Rows(NamedTuple):
     keys: Tensor  # (R, M) where they lie among the S + T; anything behind a row's last
 
 
-@dataclass
-class Gathered:
-    """One forward of a plan, as `packed.Pack`; what is rounded when old it does not know."""
+class Gathered(Forward):
+    """One forward, as `packed.Pack`; what is rounded when old it does not know."""
 
-    ids: Tensor  # (1, T)
-    positions: Tensor  # (1, T)
-    offsets: dict[int, int]  # segment -> its first token in the pack
-    rows: list[Rows]
-    before: list[int]  # the segments of all paths
-    kept: dict[int, range]  # segment -> its tokens; their keys and values go to the store
-    store: Store
-    index: Index | None = None
-    keys: list[Tensor] = field(default_factory=list)  # per bucket: rows of (K x (S + T), D)
-    biases: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
+    def __init__(
+        self, plan: Plan, part: Sequence[int], keep: Iterable[int], store: Store, model: Any
+    ) -> None:
+        super().__init__(plan, part, keep, store, model)
+        self.before = sorted({number for n in part for number in plan.segments[n].path})
+        self.rows = list(_rows(plan, part, self.before, self.offsets, model))
+        self.index: Index | None = None
+        self.keys: list[Tensor] = []  # per bucket: rows of (K x (S + T), D)
+        self.biases: dict[tuple[int, int | None], Tensor] = {}
 
     def attend(self, layer: int, query: Tensor, own: KV, window: Window) -> Tensor:
         heads, tokens, _ = query.shape
         kv_heads = own.keys.shape[0]
         groups = heads // kv_heads
-        packed.put(self.store, self.kept, layer, own)
+        self.keep(layer, own)
         parts = [*(self.store[segment][layer] for segment in self.before), own]
         k, v = (torch.cat(each, 1) for each in zip(*parts, strict=True))
         if self.index is None:
             buckets = [rows.bucket for rows in self.rows]
-            index = packed.index_of(buckets, tokens, heads, kv_heads)
-            self.index = Index(*(part.to(query.device) for part in index))
+            self.index = packed.index_of(buckets, tokens, heads, kv_heads, query.device)
             head = torch.arange(kv_heads, device=query.device)[:, None] * k.shape[1]
             self.keys = [(head + rows.keys.flatten()).flatten() for rows in self.rows]
         k, v = k.flatten(0, 1), v.flatten(0, 1)
@@ -97,19 +94,15 @@ class Gathered:
 
 def pays(plan: Plan, part: Sequence[int], model: Any) -> bool:
     """Whether copying the keys of all paths is less work than a product for each path."""
-    config = model.config.get_text_config()
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    numbers = width * (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    heads, width = kv_shape(model.config.get_text_config())
     copied = sum(plan.segments[n].start for n in part)
-    return copied * numbers <= COPIED * len({plan.segments[n].path for n in part})
+    return copied * heads * width <= COPIED * len({plan.segments[n].path for n in part})
 
 
-def arrange(
-    plan: Plan, part: Sequence[int], keep: Iterable[int], store: Store, model: Any
-) -> Gathered:
-    """As `packed.arrange`."""
-    offsets, ids, positions = packed.laid_out(plan, part)
-    before = sorted({number for n in part for number in plan.segments[n].path})
+def _rows(
+    plan: Plan, part: Sequence[int], before: Sequence[int], offsets: Mapping[int, int], model: Any
+) -> Iterator[Rows]:
+    """The buckets. `before`: the segments of all paths, in the order of their tokens."""
     places, end = {}, 0
     for number in before:
         places[number] = end
@@ -120,7 +113,6 @@ def arrange(
         own = (end + offsets[number], len(plan.segments[number].tokens))
         return [at for first, length in (*path, own) for at in range(first, first + length)]
 
-    rows = []
     for numbers, width in _similar(plan, part, model):
         lengths = [len(plan.segments[n].tokens) for n in numbers]
         bucket = Bucket(
@@ -134,16 +126,7 @@ def arrange(
         found = [keys(n) for n in numbers]
         start = torch.tensor([plan.segments[n].start for n in numbers])
         padded = [each + [0] * (width - len(each)) for each in found]
-        rows.append(Rows(bucket, start, torch.tensor(padded, device=model.device)))
-    return Gathered(
-        ids=torch.tensor([ids], device=model.device),
-        positions=torch.tensor([positions], device=model.device),
-        offsets=offsets,
-        rows=rows,
-        before=before,
-        kept={n: range(offsets[n], offsets[n] + len(plan.segments[n].tokens)) for n in keep},
-        store=store,
-    )
+        yield Rows(bucket, start, torch.tensor(padded, device=model.device))
 
 
 def _similar(plan: Plan, part: Sequence[int], model: Any) -> Iterator[tuple[list[int], int]]:

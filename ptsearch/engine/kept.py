@@ -132,11 +132,8 @@ def plan(
     runs = [(tokens, before, len(tokens)) for tokens, before in stored.items()]
     runs += [(*begin, max_run) for begin in dict.fromkeys(begun) if begin.tokens != begin.kept]
     for tokens, before, run in runs:
-        path = paths[before]
-        for start in range(len(before), len(tokens), run):
-            segments.append(Segment(tokens[start : min(start + run, len(tokens))], start, path))
-            path = (*path, len(segments) - 1)
-        paths[tokens] = path
+        start = len(before)
+        paths[tokens] = prefix.append(segments, tokens[start:], start, paths[before], run)
     new = {b: paths[b.tokens][len(paths[b.kept]) :] for b in begun if b.tokens != b.kept}
     chains: list[tuple[int, ...]] = [()] * len(sequences)
     for tokens in dict.fromkeys(begin.tokens for begin in begun):
@@ -150,11 +147,7 @@ def plan(
             segments.append(Segment(segment.tokens, segment.start + len(tokens), path))
         for i, chain in zip(members, rest.chains, strict=True):
             chains[i] = root + tuple(number + shift for number in chain)
-    last = list(range(len(segments)))
-    for index, segment in enumerate(segments):
-        for ancestor in segment.path:
-            last[ancestor] = index
-    return Laid(Plan(segments, chains, last), list(stored), new)
+    return Laid(prefix.plan_of(segments, chains), list(stored), new)
 
 
 def _needed(begun: Sequence[Begun], kept: Kept) -> dict[Tokens, Tokens]:

@@ -9,8 +9,7 @@ Shapes: T tokens of a pack, H query heads, K key/value heads of H / K = G querie
 dimension; in a bucket R rows, N = G x longest row queries a key/value head.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -68,27 +67,53 @@ class Index(NamedTuple):
     back: Tensor  # (T x H,)
 
 
-@dataclass
-class Pack:
-    """One forward of a plan: the tokens of some segments, and their attention."""
+class Forward:
+    """The tokens of some segments of a plan, end to end, and where their keys and values go."""
 
-    ids: Tensor  # (1, T)
-    positions: Tensor  # (1, T)
-    offsets: dict[int, int]  # segment -> its first token in the pack
-    buckets: list[Bucket]
-    kept: dict[int, range]  # segment -> its tokens; their keys and values go to the store
-    store: Store
-    indices: dict[tuple[int, int], Index] = field(default_factory=dict)
-    biases: dict[tuple[int, int | None], tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    def __init__(
+        self, plan: Plan, part: Sequence[int], keep: Iterable[int], store: Store, model: Any
+    ) -> None:
+        """Those in `keep` leave keys and values in `store`."""
+        self.offsets: dict[int, int] = {}  # segment -> its first token here
+        ids: list[int] = []
+        positions: list[int] = []
+        for number in part:
+            tokens, start, _ = plan.segments[number]
+            self.offsets[number] = len(ids)
+            ids.extend(tokens)
+            positions.extend(range(start, start + len(tokens)))
+        self.ids = torch.tensor([ids], device=model.device)  # (1, T)
+        self.positions = torch.tensor([positions], device=model.device)  # (1, T)
+        self.store = store
+        self._kept = {n: (self.offsets[n], len(plan.segments[n].tokens)) for n in keep}
+
+    def keep(self, layer: int, own: KV) -> None:
+        """Copies of what later segments attend to."""
+        for segment, (first, count) in self._kept.items():
+            spans = (part[:, first : first + count] for part in own)
+            copies = (part.clone(memory_format=torch.contiguous_format) for part in spans)
+            self.store.setdefault(segment, {})[layer] = KV(*copies)
+
+
+class Pack(Forward):
+    """One forward, with a product for each path and about equal length of what lies behind it."""
+
+    def __init__(
+        self, plan: Plan, part: Sequence[int], keep: Iterable[int], store: Store, model: Any
+    ) -> None:
+        super().__init__(plan, part, keep, store, model)
+        self.buckets = list(_buckets(plan, part, self.offsets, model))
+        self.indices: dict[tuple[int, int], Index] = {}
+        self.biases: dict[tuple[int, int | None], tuple[Tensor, Tensor | None]] = {}
 
     def attend(self, layer: int, query: Tensor, own: KV, window: Window) -> Tensor:
         heads, tokens, _ = query.shape
         kv_heads = own.keys.shape[0]
         groups = heads // kv_heads
-        put(self.store, self.kept, layer, own)
+        self.keep(layer, own)
         if (heads, kv_heads) not in self.indices:
-            index = index_of(self.buckets, tokens, heads, kv_heads)
-            self.indices[heads, kv_heads] = Index(*(rows.to(query.device) for rows in index))
+            index = index_of(self.buckets, tokens, heads, kv_heads, query.device)
+            self.indices[heads, kv_heads] = index
         index = self.indices[heads, kv_heads]
         q = rows_of(query).index_select(0, index.query)
         k = rows_of(own.keys).index_select(0, index.key)
@@ -243,59 +268,27 @@ def softmax_attention(
         flat.baddbmm_(on_own, v)
 
 
-def arrange(plan: Plan, part: Sequence[int], keep: Iterable[int], store: Store, model: Any) -> Pack:
-    """The pack of the plan's segments `part`; those in `keep` leave keys and values in `store`."""
-    offsets, ids, positions = laid_out(plan, part)
+def _buckets(
+    plan: Plan, part: Sequence[int], offsets: Mapping[int, int], model: Any
+) -> Iterator[Bucket]:
     behind: dict[tuple[int, ...], list[int]] = {}
     for number in part:
         behind.setdefault(plan.segments[number].path, []).append(number)
     lengths = {number: len(plan.segments[number].tokens) for number in part}
     heads = model.config.get_text_config().num_attention_heads
     budget = SCORES[model.device.type] // heads
-    buckets = []
     for path, numbers in behind.items():
         past = plan.segments[numbers[0]].start
         for rows in _similar(numbers, lengths, past, budget):
             longest = max(lengths[row] for row in rows)
-            buckets.append(
-                Bucket(
-                    path,
-                    past,
-                    torch.tensor([offsets[row] for row in rows]),
-                    torch.tensor([lengths[row] for row in rows]),
-                    longest,
-                    aligned(past + longest) - past,
-                )
+            yield Bucket(
+                path,
+                past,
+                torch.tensor([offsets[row] for row in rows]),
+                torch.tensor([lengths[row] for row in rows]),
+                longest,
+                aligned(past + longest) - past,
             )
-    return Pack(
-        ids=torch.tensor([ids], device=model.device),
-        positions=torch.tensor([positions], device=model.device),
-        offsets=offsets,
-        buckets=buckets,
-        kept={n: range(offsets[n], offsets[n] + lengths[n]) for n in keep},
-        store=store,
-    )
-
-
-def laid_out(plan: Plan, part: Sequence[int]) -> tuple[dict[int, int], list[int], list[int]]:
-    """Where each segment begins in its pack, the pack's tokens, and their positions."""
-    offsets: dict[int, int] = {}
-    ids: list[int] = []
-    positions: list[int] = []
-    for number in part:
-        tokens, start, _ = plan.segments[number]
-        offsets[number] = len(ids)
-        ids.extend(tokens)
-        positions.extend(range(start, start + len(tokens)))
-    return offsets, ids, positions
-
-
-def put(store: Store, kept: dict[int, range], layer: int, own: KV) -> None:
-    """Copies of what later segments attend to. `kept`: segment -> its tokens among `own`."""
-    for segment, span in kept.items():
-        spans = (part[:, span.start : span.stop] for part in own)
-        copies = (part.clone(memory_format=torch.contiguous_format) for part in spans)
-        store.setdefault(segment, {})[layer] = KV(*copies)
 
 
 def forward(model: Any, ids: Tensor, positions: Tensor, rows: Tensor, attends: Attends) -> Tensor:
@@ -357,7 +350,9 @@ def _similar(
     yield bucket
 
 
-def index_of(buckets: Sequence[Bucket], tokens: int, heads: int, kv_heads: int) -> Index:
+def index_of(
+    buckets: Sequence[Bucket], tokens: int, heads: int, kv_heads: int, device: torch.device
+) -> Index:
     """Rows are token x heads + head. A row past a segment's end repeats its last token."""
     groups = heads // kv_heads
     head = torch.arange(heads).view(kv_heads, 1, groups, 1)
@@ -374,7 +369,7 @@ def index_of(buckets: Sequence[Bucket], tokens: int, heads: int, kv_heads: int) 
     index, valid = torch.cat(queries), torch.cat(real)
     back = torch.empty(tokens * heads, dtype=torch.long)
     back[index[valid]] = torch.arange(len(index))[valid]
-    return Index(index, torch.cat(keys), back)
+    return Index(index.to(device), torch.cat(keys).to(device), back.to(device))
 
 
 def rows_of(states: Tensor) -> Tensor:

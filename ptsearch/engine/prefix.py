@@ -51,25 +51,38 @@ def share(
     segments: list[Segment] = []
     chains: list[tuple[int, ...]] = [()] * len(sequences)
 
-    def emit(tokens: tuple[int, ...], start: int, path: tuple[int, ...]) -> tuple[int, ...]:
-        for offset in range(0, len(tokens), max_run):
-            segments.append(Segment(tokens[offset : offset + max_run], start + offset, path))
-            path = (*path, len(segments) - 1)
-        return path
-
     stack = [_Branch(0, len(order), 0, 0, ())] if order else []
     while stack:
         branch = stack.pop()
         if branch.level > branch.start:
             run = sequences[order[branch.low]][branch.start : branch.level]
-            path = emit(run, branch.start, branch.path)
+            path = append(segments, run, branch.start, branch.path, max_run)
             branch = branch._replace(start=branch.level, path=path)
         leaves, branches = _split(branch, common, min_saving)
         for leaf in sorted(leaves, key=lambda leaf: len(sequences[order[leaf]])):
             sequence = sequences[order[leaf]]
-            chains[order[leaf]] = emit(sequence[branch.start :], branch.start, branch.path)
+            rest, start = sequence[branch.start :], branch.start
+            chains[order[leaf]] = append(segments, rest, start, branch.path, max_run)
         stack.extend(reversed(branches))
 
+    return plan_of(segments, chains)
+
+
+def append(
+    segments: list[Segment],
+    tokens: tuple[int, ...],
+    start: int,
+    path: tuple[int, ...],
+    max_run: int,
+) -> tuple[int, ...]:
+    """Add the tokens behind `path`, in segments of at most `max_run`; the path through them."""
+    for offset in range(0, len(tokens), max_run):
+        segments.append(Segment(tokens[offset : offset + max_run], start + offset, path))
+        path = (*path, len(segments) - 1)
+    return path
+
+
+def plan_of(segments: list[Segment], chains: list[tuple[int, ...]]) -> Plan:
     last = list(range(len(segments)))
     for index, segment in enumerate(segments):
         for ancestor in segment.path:

@@ -75,10 +75,15 @@ def kv_stored(model: Any, runtime: Runtime) -> dict[str, float]:
     if not runtime.kv:
         return {"bits": 16.0, "window": 0}
     config = model.config.get_text_config()
+    bits = cache.stored_bits(runtime.kv, runtime.kv_bits, *kv_shape(config))
+    return {"bits": bits, "window": runtime.kv_window}
+
+
+def kv_shape(config: Any) -> tuple[int, int]:
+    """Key/value heads, and numbers of a head."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    bits = cache.stored_bits(runtime.kv, runtime.kv_bits, heads, width)
-    return {"bits": bits, "window": runtime.kv_window}
+    return heads, width
 
 
 def apply(model: Any, linears: list[str], runtime: Runtime, packed: bool) -> Rounding | None:

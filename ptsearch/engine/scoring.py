@@ -7,7 +7,7 @@ the cores, so that what is not a product, Python included, runs on all cores as 
 import itertools
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -47,10 +47,26 @@ def logprobs(
     count = min(cores, LANES, limits.tokens // LANE) if model.device.type == "cpu" else 1
     lanes = list(_split(begun, count))
     if len(lanes) < 2:
-        done_at_once = _lane(model, sequences, begun, kept, limits, report)
-        if kept:
-            kept.add(done_at_once.pieces)
-        return done_at_once.found
+        ran = [_lane(model, sequences, begun, kept, limits, report)]
+    else:
+        ran = _side_by_side(model, sequences, begun, kept, limits, report, lanes)
+    if kept:
+        for lane in ran:
+            kept.add(lane.pieces)
+    return dict(itertools.chain.from_iterable(lane.found.items() for lane in ran))
+
+
+def _side_by_side(  # noqa: PLR0913
+    model: Any,
+    sequences: Sequences,
+    begun: Mapping[Tokens, Begun],
+    kept: Kept | None,
+    limits: Limits,
+    report: Report,
+    lanes: Sequence[list[Tokens]],
+) -> list["Lane"]:
+    """Each lane in a thread of its own, on its share of the cores."""
+    cores = torch.get_num_threads()
     limits = limits._replace(tokens=limits.tokens // len(lanes), rows=limits.rows // len(lanes))
     done, lock = [0] * len(lanes), threading.Lock()
 
@@ -67,13 +83,9 @@ def logprobs(
 
     try:
         with ThreadPoolExecutor(len(lanes)) as threads:
-            ran = list(threads.map(run, range(len(lanes))))
+            return list(threads.map(run, range(len(lanes))))
     finally:
         torch.set_num_threads(cores)  # it is what threads to come begin with
-    for lane in ran if kept else ():
-        assert kept
-        kept.add(lane.pieces)
-    return dict(itertools.chain.from_iterable(lane.found.items() for lane in ran))
 
 
 def _max_run(limits: Limits) -> int:
@@ -136,8 +148,8 @@ def _lane(
         part = range(pack_part.start + first, pack_part.stop + first)
         keep = [number for number in part if shared.last[number] > number]
         few = kept is not None and gathered.pays(shared, part, model)
-        arrange = gathered.arrange if few else packed.arrange
-        pack: Any = arrange(shared, part, keep, store, model)
+        kind = gathered.Gathered if few else packed.Pack
+        pack: packed.Pack | gathered.Gathered = kind(shared, part, keep, store, model)
         at = [
             (pack.offsets[n] + offset, asked[n][offset])
             for n in part
