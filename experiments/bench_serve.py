@@ -5,11 +5,12 @@
 The gateway: three stub engines in one process, the gateway in another, 8 clients in this one, all
 on the same cores. Own time is what the gateway adds to its slowest member, by its own clock.
 
-The local server: 16 clients for `--seconds`, prompts of the pocket benchmarks in random order;
-offline is the same ensemble on the same prompts in one call, before and after. `wrong` counts
-answers that are not the offline ones though the margin of every member is clear. `--dir` is an
-exported ensemble; without it three members of the default model are rounded to nearest, once, and
-kept under mlruns/. The last line is JSON.
+The local server: 16 clients for `--seconds` in all, prompts of the pocket benchmarks in random
+order; offline is the same ensemble on the same prompts in one call. The two take turns, and the
+share is the median of each turn's over the offline calls around it: a shared machine's speed moves.
+`wrong` counts answers that are not the offline ones though the margin of every member is clear.
+`--dir` is an exported ensemble; without it three members of the default model are rounded to
+nearest, once, and kept under mlruns/. The last line is JSON.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,20 +42,24 @@ BITS = [8, 4, 3]
 STUBS = ("high", "middle", "low")
 CLIENTS = {"gateway": 8, "local": 16}
 CLEAR = 0.5  # nats between a member's two best labels; bf16 rounding moves them by less
-ROUNDS = 3
-WARM = 5  # seconds
+ROUNDS = 5
+WARM = 15  # seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--dir", default="", help="an exported ensemble, for the local server")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of the local load test")
+    parser.add_argument("--seconds", type=float, default=75.0, help="of the local load test")
     parser.add_argument("--items", type=int, default=0, help="of the benchmarks, 0 = all 1,170")
     parser.add_argument("--only", choices=CLIENTS, help="one of the two servers")
     parser.add_argument("--stub", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--offline", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.stub:
         serve_stubs(args.stub)
+        return
+    if args.offline:
+        answer_offline(args.dir, args.items)
         return
     result: dict[str, Any] = dict.fromkeys(
         ("stub_requests_per_s", "gateway_own_ms_p50", "local_share_of_offline", "answers", "wrong")
@@ -93,32 +98,39 @@ def bench_gateway() -> dict[str, Any]:
 
 def bench_local(folder: Path, seconds: float, items: int) -> dict[str, Any]:
     """Items a second served, as a share of offline; answers, and how many were wrong."""
-    asked = prompts(items)
-    offline = offline_items(folder, items)
-    before = offline["items_per_s"]
+    bodies = [body(prompt, labels) for prompt, labels in prompts(items)]
     options = (f"serve.dir={folder}", "serve.port=8740")
-    with process("+serve=local", *options):
+    served, shares = list[dict[str, Any]](), list[float]()
+    with process("+serve=local", *options), offline(folder, items) as ask:
         asyncio.run(ready("http://127.0.0.1:8740"))
-        bodies = [body(prompt, labels) for prompt, labels in asked]
         load("http://127.0.0.1:8740", bodies, "local", WARM)  # what is kept of prompts is kept
-        served = load("http://127.0.0.1:8740", bodies, "local", seconds)
-    after = offline_items(folder, items)["items_per_s"]
-    said, unsure = served.pop("said"), 0
-    wrong = 0
-    for one in said:
-        expected = offline["answers"][one["index"]]
-        if one["members"] != expected["members"]:
-            unsure += 1
-            wrong += expected["margin"] > CLEAR
-    say({"local": served, "offline": [before, after], "members_differ": unsure})
+        before = ask()
+        for number in range(ROUNDS):
+            first = number * len(bodies) // ROUNDS
+            turned = bodies[first:] + bodies[:first]
+            now = load("http://127.0.0.1:8740", turned, "local", seconds / ROUNDS)
+            for one in now["said"]:
+                one["index"] = (one["index"] + first) % len(bodies)
+            after = ask()
+            around = statistics.mean((before["items_per_s"], after["items_per_s"]))
+            shares.append(now["requests_per_s"] / around)
+            said = {key: value for key, value in now.items() if key != "said"}
+            say({"local": said, "offline": around, "share": round(shares[-1], 3)})
+            served.append(now)
+            before = after
+    told = [one for now in served for one in now["said"]]
+    differ = [
+        before["answers"][one["index"]]["margin"]
+        for one in told
+        if one["members"] != before["answers"][one["index"]]["members"]
+    ]
+    say({"members_differ": len(differ)})
     return {
-        "local_items_per_s": served["requests_per_s"],
-        "local_share_of_offline": round(
-            served["requests_per_s"] / statistics.mean((before, after)), 3
-        ),
-        "answers": len(said),
-        "wrong": wrong,
-        "lost": served["failed"],
+        "local_items_per_s": statistics.median(now["requests_per_s"] for now in served),
+        "local_share_of_offline": round(statistics.median(shares), 3),
+        "answers": len(told),
+        "wrong": sum(margin > CLEAR for margin in differ),
+        "lost": sum(now["failed"] for now in served),
     }
 
 
@@ -161,22 +173,26 @@ def prompts(items: int) -> list[tuple[str, list[str]]]:
     return found[:items] if items else found
 
 
-def offline_items(folder: Path, items: int) -> dict[str, Any]:
-    """The ensemble without a server, all prompts in one call, in a process of its own."""
-    code = (
-        "import sys; sys.path.insert(0, 'experiments'); import bench_serve as b; "
-        "b.say(b.offline(sys.argv[1], int(sys.argv[2])))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder), str(items)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+@contextmanager
+def offline(folder: Path, items: int) -> Iterator[Callable[[], dict[str, Any]]]:
+    """The ensemble without a server, in a process of its own: asks all prompts in one call."""
+    command = [sys.executable, __file__, "--offline", "--dir", str(folder), "--items", str(items)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        assert process.stdin and process.stdout
+        said, turn = process.stdout, process.stdin
+
+        def ask() -> dict[str, Any]:
+            turn.write("\n")
+            turn.flush()
+            return dict(json.loads(said.readline()))
+
+        yield ask
+        turn.close()
 
 
-def offline(folder: str, items: int) -> dict[str, Any]:
+def answer_offline(folder: str, items: int) -> None:
+    """As often as a line comes in."""
     from ptsearch.ensemble import PrecisionEnsemble
     from ptsearch.query import Query
     from ptsearch.rules import Question
@@ -184,20 +200,21 @@ def offline(folder: str, items: int) -> dict[str, Any]:
     ensemble = PrecisionEnsemble.from_pretrained(folder)
     queries = [Query(p, Question(tuple(labels)), lead=" ") for p, labels in prompts(items)]
     ensemble.ask(queries[:8])  # first-call costs
-    started = time.perf_counter()
-    found = ensemble.ask(queries)
-    seconds = time.perf_counter() - started
-    answers = [
-        {
-            "members": answer.members,
-            "margin": min(
-                ranked[0] - ranked[1]
-                for ranked in (sorted(s.logprobs, reverse=True) for s in answer.said.values())
-            ),
-        }
-        for answer in found
-    ]
-    return {"items_per_s": round(len(queries) / seconds, 2), "answers": answers}
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        found = ensemble.ask(queries)
+        seconds = time.perf_counter() - started
+        answers = [
+            {
+                "members": answer.members,
+                "margin": min(
+                    ranked[0] - ranked[1]
+                    for ranked in (sorted(s.logprobs, reverse=True) for s in answer.said.values())
+                ),
+            }
+            for answer in found
+        ]
+        say({"items_per_s": round(len(queries) / seconds, 2), "answers": answers})
 
 
 def load(url: str, bodies: list[bytes], server: str, seconds: float) -> dict[str, Any]:

@@ -4,16 +4,17 @@ ensemble = PrecisionEnsemble.from_pretrained("chosen")
 ensemble.answer(["Review: dull.\\nSentiment:"], ["negative", "positive"])[0].label
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ptsearch import engine as engines
 from ptsearch import exported, models, query
 from ptsearch.config import EngineConfig
-from ptsearch.engine import Engine, memory
+from ptsearch.engine import Engine, lanes, memory
 from ptsearch.query import Query, Said, Turns
 from ptsearch.rules import Question
 from ptsearch.voting import decided, vote
@@ -95,6 +96,17 @@ class PrecisionEnsemble:
         `cascade`: one member answers alone where it is sure, which may differ from the vote as
         often as `cascade` in ensemble.yaml says.
         """
+        if not (lazy or cascade):
+            said = self._say(queries)
+            codes = [
+                {member: query.code(asked, member, one) for member, one in each.items()}
+                for asked, each in zip(queries, said, strict=True)
+            ]
+            return [self.count(*each) for each in zip(queries, codes, said, strict=True)]
+        return self._ask_in_turn(queries, lazy, cascade)
+
+    def _ask_in_turn(self, queries: Sequence[Query], lazy: bool, cascade: bool) -> list[Answer]:
+        """One member after the other, each what is not settled yet."""
         order = self.description["vote"].get("ask", self.members)
         first = self._cascade["first"] if cascade else None
         if first:
@@ -113,23 +125,32 @@ class PrecisionEnsemble:
                 left = [i for i in left if not self._is_sure(queries[i], member, said[i][member])]
         return [self.count(*each) for each in zip(queries, codes, said, strict=True)]
 
+    def _say(self, queries: Sequence[Query]) -> list[dict[str, Said]]:
+        """What all members say to each query, side by side on the machine's cores."""
+        tokens = {id(e.tokenizer): e.tokenizer for e in self.engines.values()}
+        asked = {key: in_tokens(tokenizer, queries) for key, tokenizer in tokens.items()}
+        first = next(iter(asked.values()))
+        order = sorted(range(len(queries)), key=lambda i: first[i].prompt)
+        count = min(engines.lanes_of(engine) for engine in self.engines.values())
+        if all(engine.kept for engine in self.engines.values()):  # else what begins alike stays
+            order = [i for lane in range(count) for i in order[lane::count]]  # equally long parts
+        said: list[dict[str, Said]] = [{} for _ in queries]
+
+        def run(member: str, places: range) -> None:
+            engine = self.engines[member]
+            some = [order[place] for place in places]
+            mine = [asked[id(engine.tokenizer)][i] for i in some]
+            for i, one in zip(some, say(engines.lane(engine, count), mine), strict=True):
+                said[i][member] = one
+
+        parts = shares(self.members, len(queries), count)
+        lanes.run([partial(run, *part) for part in parts], count)
+        return [{member: each[member] for member in self.members} for each in said]
+
     def ask_member(self, member: str, queries: Sequence[Query]) -> list[Said]:
         """What one member says to each prompt, answered together."""
         engine = self.engines[member]
-        prompts = [prompt_ids(engine.tokenizer, asked.prompt) for asked in queries]
-        said: dict[int, Said] = {}
-        chosen = [i for i, asked in enumerate(queries) if not asked.max_new_tokens]
-        if chosen:
-            labels = [label_ids(engine.tokenizer, queries[i]) for i in chosen]
-            rows = engines.score(engine, [prompts[i] for i in chosen], labels, _silent)
-            said |= {i: Said(tuple(row)) for i, row in zip(chosen, rows, strict=True)}
-        replying = [i for i, asked in enumerate(queries) if asked.max_new_tokens]
-        if replying:
-            limits = [queries[i].max_new_tokens for i in replying]
-            replies = engines.generate(engine, [prompts[i] for i in replying], limits, _silent)
-            texts = [engine.tokenizer.decode(ids, skip_special_tokens=True) for ids in replies]
-            said |= {i: Said(reply=text) for i, text in zip(replying, texts, strict=True)}
-        return [said[i] for i in range(len(queries))]
+        return say(engine, in_tokens(engine.tokenizer, queries))
 
     @property
     def _cascade(self) -> dict[str, Any]:
@@ -152,6 +173,52 @@ class PrecisionEnsemble:
                 votes[given] = votes.get(given, 0) + 1
         winner = vote([codes[member] for member in members])
         return Answer(query.name(asked, winner), names, said, votes)
+
+
+class Asked(NamedTuple):
+    """A query in tokens."""
+
+    prompt: list[int]
+    labels: list[list[int]]
+    max_new_tokens: int
+
+
+def in_tokens(tokenizer: Any, queries: Sequence[Query]) -> list[Asked]:
+    return [
+        Asked(prompt_ids(tokenizer, q.prompt), label_ids(tokenizer, q), q.max_new_tokens)
+        for q in queries
+    ]
+
+
+def say(engine: Engine, asked: Sequence[Asked]) -> list[Said]:
+    """What a member says to each prompt, answered together."""
+    said: dict[int, Said] = {}
+    chosen = [i for i, each in enumerate(asked) if not each.max_new_tokens]
+    if chosen:
+        prompts, labels = [asked[i].prompt for i in chosen], [asked[i].labels for i in chosen]
+        rows = engines.score(engine, prompts, labels, _silent)
+        said |= {i: Said(tuple(row)) for i, row in zip(chosen, rows, strict=True)}
+    replying = [i for i, each in enumerate(asked) if each.max_new_tokens]
+    if replying:
+        prompts, limits = (
+            [asked[i].prompt for i in replying],
+            [asked[i].max_new_tokens for i in replying],
+        )
+        replies = engines.generate(engine, prompts, limits, _silent)
+        texts = [engine.tokenizer.decode(ids, skip_special_tokens=True) for ids in replies]
+        said |= {i: Said(reply=text) for i, text in zip(replying, texts, strict=True)}
+    return [said[i] for i in range(len(asked))]
+
+
+def shares(members: Sequence[str], queries: int, lanes: int) -> list[tuple[str, range]]:
+    """All queries to all members, in parts for so many lanes: members as long as every lane gets
+    one, the others divided. A lane that is done takes the next part.
+    """
+    whole = len(members) - len(members) % lanes
+    parts = [(member, range(queries)) for member in members[:whole]]
+    cuts = [queries * lane // lanes for lane in range(lanes + 1)]
+    runs = [range(*run) for run in itertools.pairwise(cuts) if run[0] < run[1]]
+    return parts + [(member, run) for member in members[whole:] for run in runs]
 
 
 def prompt_ids(tokenizer: Any, prompt: str | Turns) -> list[int]:

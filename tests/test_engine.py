@@ -13,7 +13,7 @@ from tiny import write_tiny_model
 from ptsearch import engine as engines
 from ptsearch import models
 from ptsearch.config import EngineConfig
-from ptsearch.engine import decoding, gathered, kept, memory, packed, scoring
+from ptsearch.engine import decoding, gathered, kept, lanes, memory, packed, scoring
 
 FP32 = EngineConfig(dtype="float32", device="cpu", threads=1)
 WIDE = {"initializer_range": 0.3}  # far apart logits: few near ties
@@ -142,14 +142,16 @@ def test_scores_equal_transformers(engine):
 
 
 def test_scores_behind_kept_prefixes_are_the_same(engine, monkeypatch):
-    truth = engines.score(engine, PROMPTS, LABELS, silent)
+    asked = [[*prompt, end] for end in (1, 2) for prompt in PROMPTS]  # else they are not kept
+    truth = engines.score(engine, asked, LABELS * 2, silent)
     for copied in (2**40, -1):  # every row's keys gathered, and a product for each path
         monkeypatch.setattr(gathered, "COPIED", copied)
         keeping = engine._replace(kept=engines.Kept(10_000))
         for call in range(3 * kept.OFTEN):
-            some = range(call % 3, len(PROMPTS), 3)
-            asked = [PROMPTS[i] for i in some]
-            found = engines.score(keeping, asked, [LABELS[i] for i in some], silent)
+            end = len(PROMPTS) * (call // 3 % 2)
+            some = range(end + call % 3, end + len(PROMPTS), 3)
+            labels = [LABELS[i - end] for i in some]
+            found = engines.score(keeping, [asked[i] for i in some], labels, silent)
             for i, row in zip(some, found, strict=True):
                 assert row == pytest.approx(truth[i], abs=1e-4)
         assert any(piece.before for piece in keeping.kept.known.values())
@@ -359,7 +361,7 @@ def test_lanes_share_out_the_work_and_give_the_same(llama, monkeypatch):
         return lane(model, sequences, begun, known, limits, report)
 
     monkeypatch.setattr(scoring, "_lane", counted)
-    monkeypatch.setattr(scoring, "LANE", 48)
+    monkeypatch.setattr(lanes, "LANE", 48)
     done: list[int] = []
     torch.set_num_threads(2)
     try:

@@ -57,9 +57,46 @@ def test_nan_of_either_sign_and_inf_become_nan(code) -> None:
     assert scores[0, 0].isfinite().all()
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])  # a kernel's, and torch's
+@pytest.mark.parametrize("keys", [1, 40, 64])
+def test_softmax_over_what_is_seen(keys, kind) -> None:
+    scores = numbers(4, 30, keys, spread=20).to(kind)
+    first = torch.randint(0, keys, (60,), generator=torch.Generator().manual_seed(1))
+    end = torch.minimum(first + 1 + torch.arange(60), torch.tensor(keys))
+    key = torch.arange(keys)
+    unseen = ((key < first[:, None]) | (key >= end[:, None])).view(2, 30, keys).repeat(2, 1, 1)
+    expected = (scores.float() * 0.1).masked_fill(unseen, -torch.inf).softmax(-1)
+    elementwise.softmax_seen_(scores, first, end, 0.1)
+    assert (scores[unseen] == 0).all()
+    torch.testing.assert_close(scores.float(), expected, rtol=2**-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 19])
+def test_what_is_read_off_logits(rows) -> None:
+    logits = 8 * torch.randn(3001, rows, generator=torch.Generator().manual_seed(0))
+    logits[:, 0] = -torch.inf
+    logits[5:7, 0] = 3.0
+    logits[17] += 40
+    for given in (logits.mT, logits.mT.contiguous(), logits.mT.double()):
+        found, expected = elementwise.logsumexp(given), given.double().logsumexp(-1)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=2e-6)
+        largest, token = elementwise.peaks(given)
+        assert torch.equal(largest, given.max(-1).values)
+        assert torch.equal(token, given.argmax(-1))
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_logits_that_are_not_finite_are_told(wrong) -> None:
+    logits = torch.randn(300, 4, generator=torch.Generator().manual_seed(0)).mT
+    logits[2, 100] = wrong
+    assert elementwise.logsumexp(logits).isfinite().tolist() == [True, True, False, True]
+    assert elementwise.peaks(logits)[0].isfinite().tolist() == [True, True, False, True]
+
+
 def test_several_threads_are_torchs(monkeypatch) -> None:
     torch.set_num_threads(2)
     monkeypatch.setattr(elementwise.kernels, "softmax", None)
+    monkeypatch.setattr(elementwise, "FEW", 2 * 3 * 40 - 1)
     scores = numbers(2, 3, 40)
     expected = scores.softmax(-1)
     elementwise.softmax_(scores)

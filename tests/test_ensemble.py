@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from tiny import write_tiny_model
 
 from ptsearch import engine as engines
 from ptsearch import models, store
 from ptsearch.config import EngineConfig
-from ptsearch.ensemble import PrecisionEnsemble
+from ptsearch.ensemble import PrecisionEnsemble, shares
 from ptsearch.exported import FORMAT
 from ptsearch.query import Query, sureness
 from ptsearch.rules import Question
@@ -45,7 +46,6 @@ def write_ensemble(out: Path, checkpoints: dict[str, Path]) -> Path:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three members with embeddings and norms in common."""
-    import torch
     from safetensors.torch import load_file, save_file
 
     root = tmp_path_factory.mktemp("ensemble")
@@ -197,3 +197,32 @@ def test_an_altered_or_incomplete_folder(folder, tmp_path) -> None:
         PrecisionEnsemble.from_pretrained(copy)
     with pytest.raises(ValueError, match="is no exported ensemble"):
         PrecisionEnsemble.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 4])
+@pytest.mark.parametrize("queries", [1, 2, 7, 16])
+@pytest.mark.parametrize("members", ["a", "ab", "abc", "abcde"])
+def test_lanes_share_out_every_query_of_every_member_once(members, queries, lanes) -> None:
+    parts = shares(members, queries, lanes)
+    asked = [(member, place) for member, places in parts for place in places]
+    assert sorted(asked) == [(member, place) for member in members for place in range(queries)]
+    assert all(len(places) == queries for _, places in parts[: len(members) // lanes * lanes])
+    assert len(parts) <= len(members) + (len(members) % lanes) * (lanes - 1)
+
+
+def test_members_side_by_side_say_the_same(ensemble) -> None:
+    queries = [Query(prompt, Question(tuple(LABELS))) for prompt in PROMPTS * 3]
+    queries += [Query(PROMPTS[0], Question(("no", "yes")), max_new_tokens=3)]
+    threads, alone = torch.get_num_threads(), []
+    for cores in (1, 2):
+        torch.set_num_threads(cores)
+        try:
+            alone.append(ensemble.ask(queries))
+        finally:
+            torch.set_num_threads(threads)
+    for one, other in zip(*alone, strict=True):
+        assert one.label == other.label
+        assert list(one.said) == list(other.said) == ensemble.members
+        for member, said in one.said.items():
+            assert said.logprobs == pytest.approx(other.said[member].logprobs, abs=1e-4)
+            assert said.reply == other.said[member].reply

@@ -17,7 +17,7 @@ import torch
 
 from ptsearch import models
 from ptsearch.config import EngineConfig
-from ptsearch.engine import decoding, fast, memory, plain, runtime, scoring, vllm
+from ptsearch.engine import decoding, fast, lanes, memory, native, plain, runtime, scoring, vllm
 from ptsearch.engine.kept import Kept
 from ptsearch.engine.plain import NonFiniteLogitsError, Report, Target
 from ptsearch.quantize.cache import Rounding
@@ -27,6 +27,9 @@ __all__ = [
     "Kept",
     "NonFiniteLogitsError",
     "generate",
+    "keeping",
+    "lane",
+    "lanes_of",
     "latency",
     "load",
     "opened",
@@ -63,6 +66,26 @@ class Engine(NamedTuple):
     def writer(self, done: int) -> Any:
         """The model that writes the next token of a reply that has `done`."""
         return self.later if self.later is not None and done >= self.first else self.model
+
+
+def keeping(engine: Engine, tokens: int) -> Engine:
+    """The engine with so many tokens of prefixes kept from call to call of `score`; as it is where
+    it rounds its cache, as what is kept would depend on what stands behind it.
+    """
+    if not engine.packed or engine.rounding is not None:
+        return engine
+    native.enable(engine.model)
+    return engine._replace(kept=Kept(tokens))
+
+
+def lanes_of(engine: Engine) -> int:
+    """How many calls of `score` or `generate` may run at the same time, each with a `lane`."""
+    return lanes.count(engine.model, engine.limits) if engine.packed else 1
+
+
+def lane(engine: Engine, count: int) -> Engine:
+    """The engine with its share of the limits where `count` run at the same time."""
+    return engine._replace(limits=lanes.share(engine.limits, count))
 
 
 @contextmanager

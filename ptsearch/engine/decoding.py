@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptsearch.engine import packed, prefix
+from ptsearch.engine import elementwise, packed, prefix
 from ptsearch.engine.memory import WAVE, Limits
 from ptsearch.engine.packed import Window
 from ptsearch.engine.plain import Report, check_finite, until
@@ -210,9 +210,9 @@ def _per_head(seen: Tensor, like: Tensor) -> Tensor:
 
 def _greedy(logits: Tensor) -> list[int]:
     """The most probable token of each row."""
-    best = logits.max(-1)
-    check_finite(best.values)
-    tokens: list[int] = best.indices.tolist()
+    largest, best = elementwise.peaks(logits)
+    check_finite(largest)
+    tokens: list[int] = best.tolist()
     return tokens
 
 

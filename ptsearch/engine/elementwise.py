@@ -1,8 +1,9 @@
-"""What lies between a model's products, in one pass each: norms, position encodings, softmax.
+"""What lies between and behind a model's products, in one pass each: norms, position encodings,
+softmax, and what is read off logits.
 
 torch widens, multiplies and rounds in passes of their own, a sixth of the time of a model of 16
 bits whose products run at their peak. Here numbers are rounded where transformers rounds them; the
-order of a sum is not torch's. For lanes of one core (`fits`); everything else torch does.
+order of a sum is not torch's. For one core (`fits`); everything else torch does.
 """
 
 import functools
@@ -18,17 +19,61 @@ from ptsearch.engine import kernels
 ROTARY = "apply_rotary_pos_emb"  # in the code of transformers' models
 
 
+FEW = 2**17  # numbers that one core is done with before others have begun
+
+
 def fits(x: Tensor) -> bool:
-    """bf16 on a CPU, of which this thread has one core."""
-    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.get_num_threads() == 1
+    """bf16 on a CPU, of which this thread has one core or needs no more."""
+    one = torch.get_num_threads() == 1 or x.numel() <= FEW
+    return one and x.dtype == torch.bfloat16 and x.device.type == "cpu"
 
 
 def softmax_(scores: Tensor) -> None:
     """scores (R, N, keys) -> their softmax over the keys, in place."""
     if fits(scores):
-        kernels.softmax(_codes(scores.view(-1, scores.shape[-1])))
+        kernels.softmax(codes(scores.view(-1, scores.shape[-1])))
     else:
         torch.softmax(scores, -1, out=scores)
+
+
+def softmax_seen_(scores: Tensor, first: Tensor, end: Tensor, scale: float) -> None:
+    """The same of scale x scores over the keys first <= key < end; zero elsewhere.
+
+    first, end: (n,), of which row t of all R x N has number t mod n.
+    """
+    if fits(scores):
+        rows = codes(scores.view(-1, scores.shape[-1]))
+        kernels.softmax_seen(rows, first.numpy(), end.numpy(), np.float32(scale))
+        return
+    key = torch.arange(scores.shape[-1], device=scores.device)
+    unseen = (key < first[:, None]) | (key >= end[:, None])
+    scores.mul_(scale).view(-1, *unseen.shape).masked_fill_(unseen, -torch.inf)
+    torch.softmax(scores, -1, out=scores)
+
+
+def logsumexp(logits: Tensor) -> Tensor:
+    """(rows, vocabulary) -> (rows,)"""
+    if not _lies_by_token(logits):
+        return logits.logsumexp(-1)
+    out = torch.empty(len(logits))
+    kernels.logsumexp(logits.mT.numpy(), out.numpy())
+    return out
+
+
+def peaks(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of each row's logits, and its token. (rows, vocabulary) -> (rows,) each."""
+    if not _lies_by_token(logits):
+        largest, token = logits.max(-1)
+        return largest, token
+    largest, token = torch.empty(len(logits)), torch.empty(len(logits), dtype=torch.long)
+    kernels.peaks(logits.mT.numpy(), largest.numpy(), token.numpy())
+    return largest, token
+
+
+def _lies_by_token(logits: Tensor) -> bool:
+    """As `linear.Head` gives them on a CPU: torch is slow along a dimension that is strided."""
+    plain = logits.device.type == "cpu" and logits.dtype == torch.float32
+    return plain and logits.mT.is_contiguous() and len(logits) > 1
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -38,7 +83,9 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     tokens = x[0].transpose(0, 1)
     out = torch.empty(tokens.shape, dtype=x.dtype)
-    kernels.rotate(_codes(tokens), _codes(cos[0]), _codes(sin[0]), _codes(out))
+    rows = codes(out).reshape(-1, out.shape[-1])
+    place = np.arange(len(rows))
+    kernels.rotate(codes(tokens), codes(cos[0]), codes(sin[0]), place, rows)
     return out.transpose(0, 1)[None]
 
 
@@ -60,7 +107,7 @@ class Norm(nn.Module):
         """The same wherever the thread runs."""
         rows = x.reshape(-1, x.shape[-1])
         out = torch.empty_like(rows)
-        kernels.norm(_codes(rows), _codes(self.norm.weight.detach()), self.eps, _codes(out))
+        kernels.norm(codes(rows), codes(self.norm.weight.detach()), self.eps, codes(out))
         return out.view(x.shape)
 
 
@@ -116,5 +163,6 @@ def _turns_as_llama(original: Any) -> bool:
     )
 
 
-def _codes(x: Tensor) -> kernels.Codes:
+def codes(x: Tensor) -> kernels.Codes:
+    """The same memory as NumPy and Numba take it: bf16 is none of their types."""
     return x.view(torch.int16).numpy().view(np.uint16)

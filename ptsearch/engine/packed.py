@@ -10,9 +10,12 @@ dimension; in a bucket R rows, N = G x longest row queries a key/value head.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ptsearch.engine import elementwise
@@ -29,7 +32,25 @@ class UnsupportedError(Exception):
     """The model's attention does something that the packed path does not know."""
 
 
-Store = dict[int, dict[int, KV]]  # segment -> layer -> what later segments attend to
+class Layers(dict[int, KV]):
+    """layer -> a segment's keys and values (K, tokens, D), what later segments attend to."""
+
+    @cached_property
+    def places(self) -> NDArray[np.int64]:
+        """(layers, 2, 3), once all are there: the address of the keys and of the values, bytes from
+        one head to the next and from one token to the next.
+        """
+        rows = [
+            [
+                (x.data_ptr(), x.stride(0) * x.itemsize, x.stride(1) * x.itemsize)
+                for x in self[layer]
+            ]
+            for layer in sorted(self)
+        ]
+        return np.array(rows)
+
+
+Store = dict[int, Layers]  # of segments
 
 
 class Window(NamedTuple):
@@ -85,14 +106,15 @@ class Forward:
         self.ids = torch.tensor([ids], device=model.device)  # (1, T)
         self.positions = torch.tensor([positions], device=model.device)  # (1, T)
         self.store = store
-        self._kept = {n: (self.offsets[n], len(plan.segments[n].tokens)) for n in keep}
+        # Segments that stay: their first tokens here, and how many
+        self.kept = {n: (self.offsets[n], len(plan.segments[n].tokens)) for n in keep}
 
     def keep(self, layer: int, own: KV) -> None:
         """Copies of what later segments attend to."""
-        for segment, (first, count) in self._kept.items():
+        for segment, (first, count) in self.kept.items():
             spans = (part[:, first : first + count] for part in own)
             copies = (part.clone(memory_format=torch.contiguous_format) for part in spans)
-            self.store.setdefault(segment, {})[layer] = KV(*copies)
+            self.store.setdefault(segment, Layers())[layer] = KV(*copies)
 
 
 class Pack(Forward):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ptsearch.engine import rounded
+from ptsearch.engine import elementwise, rounded
 from ptsearch.engine.memory import Limits
 
 Report = Callable[[int, int], None]  # (items done, items in all)
@@ -114,7 +114,7 @@ def equal_lengths(keyed: Sequence[tuple[Any, Any]], limits: Limits) -> Iterator[
 def token_logprobs(logits: Tensor, rows: list[int], tokens: list[int]) -> list[float]:
     """log softmax(logits)[row, token] for each pair. logits: (rows, vocabulary)."""
     logits = logits.float()
-    norm = logits.logsumexp(-1)
+    norm = elementwise.logsumexp(logits)
     check_finite(norm)
     values: list[float] = (logits[rows, tokens] - norm[rows]).tolist()
     return values

@@ -36,6 +36,7 @@ class Waiting(NamedTuple):
     """A query and who waits for its replies."""
 
     query: Query
+    tokens: int  # of the prompt
     replies: asyncio.Future[list[Reply]]
 
 
@@ -57,7 +58,7 @@ async def members(
     queue: asyncio.Queue[Waiting] = asyncio.Queue()
 
     async def ask(query: Query) -> list[Reply]:
-        waiting = Waiting(query, loop.create_future())
+        waiting = Waiting(query, _length(ensemble, query), loop.create_future())
         queue.put_nowait(waiting)
         return await waiting.replies
 
@@ -67,8 +68,7 @@ async def members(
         load = partial(PrecisionEnsemble.from_pretrained, folder.folder, searched)
         ensemble = await loop.run_in_executor(thread, load)
         for label, each in ensemble.engines.items():
-            if each.rounding is None:  # else what is kept would depend on what stands behind it
-                ensemble.engines[label] = each._replace(kept=engines.Kept(settings.keep_tokens))
+            ensemble.engines[label] = engines.keeping(each, settings.keep_tokens)
         work = Work(queue, thread, ensemble, settings.lazy)
         batches = asyncio.create_task(_batches(work))
         try:
@@ -83,21 +83,17 @@ async def _batches(work: Work) -> None:
     loop = asyncio.get_running_loop()
     while True:
         batch = await _gather(work.queue)
-        queries = [waiting.query for waiting in batch]
-        answers = loop.run_in_executor(work.thread, answer, work.ensemble, queries, work.lazy)
+        answers = loop.run_in_executor(work.thread, _answer, work.ensemble, batch, work.lazy)
         await asyncio.wait([answers])
         if error := answers.exception():  # of this batch alone
             log.error("a batch of %d failed", len(batch), exc_info=error)
-        found: list[list[Reply] | ApiError] = (
-            [ApiError(500, "the model failed")] * len(batch) if error else answers.result()
-        )
-        for waiting, replies in zip(batch, found, strict=True):
+        for number, waiting in enumerate(batch):
             if waiting.replies.done():
                 continue  # its client has gone
-            if isinstance(replies, ApiError):
-                waiting.replies.set_exception(replies)
+            if error:
+                waiting.replies.set_exception(ApiError(500, "the model failed"))
             else:
-                waiting.replies.set_result(replies)
+                waiting.replies.set_result(answers.result()[number])
 
 
 async def _gather(queue: asyncio.Queue[Waiting]) -> list[Waiting]:
@@ -113,34 +109,30 @@ async def _gather(queue: asyncio.Queue[Waiting]) -> list[Waiting]:
     return batch
 
 
-def answer(
-    ensemble: PrecisionEnsemble, queries: Sequence[Query], lazy: bool
-) -> list[list[Reply] | ApiError]:
-    """Each query's replies, or what is wrong with it."""
+def _answer(ensemble: PrecisionEnsemble, batch: Sequence[Waiting], lazy: bool) -> list[list[Reply]]:
+    """Each query's replies."""
     started = perf_counter()
-    lengths = [_length(ensemble, query) for query in queries]
-    sound = [query for query, n in zip(queries, lengths, strict=True) if isinstance(n, int)]
-    answers = iter(ensemble.ask(sound, lazy) if sound else [])
+    answers = ensemble.ask([waiting.query for waiting in batch], lazy)
     ms = 1000 * (perf_counter() - started)
     return [
-        _replies(ensemble, query, next(answers), ms, n) if isinstance(n, int) else n
-        for query, n in zip(queries, lengths, strict=True)
+        _replies(ensemble, waiting.query, found, ms, waiting.tokens)
+        for waiting, found in zip(batch, answers, strict=True)
     ]
 
 
-def _length(ensemble: PrecisionEnsemble, query: Query) -> int | ApiError:
-    """Tokens of the prompt, if it can be answered."""
+def _length(ensemble: PrecisionEnsemble, query: Query) -> int:
+    """Tokens of the prompt. ApiError: it cannot be answered."""
     engine = next(iter(ensemble.engines.values()))
     try:
         ids = prompt_ids(engine.tokenizer, query.prompt)
         new = query.max_new_tokens or max(map(len, label_ids(engine.tokenizer, query))) - 1
         engines.check_length(engine, 0, ids, new)
     except TemplateError as error:
-        return ApiError(400, f"the model's chat template refuses the messages: {error}")
+        message = f"the model's chat template refuses the messages: {error}"
+        raise ApiError(400, message) from error
     except ValueError as error:
-        return ApiError(
-            400, str(error).replace("prompt 0", "the prompt"), "context_length_exceeded"
-        )
+        message = str(error).replace("prompt 0", "the prompt")
+        raise ApiError(400, message, "context_length_exceeded") from error
     return len(ids)
 
 

@@ -10,6 +10,7 @@ from ptsearch.serve.replies import Reply, Vote
 
 WINDOW = 1000  # votes over which the disagreement is taken
 LEAST = 50  # votes before it can raise the alarm
+SETTLED = 0.9  # of the alarm's level, below which a new alarm is worth a new warning
 BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ class Meter:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)  # resident memory, processor time, open files
         self.members, self.alarm = members, alarm
-        self.over = False
+        self.warned = False
         self.recent: deque[bool] = deque(maxlen=WINDOW)
         self.requests = Counter(
             "ptsearch_requests", "Requests by status", ["status"], registry=registry
@@ -66,7 +67,7 @@ class Meter:
         share = sum(self.recent) / len(self.recent)
         self.disagreement.set(share)
         over = len(self.recent) >= LEAST and share > self.alarm
-        if over and not self.over:
+        if over and not self.warned:
             log.warning("members disagree in %.1f %% of the last votes", 100 * share)
-        self.over = over
+        self.warned = over or (self.warned and share > SETTLED * self.alarm)
         self.alarmed.set(over)
