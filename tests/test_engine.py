@@ -142,7 +142,7 @@ def test_scores_equal_transformers(engine):
 
 
 def test_scores_behind_kept_prefixes_are_the_same(engine, monkeypatch):
-    asked = [[*prompt, end] for end in (1, 2) for prompt in PROMPTS]  # else they are not kept
+    asked = [[*prompt, end, 3] for end in (1, 2) for prompt in PROMPTS]  # else they are not kept
     truth = engines.score(engine, asked, LABELS * 2, silent)
     for copied in (2**40, -1):  # every row's keys gathered, and a product for each path
         monkeypatch.setattr(gathered, "COPIED", copied)
