@@ -56,8 +56,8 @@ def load(kind: tuple[str, dict], folder, settings: EngineConfig = BF16) -> engin
     return engine
 
 
-def ran(model) -> list[torch.Tensor]:
-    """The logits of sequences in two packs, and what the second finds of the first."""
+def ran(model, every: int = 1) -> list[torch.Tensor]:
+    """Each nth token's logits of sequences in two packs, and what the first leaves the second."""
     plan = prefix.share(SEQUENCES, 40, 1)
     store: packed.Store = {}
     begins = [n for n in range(len(plan.segments)) if plan.last[n] > n]
@@ -65,23 +65,26 @@ def ran(model) -> list[torch.Tensor]:
     found = []
     for part, keep in ((begins, begins), (rest, [])):
         pack = Gathered(plan, part, keep, store, model)
-        found.append(native.forward(model, pack, torch.arange(pack.ids.numel())))
+        found.append(
+            native.forward(model, pack, torch.arange(pack.ids.numel())[every - 1 :: every])
+        )
     stored = [kv for n in begins for _, pair in sorted(store[n].items()) for kv in pair]
     return found + stored
 
 
+@pytest.mark.parametrize("every", [1, 7, 1000])
 @pytest.mark.parametrize("kind", KNOWN.values(), ids=KNOWN)
-def test_the_bits_are_those_of_transformers(kind, tmp_path, monkeypatch) -> None:
+def test_the_bits_are_those_of_transformers(kind, every, tmp_path, monkeypatch) -> None:
     model = load(kind, tmp_path).model
     native.enable(model)
     assert model in native._ways
     calls: list[str] = []
     usual = packed.forward
     monkeypatch.setattr(packed, "forward", lambda *asked: calls.append("") or usual(*asked))
-    found = ran(model)
+    found = ran(model, every)
     assert not calls
     del native._ways[model]
-    expected = ran(model)
+    expected = ran(model, every)
     assert len(calls) == 2
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other)
@@ -119,7 +122,9 @@ def test_a_server_goes_this_way_call_after_call(tmp_path, monkeypatch) -> None:
     engine = engines.keeping(plain, 1000)
     packs: list[int] = []
     usual = native._layers
-    monkeypatch.setattr(native, "_layers", lambda f, w, r: packs.append(len(r.x)) or usual(f, w, r))
+    monkeypatch.setattr(
+        native, "_layers", lambda f, w, r: packs.append(len(r.whole.x)) or usual(f, w, r)
+    )
     monkeypatch.setattr(gathered, "COPIED", 2**40)
     asked, labels = [list(tokens) for tokens in SEQUENCES], [[[1], [2, 3]]] * len(SEQUENCES)
     expected = engines.score(plain, asked, labels, lambda *_: None)

@@ -24,7 +24,7 @@ from ptsearch.quantize.cache import KV
 
 COPIED = 2**18  # numbers of keys that are copied in the time that a path's own products take
 AT_ONCE = 2**22  # numbers of keys that are copied for one bucket
-SETUP = 2**22  # products of a query's and a key's numbers that take as long as a further bucket
+SETUP = 2**21  # products of a query's and a key's numbers that take as long as a further bucket
 
 
 class Span(NamedTuple):
@@ -108,12 +108,15 @@ class Gathered(Forward):
         return self._layouts[shape]
 
     def seen(self, number: int, groups: int, window: Window) -> tuple[Tensor, Tensor]:
-        """The first key that each query of a bucket sees, and the one behind its last: (R x N,)."""
+        """The first key that each query of a bucket sees, and the one behind its last: (R x N,);
+        none for a query that only fills its row.
+        """
         at = (number, groups, window.sliding)
         if at not in self._seen:
             bucket, start, *_ = self.rows[number]
-            query = torch.arange(bucket.queries).repeat(groups).minimum(bucket.length[:, None] - 1)
-            end = (start[:, None] + query + 1).flatten().to(self.ids.device)
+            query = torch.arange(bucket.queries).repeat(groups)
+            end = (start[:, None] + query + 1) * (query < bucket.length[:, None])
+            end = end.flatten().to(self.ids.device)
             first = end - (end if window.sliding is None else end.clamp(max=window.sliding))
             self._seen[at] = first, end
         return self._seen[at]

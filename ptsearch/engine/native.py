@@ -52,11 +52,21 @@ class Way(NamedTuple):
 _ways: WeakKeyDictionary[nn.Module, Way] = WeakKeyDictionary()
 
 
+class Rows(NamedTuple):
+    """What is known of some tokens, P of them with the zeros behind."""
+
+    x: Codes  # (P, d)
+    normed: Codes  # (P, d)
+    attended: Codes  # (P, H D)
+    handles: Places  # (2,) of `normed` and `attended`
+
+
 class Room(NamedTuple):
     """Of a forward: what its layers use one after the other. Shapes as in `gathered`."""
 
-    x: Codes  # (P, d): T tokens and zeros
-    normed: Codes  # (P, d)
+    whole: Rows  # T tokens
+    asked: Rows  # those that logits are read off, all that the last layer's MLP computes
+    where: Places  # they are among all
     cos: Codes  # (T, D)
     sin: Codes
     queries: Codes  # (rows, D)
@@ -64,8 +74,6 @@ class Room(NamedTuple):
     own: Codes  # (K x T, D), keys
     own_place: Places  # (T x K,) rows of these
     answers: Codes  # (rows, D), as the queries
-    attended: Codes  # (P x H, D)
-    handles: Places  # (2,) of `normed` and `attended`
     taken: Places  # (2,) addresses of the rows' keys and values
     runs: Places  # (n, 5) what goes there, for `kernels.gather`
     sources: Places  # (layers, 2, s, 3) from where
@@ -82,19 +90,22 @@ def forward(model: Any, pack: packed.Pack | Gathered, rows: Tensor) -> Tensor:
     """`packed.forward`, in this way where it can be."""
     if not isinstance(pack, Gathered) or not _fits(model, pack.ids.numel()):
         return packed.forward(model, pack.ids, pack.positions, rows, pack)
-    tokens = pack.ids.numel()
-    x = model.model.embed_tokens.weight.new_zeros(
-        -(-tokens // TILE) * TILE, model.config.hidden_size
-    )
-    x[:tokens] = nn.functional.embedding(pack.ids[0], model.model.embed_tokens.weight)
-    normed = torch.empty_like(x)
     with shim.handles() as handles:
-        way = _ways[model]
-        room = _room(model, pack, way.window, x, normed, handles)
-        if not _layers(shim.functions(), way.weights, room):
+        room, normed = _room(model, pack, rows, handles)
+        if not _layers(shim.functions(), _ways[model].weights, room):
             raise RuntimeError("a product failed in torch")
-    logits: Tensor = model.lm_head(normed[rows])
+    logits: Tensor = model.lm_head(normed[: len(rows)])
     return logits
+
+
+def _rows(model: Any, tokens: int, handles: shim.Handles) -> tuple[Rows, Tensor, Tensor]:
+    """Room for so many tokens, its `x` and its `normed`."""
+    padded, width = max(1, -(-tokens // TILE)) * TILE, model.config.hidden_size
+    like = model.model.embed_tokens.weight
+    x, normed = like.new_zeros(padded, width), like.new_empty(padded, width)
+    attended = like.new_zeros(padded, model.model.layers[0].self_attn.o_proj.in_features)
+    made = np.array([handles.of(normed), handles.of(attended)])
+    return Rows(codes(x), codes(normed), codes(attended), made), x, normed
 
 
 def _fits(model: Any, tokens: int) -> bool:
@@ -131,21 +142,24 @@ def _address(norm: Any) -> int:
     return norm.norm.weight.data_ptr() if norm else 0
 
 
-def _room(
-    model: Any, pack: Gathered, window: Window, x: Tensor, normed: Tensor, handles: shim.Handles
-) -> Room:
-    base, of = model.model, handles.of
+def _room(model: Any, pack: Gathered, rows: Tensor, handles: shim.Handles) -> tuple[Room, Tensor]:
+    """And what is behind the last norm of the rows."""
+    base, window, of = model.model, _ways[model].window, handles.of
+    whole, x, _ = _rows(model, pack.ids.numel(), handles)
+    x[: pack.ids.numel()] = nn.functional.embedding(pack.ids[0], base.embed_tokens.weight)
+    asked, _, normed = _rows(model, len(rows), handles)
     heads, kv_heads = model.config.num_attention_heads, model.config.num_key_value_heads
     tokens, width = pack.ids.numel(), base.layers[0].self_attn.head_dim
-    own, attended = x.new_empty(kv_heads, tokens, width), x.new_zeros(len(x), heads * width)
+    own = x.new_empty(kv_heads, tokens, width)
     kept = _keep(pack, len(base.layers), own)  # the sources may be among it
     layout = pack.layout(heads, own)
     bounds = [pack.seen(n, heads // kv_heads, window) for n in range(len(layout.rooms))]
     ends = np.cumsum([0, *(len(first) for first, _ in bounds)])
-    cos, sin = base.rotary_emb(x[None], pack.positions)
-    return Room(
-        x=codes(x),
-        normed=codes(normed),
+    cos, sin = base.rotary_emb(own, pack.positions)
+    room = Room(
+        whole=whole,
+        asked=asked,
+        where=rows.numpy(),
         cos=codes(cos[0]),
         sin=codes(sin[0]),
         queries=codes(layout.queries),
@@ -153,8 +167,6 @@ def _room(
         own=codes(own).reshape(-1, width),
         own_place=np.arange(kv_heads * tokens).reshape(kv_heads, tokens).T.flatten(),
         answers=codes(layout.out),
-        attended=codes(attended).reshape(-1, width),
-        handles=np.array([of(normed), of(attended)]),
         taken=np.array([layout.keys.data_ptr(), layout.values.data_ptr()]),
         runs=layout.runs,
         sources=_sources(pack, len(base.layers), own),
@@ -178,6 +190,7 @@ def _room(
         end=np.concatenate([end.numpy() for _, end in bounds]),
         scale=np.float32(window.scale),
     )
+    return room, normed
 
 
 def _keep(pack: Gathered, layers: int, own: Tensor) -> Places:
@@ -205,11 +218,17 @@ def _sources(pack: Gathered, layers: int, own: Tensor) -> Places:
 
 @numba.njit(nogil=True, cache=True)
 def _layers(f: Places, model: Weights, room: Room) -> bool:
-    """From the embeddings to the last norm; False: a product failed."""
-    kernels.norm(room.x, _codes(model.norms[0], room.x), model.eps, room.normed)
-    for layer in range(len(model.products)):
-        made = np.zeros(7, np.int64)
-        done = _layer(f, made, model, room, layer)
+    """From the embeddings to the last norm of what is asked; False: a product failed."""
+    x, last = room.whole.x, len(model.products) - 1
+    kernels.norm(x, _codes(model.norms[0], x), model.eps, room.whole.normed)
+    for layer in range(last + 1):
+        made, rows = np.zeros(7, np.int64), room.whole
+        done = _attend(f, made, model, room, layer)
+        if layer == last:
+            rows = room.asked
+            kernels.take(x, room.where, rows.x)
+            kernels.take(room.whole.attended, room.where, rows.attended)
+        done = done and _add(f, made, model, rows, layer)
         shim.delete_all(f, made)
         if not done:
             return False
@@ -217,33 +236,36 @@ def _layers(f: Places, model: Weights, room: Room) -> bool:
 
 
 @numba.njit(nogil=True, cache=True)
-def _layer(f: Places, made: Places, model: Weights, room: Room, layer: int) -> bool:
-    """A layer, and the norm behind it; `made`: what its products give, in the order of weights."""
-    normed, attended = room.handles
+def _add(f: Places, made: Places, model: Weights, rows: Rows, layer: int) -> bool:
+    """What was attended to, and the MLP of it; and the norm behind the layer."""
     plain, activation, mul = model.names
     weights, biases = model.products[layer], model.biases[layer]
-    for part in (Q, K, V):
-        made[part] = shim.linear(f, normed, weights[part], biases[part], plain)
-    if not made[:O].all() or not _attend(f, made, model, room, layer):
-        return False
+    normed, attended = rows.handles
     made[O] = shim.linear(f, attended, weights[O], biases[O], plain)
     if not made[O]:
         return False
-    kernels.add(room.x, _numbers(f, made[O], room.x))
-    kernels.norm(room.x, _codes(model.norms[2 * layer + 1], room.x), model.eps, room.normed)
+    kernels.add(rows.x, _numbers(f, made[O], rows.x))
+    kernels.norm(rows.x, _codes(model.norms[2 * layer + 1], rows.x), model.eps, rows.normed)
     made[GATE] = shim.linear(f, normed, weights[GATE], biases[GATE], activation)
     made[UP] = shim.linear_times(f, normed, made[GATE], weights[UP], biases[UP], mul)
     made[DOWN] = shim.linear(f, made[UP], weights[DOWN], biases[DOWN], plain)
     if not made[DOWN]:
         return False
-    kernels.add(room.x, _numbers(f, made[DOWN], room.x))
-    kernels.norm(room.x, _codes(model.norms[2 * layer + 2], room.x), model.eps, room.normed)
+    kernels.add(rows.x, _numbers(f, made[DOWN], rows.x))
+    kernels.norm(rows.x, _codes(model.norms[2 * layer + 2], rows.x), model.eps, rows.normed)
     return True
 
 
 @numba.njit(nogil=True, cache=True)
 def _attend(f: Places, made: Places, model: Weights, room: Room, layer: int) -> bool:
-    """Queries, keys and values as the products gave them -> `room.attended`."""
+    """A layer's attention; `made`: what its products give, in the order of their weights."""
+    weights, biases = model.products[layer], model.biases[layer]
+    for part in (Q, K, V):
+        made[part] = shim.linear(
+            f, room.whole.handles[0], weights[part], biases[part], model.names[0]
+        )
+    if not made[:O].all():
+        return False
     tokens, width = room.cos.shape
     kv_heads = len(room.own) // tokens
     q = shim.codes_at(shim.data(f, made[Q]), room.query_place.size, width)
@@ -271,7 +293,8 @@ def _attend(f: Places, made: Places, model: Weights, room: Room, layer: int) -> 
         kernels.softmax_seen(numbers, room.first[low:high], room.end[low:high], room.scale)
         if not shim.bmm(f, scores, values, answers):
             return False
-    kernels.take(room.answers, room.query_place, room.attended)
+    attended = room.whole.attended.reshape(-1, width)
+    kernels.take(room.answers, room.query_place, attended)
     return True
 
 
