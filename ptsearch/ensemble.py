@@ -5,10 +5,11 @@ ensemble.answer(["Review: dull.\\nSentiment:"], ["negative", "positive"])[0].lab
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 from ptsearch import engine as engines
@@ -89,21 +90,25 @@ class PrecisionEnsemble:
         return self.ask([Query(p, question, lead, max_new_tokens) for p in prompts], lazy)
 
     def ask(
-        self, queries: Sequence[Query], lazy: bool = False, cascade: bool = False
+        self,
+        queries: Sequence[Query],
+        lazy: bool = False,
+        cascade: bool = False,
+        told: Callable[[int, Answer], None] | None = None,
     ) -> list[Answer]:
         """As `answer`, each prompt with labels and mode of its own.
 
         `cascade`: one member answers alone where it is sure, which may differ from the vote as
-        often as `cascade` in ensemble.yaml says.
+        often as `cascade` in ensemble.yaml says. `told` gets each query's number and answer once,
+        as soon as it is there, in some thread.
         """
+        told = told or _untold
         if not (lazy or cascade):
-            said = self._say(queries)
-            codes = [
-                {member: query.code(asked, member, one) for member, one in each.items()}
-                for asked, each in zip(queries, said, strict=True)
-            ]
-            return [self.count(*each) for each in zip(queries, codes, said, strict=True)]
-        return self._ask_in_turn(queries, lazy, cascade)
+            return self._ask_together(queries, told)
+        answers = self._ask_in_turn(queries, lazy, cascade)
+        for number, answer in enumerate(answers):
+            told(number, answer)
+        return answers
 
     def _ask_in_turn(self, queries: Sequence[Query], lazy: bool, cascade: bool) -> list[Answer]:
         """One member after the other, each what is not settled yet."""
@@ -125,8 +130,10 @@ class PrecisionEnsemble:
                 left = [i for i in left if not self._is_sure(queries[i], member, said[i][member])]
         return [self.count(*each) for each in zip(queries, codes, said, strict=True)]
 
-    def _say(self, queries: Sequence[Query]) -> list[dict[str, Said]]:
-        """What all members say to each query, side by side on the machine's cores."""
+    def _ask_together(
+        self, queries: Sequence[Query], told: Callable[[int, Answer], None]
+    ) -> list[Answer]:
+        """All members side by side on the machine's cores."""
         tokens = {id(e.tokenizer): e.tokenizer for e in self.engines.values()}
         asked = {key: in_tokens(tokenizer, queries) for key, tokenizer in tokens.items()}
         first = next(iter(asked.values()))
@@ -135,17 +142,29 @@ class PrecisionEnsemble:
         if all(engine.kept for engine in self.engines.values()):  # else what begins alike stays
             order = [i for lane in range(count) for i in order[lane::count]]  # equally long parts
         said: list[dict[str, Said]] = [{} for _ in queries]
+        answers: dict[int, Answer] = {}
+        lock = Lock()
 
         def run(member: str, places: range) -> None:
             engine = self.engines[member]
             some = [order[place] for place in places]
             mine = [asked[id(engine.tokenizer)][i] for i in some]
-            for i, one in zip(some, say(engines.lane(engine, count), mine), strict=True):
-                said[i][member] = one
+            found = say(engines.lane(engine, count), mine)
+            with lock:
+                for i, one in zip(some, found, strict=True):
+                    said[i][member] = one
+                    if len(said[i]) == len(self.members):
+                        answers[i] = self._vote(queries[i], said[i])
+                        told(i, answers[i])
 
         parts = shares(self.members, len(queries), count)
         lanes.run([partial(run, *part) for part in parts], count)
-        return [{member: each[member] for member in self.members} for each in said]
+        return [answers[i] for i in range(len(queries))]
+
+    def _vote(self, asked: Query, said: dict[str, Said]) -> Answer:
+        in_order = {member: said[member] for member in self.members}
+        codes = {member: query.code(asked, member, one) for member, one in in_order.items()}
+        return self.count(asked, codes, in_order)
 
     def ask_member(self, member: str, queries: Sequence[Query]) -> list[Said]:
         """What one member says to each prompt, answered together."""
@@ -251,6 +270,10 @@ def _alike(a: Any, b: Any) -> bool:
 
 
 def _silent(done: int, total: int) -> None:
+    pass
+
+
+def _untold(number: int, answer: Answer) -> None:
     pass
 
 

@@ -213,13 +213,14 @@ def test_lanes_share_out_every_query_of_every_member_once(members, queries, lane
 def test_members_side_by_side_say_the_same(ensemble) -> None:
     queries = [Query(prompt, Question(tuple(LABELS))) for prompt in PROMPTS * 3]
     queries += [Query(PROMPTS[0], Question(("no", "yes")), max_new_tokens=3)]
-    threads, alone = torch.get_num_threads(), []
+    threads, alone, told = torch.get_num_threads(), [], {}
     for cores in (1, 2):
         torch.set_num_threads(cores)
         try:
-            alone.append(ensemble.ask(queries))
+            alone.append(ensemble.ask(queries, told=told.__setitem__))
         finally:
             torch.set_num_threads(threads)
+        assert [told.pop(number) for number in range(len(queries))] == alone[-1]
     for one, other in zip(*alone, strict=True):
         assert one.label == other.label
         assert list(one.said) == list(other.said) == ensemble.members

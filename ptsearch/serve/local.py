@@ -1,12 +1,12 @@
 """All members in this process: requests that arrive while a batch runs form the next batch.
 
-One thread does all model work, so the event loop never waits for it. Two batches side by side, on
-half the cores each, answered fewer requests (experiments/LOG.md).
+Threads beside the event loop's do all model work. Of a batch each core takes the next member, or a
+part of one; a query is answered as soon as its last member's reply is there.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -81,19 +81,23 @@ async def members(
 async def _batches(work: Work) -> None:
     """Answer what waits, batch after batch, for good."""
     loop = asyncio.get_running_loop()
+
+    def settle(waiting: Waiting, replies: list[Reply]) -> None:
+        if not waiting.replies.done():  # else its client has gone
+            waiting.replies.set_result(replies)
+
+    def tell(waiting: Waiting, replies: list[Reply]) -> None:
+        loop.call_soon_threadsafe(settle, waiting, replies)
+
     while True:
         batch = await _gather(work.queue)
-        answers = loop.run_in_executor(work.thread, _answer, work.ensemble, batch, work.lazy)
+        answers = loop.run_in_executor(work.thread, _answer, work.ensemble, batch, work.lazy, tell)
         await asyncio.wait([answers])
         if error := answers.exception():  # of this batch alone
             log.error("a batch of %d failed", len(batch), exc_info=error)
-        for number, waiting in enumerate(batch):
-            if waiting.replies.done():
-                continue  # its client has gone
-            if error:
-                waiting.replies.set_exception(ApiError(500, "the model failed"))
-            else:
-                waiting.replies.set_result(answers.result()[number])
+            for waiting in batch:
+                if not waiting.replies.done():
+                    waiting.replies.set_exception(ApiError(500, "the model failed"))
 
 
 async def _gather(queue: asyncio.Queue[Waiting]) -> list[Waiting]:
@@ -109,15 +113,20 @@ async def _gather(queue: asyncio.Queue[Waiting]) -> list[Waiting]:
     return batch
 
 
-def _answer(ensemble: PrecisionEnsemble, batch: Sequence[Waiting], lazy: bool) -> list[list[Reply]]:
-    """Each query's replies."""
+def _answer(
+    ensemble: PrecisionEnsemble,
+    batch: Sequence[Waiting],
+    lazy: bool,
+    tell: Callable[[Waiting, list[Reply]], None],
+) -> None:
+    """Tell each query's replies as soon as the last member's is there."""
     started = perf_counter()
-    answers = ensemble.ask([waiting.query for waiting in batch], lazy)
-    ms = 1000 * (perf_counter() - started)
-    return [
-        _replies(ensemble, waiting.query, found, ms, waiting.tokens)
-        for waiting, found in zip(batch, answers, strict=True)
-    ]
+
+    def told(number: int, found: Answer) -> None:
+        ms, waiting = 1000 * (perf_counter() - started), batch[number]
+        tell(waiting, _replies(ensemble, waiting.query, found, ms, waiting.tokens))
+
+    ensemble.ask([waiting.query for waiting in batch], lazy, told=told)
 
 
 def _length(ensemble: PrecisionEnsemble, query: Query) -> int:
