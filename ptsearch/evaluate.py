@@ -19,7 +19,7 @@ from ptsearch.benchmarks.fit import fit
 from ptsearch.config import EngineConfig
 from ptsearch.models import BaseModel
 
-EVALUATE_VERSION = 4  # bump when equal inputs would give another reply or log-probability
+EVALUATE_VERSION = 5  # bump when equal inputs would give another reply or log-probability
 LATENCY_SEED, LATENCY_VERSION = 0, 2  # the file of latencies has `rows` since 2
 
 Report = Callable[[str, int, int], None]
