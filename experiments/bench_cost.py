@@ -3,12 +3,13 @@
     python experiments/bench_cost.py FOLDER [ROUNDS]
 
 Prompts of its verify.jsonl, one at a time. In each round every prompt goes to each member alone, to
-all of them one after the other, the same again (what a repeat is worth), and lazily, so that a
-change of the machine's speed meets all alike. Members side by side are measured with as many of
-them as there are cores, each with one thread in a process of its own: alone, then all at once,
-twice. The last line is JSON: for each way p50 and p95 in ms, predicted (sums, or maxima, over the
-members asked, prompt by prompt) and measured, the ratio of the rounds' totals (median), and by how
-much a repeat differs; then bytes: resident with all members loaded, stored, counted.
+all of them one after the other, the same again (what a repeat is worth), lazily, and together, each
+core the next member, so that a change of the machine's speed meets all alike. Members side by side
+are measured with as many of them as there are cores, each with one thread in a process of its own:
+alone, then all at once, twice. The last line is JSON: for each way p50 and p95 in ms, predicted
+(sums, or maxima, over the members asked, prompt by prompt) and measured, the ratio of the rounds'
+totals (median), and by how much a repeat differs; then bytes: resident with all members loaded,
+stored, counted.
 """
 
 import json
@@ -35,7 +36,7 @@ from ptsearch.judge import percentiles
 from ptsearch.query import Query
 
 PROMPTS = 20  # at most
-ALL, AGAIN, LAZY = "ensemble", "ensemble again", "lazy"
+ALL, AGAIN, LAZY, TOGETHER = "ensemble", "ensemble again", "lazy", "together"
 
 Times = NDArray[np.float64]  # (rounds, prompts) ms
 
@@ -66,12 +67,15 @@ def main(folder: Path, rounds: int) -> None:
 def one_by_one(
     ensemble: PrecisionEnsemble, queries: Sequence[Query], rounds: int
 ) -> dict[str, Any]:
-    """Members in this process, with all cores."""
+    """Members in this process, with all cores; together they are beside the sum, not predicted."""
     ways: dict[str, Callable[[Query], Any]] = {
         member: lambda asked, member=member: ensemble.ask_member(member, [asked])  # type: ignore[misc]
         for member in ensemble.members
     }
-    ways[ALL] = ways[AGAIN] = lambda asked: ensemble.ask([asked])
+    ways[ALL] = ways[AGAIN] = lambda asked: [
+        ensemble.ask_member(member, [asked]) for member in ensemble.members
+    ]
+    ways[TOGETHER] = lambda asked: ensemble.ask([asked])
     ways[LAZY] = lambda asked: ensemble.ask([asked], lazy=True)[0]
     for ask in ways.values():
         ask(queries[0])
@@ -82,6 +86,7 @@ def one_by_one(
         "members": {m: percentiles(times[m]) for m in ensemble.members},
         "sequential": compared(alone.sum(axis=0), times[ALL], times[AGAIN]),
         "lazy": compared((alone * np.array(asked)[:, None]).sum(axis=0), times[LAZY]),
+        "together": compared(alone.sum(axis=0), times[TOGETHER]),
     }
     found["lazy"]["calls"] = round(float(np.sum(asked) / len(queries)), 2)
     return found

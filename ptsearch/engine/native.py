@@ -117,11 +117,11 @@ def _weights(model: Any, handles: shim.Handles) -> Weights:
     layers = model.model.layers
     linears = [_linears(layer) for layer in layers]
     norms = [n for layer in layers for n in (layer.input_layernorm, layer.post_attention_layernorm)]
-    head_norms = [[_address(norm) for norm in _head_norms(layer)] for layer in layers]
+    head_norms = [[_address(norm, handles) for norm in _head_norms(layer)] for layer in layers]
     return Weights(
         products=np.array([[handles.of(each.weight) for each in row] for row in linears]),
         biases=np.array([[handles.of(each.bias) for each in row] for row in linears]),
-        norms=np.array([_address(norm) for norm in (*norms, model.model.norm)]),
+        norms=np.array([_address(norm, handles) for norm in (*norms, model.model.norm)]),
         head_norms=np.array(head_norms),
         eps=norms[0].eps,
         names=np.array([shim.name(n) for n in ("none", linears[0][GATE].activation, "mul")]),
@@ -138,8 +138,13 @@ def _head_norms(layer: Any) -> list[Any]:
     return [getattr(layer.self_attn, name, None) for name in ("q_norm", "k_norm")]
 
 
-def _address(norm: Any) -> int:
-    return norm.norm.weight.data_ptr() if norm else 0
+def _address(norm: Any, handles: shim.Handles) -> int:
+    """Of a norm's weights, which stay as long as the handles."""
+    if norm is None:
+        return 0
+    weight = norm.norm.weight.detach()
+    handles.of(weight)
+    return int(weight.data_ptr())
 
 
 def _room(model: Any, pack: Gathered, rows: Tensor, handles: shim.Handles) -> tuple[Room, Tensor]:
@@ -159,7 +164,7 @@ def _room(model: Any, pack: Gathered, rows: Tensor, handles: shim.Handles) -> tu
     room = Room(
         whole=whole,
         asked=asked,
-        where=rows.numpy(),
+        where=rows.contiguous().numpy(),
         cos=codes(cos[0]),
         sin=codes(sin[0]),
         queries=codes(layout.queries),
@@ -340,12 +345,14 @@ def _is_known(model: Any) -> bool:
     layers = model.model.layers
     norms = [n for layer in layers for n in (layer.input_layernorm, layer.post_attention_layernorm)]
     norms += [n for layer in layers for n in _head_norms(layer) if n] + [model.model.norm]
+    turned = 2 * model.model.rotary_emb.inv_freq.numel()
     return (
         model.device.type == "cpu"
         and all(isinstance(layer.mlp, PackedMLP) for layer in layers)
         and all(isinstance(each, PackedLinear) for layer in layers for each in _linears(layer))
         and all(isinstance(norm, elementwise.Norm) for norm in norms)
         and len({norm.eps for norm in norms}) == 1
+        and all(layer.self_attn.head_dim == turned for layer in layers)
         and not any(part._forward_pre_hooks or part._forward_hooks for part in model.modules())
         and not any(hasattr(layer.self_attn, "rounding") for layer in layers)
     )
