@@ -130,7 +130,7 @@ def test_other_scripts_and_nothing_are_no_answers(reply: str) -> None:
 def test_a_long_reply_takes_little_time(rule: str, unit: str) -> None:
     started = time.process_time()
     PUBLISHED[rule](unit * (100_000 // len(unit)), ASKED[rule])
-    assert time.process_time() - started < 1.0
+    assert time.process_time() - started < 5.0  # quadratic ones take minutes
 
 
 def answers(codes: list[int], gold: list[int], **facts: list[int]) -> Answers:
