@@ -28,12 +28,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsearch import engine as engines
-from ptsearch.compute import quiet_libraries
 from ptsearch.config import EngineConfig
-from ptsearch.ensemble import PrecisionEnsemble
-from ptsearch.exported import open_folder, read_verify
-from ptsearch.judge import percentiles
-from ptsearch.query import Query
+from ptsearch.deploy.ensemble import PrecisionEnsemble
+from ptsearch.deploy.folder import open_folder, read_verify
+from ptsearch.deploy.query import Query
+from ptsearch.evaluation.workers import quiet_libraries
+from ptsearch.search.scorer import percentiles
 
 PROMPTS = 20  # at most
 ALL, AGAIN, LAZY, TOGETHER = "ensemble", "ensemble again", "lazy", "together"

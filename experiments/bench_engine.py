@@ -4,7 +4,7 @@
         python experiments/bench_engine.py --lm-eval PYTHON --vllm PYTHON [--model DIR]
 
 Every tool scores " A" to " D" behind the same MMLU prompts in a process of its own, one after the
-other, round after round; loading is not counted. The harness in fp32 is the truth that answers are
+other, round after round; loading is not counted. The harness in fp32 is the exact that answers are
 compared with, item by item; in bf16 its best batch of the first round counts. The last part answers
 a seeded subset of the embedded benchmark as `make pareto` does, and by transformers alone, one
 prompt at a time. Each measurement is appended to OUT/rows.jsonl, and none is made twice, so an
@@ -81,9 +81,9 @@ def summary(args: argparse.Namespace, rows: list[Row]) -> Row:
         found[f"{part}_bf16_vs_peer_bf16"] = mine / rate[part, best]
         if args.vllm:
             found[f"{part}_bf16_vs_vllm"] = mine / rate[part, "vllm_bf16"]
-        truth = read(args.out / f"{part}_harness_fp32.jsonl")
+        exact = read(args.out / f"{part}_harness_fp32.jsonl")
         for tool in ("ours_fp32", "ours_bf16", *(["vllm_bf16"] if args.vllm else [])):
-            agreed[f"{part}_{tool}"] = agreement(read(args.out / f"{part}_{tool}.jsonl"), truth)
+            agreed[f"{part}_{tool}"] = agreement(read(args.out / f"{part}_{tool}.jsonl"), exact)
     shares = [row["share_of_gemm_peak"] for row in of(rows, "zero_shot", "ours_bf16")]
     return {
         "agreement": agreed,
@@ -131,7 +131,7 @@ def ours(args: argparse.Namespace) -> Row:
 
     from ptsearch import engine as engines
     from ptsearch.config import EngineConfig
-    from ptsearch.engine import scoring
+    from ptsearch.engine import logprobs as scoring
 
     settings = EngineConfig(dtype=args.dtype, device="cpu", threads=args.threads)
     engine = engines.load(Path(args.model), settings)
@@ -168,16 +168,17 @@ def ours(args: argparse.Namespace) -> Row:
 def pareto(args: argparse.Namespace) -> Row:
     """One evaluation of the embedded benchmark's subset, as a study does it or plainly."""
     from ptsearch import engine as engines
-    from ptsearch import evaluate, models
     from ptsearch.benchmarks import sources
     from ptsearch.config import BenchmarksConfig, EngineConfig
     from ptsearch.engine.memory import Limits
+    from ptsearch.evaluation import evaluate
+    from ptsearch.models import loading
 
     engine = engines.load(
         Path(args.model), EngineConfig(dtype=args.dtype, device="cpu", threads=args.threads)
     )
     if args.plain:  # transformers as it is, every prompt by itself
-        model, _ = models.load(Path(args.model), args.dtype, "cpu")
+        model, _ = loading.load(Path(args.model), args.dtype, "cpu")
         engine = engine._replace(model=model, packed=False, limits=Limits(1, 1))
     benchmarks = sources.load(BenchmarksConfig(limit=args.pocket), Path("unused"))
     wall, cpu = time.perf_counter(), time.process_time()
@@ -193,7 +194,7 @@ def gemm_peak(dtype: Any, clock: str) -> float:
     """Best rate of a product with packed weights, operations a second."""
     import torch
 
-    from ptsearch.engine.linear import PackedLinear
+    from ptsearch.engine.onednn import PackedLinear
 
     now = time.process_time if clock == "cpu" else time.perf_counter
     best = 0.0
@@ -234,11 +235,11 @@ def fastest_batch(part: str, rows: list[Row]) -> int | None:
     return max(rates, key=lambda size: rates[size]) if len(rates) == len(BATCHES) else None
 
 
-def agreement(found: list[Row], truth: list[Row]) -> dict[str, float]:
-    """Share of equal letters where the truth is clear, and how far the log-probabilities lie."""
+def agreement(found: list[Row], exact: list[Row]) -> dict[str, float]:
+    """Share of equal letters where the exact is clear, and how far the log-probabilities lie."""
     clear = equal = 0
     furthest = 0.0
-    for ours_, theirs in zip(found, truth, strict=True):
+    for ours_, theirs in zip(found, exact, strict=True):
         if (ours_["subject"], ours_["index"]) != (theirs["subject"], theirs["index"]):
             sys.exit("the tools scored different items")
         first, second = sorted(theirs["logprobs"], reverse=True)[:2]
@@ -247,7 +248,7 @@ def agreement(found: list[Row], truth: list[Row]) -> dict[str, float]:
             equal += ours_["pred"] == theirs["pred"]
         pairs = zip(ours_["logprobs"], theirs["logprobs"], strict=True)
         furthest = max(furthest, *(abs(a - b) for a, b in pairs))
-    open_ = len(truth) - clear
+    open_ = len(exact) - clear
     return {"share": round(equal / clear, 4), "furthest": round(furthest, 4), "open": open_}
 
 
@@ -271,10 +272,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default="bfloat16")
     args = parser.parse_args()
     if not args.model:
-        from ptsearch import models
         from ptsearch.config import ModelConfig
+        from ptsearch.models import base_model
 
-        args.model = str(models.prepare(ModelConfig(), Path("mlruns/cache"), silent).path)
+        args.model = str(base_model.prepare(ModelConfig(), Path("mlruns/cache"), silent).path)
     return args
 
 

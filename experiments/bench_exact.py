@@ -19,10 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from ptsearch import exact, rates, scores, voting
 from ptsearch.benchmarks import Scenario
-from ptsearch.scores import Part, Questions
-from ptsearch.statistics import ClusterSums, max_t_intervals
+from ptsearch.scoring import rates, scores
+from ptsearch.scoring.intervals import ClusterSums, max_t_intervals
+from ptsearch.scoring.scores import Part, Questions
+from ptsearch.search import enumeration, pareto
+from ptsearch.voting import votes as voting
 
 SAMPLES, LABELS = 40_000, 5
 ALL = {"adversarial": 1.0, "fairness": 1.0, "ethics": 1.0, "ood": 1.0}
@@ -57,7 +59,7 @@ def table(rng: np.random.Generator, places: tuple[tuple[str, str, str], ...]) ->
     )
 
 
-def answers(rng: np.random.Generator, asked: Questions, variants: int) -> voting.Codes:
+def answers(rng: np.random.Generator, asked: Questions, variants: int) -> voting.AnswerCodes:
     shape = (variants, asked.gold.size)
     guess = rng.integers(-1, LABELS, shape)
     return np.where(rng.random(shape) < 0.5, asked.gold, guess).astype(np.int16)
@@ -76,12 +78,14 @@ def time_ensembles(variants: int, places: tuple[tuple[str, str, str], ...]) -> d
     asked = table(rng, places)
     codes, precision = answers(rng, asked, variants), rng.integers(2, 9, variants).astype(float)
     weights = ALL if places == OF_ALL else {"ood": 1.0}
-    masks = exact.enumerate_ensembles(variants, variants)
-    exact.score_all(asked, codes, precision, weights, masks[:1])  # compiles
-    found, wall, processor = timed(lambda: exact.score_all(asked, codes, precision, weights, masks))
+    masks = enumeration.enumerate_ensembles(variants, variants)
+    enumeration.score_all(asked, codes, precision, weights, masks[:1])  # compiles
+    found, wall, processor = timed(
+        lambda: enumeration.score_all(asked, codes, precision, weights, masks)
+    )
     worst = 0.0
     for place in rng.integers(0, masks.size, 30):
-        chosen = list(exact.members(masks[place]))
+        chosen = list(enumeration.members(masks[place]))
         voted = voting.majority(codes[chosen], precision[chosen])
         slow = scores.score(asked, voted, weights)
         worst = max(worst, *(abs(values[place] - slow[key]) for key, values in found.items()))
@@ -116,24 +120,24 @@ def same_as_reference(peers: Path) -> bool:
     ]
     metas = [meta | {"latency_ms": 1.0} for meta in metas]
 
-    def objectives(masks: exact.Masks) -> exact.Floats:
-        found = exact.score_all(asked, codes, precision, {"ood": 1.0}, masks)
-        memory_gb, _ = exact.cost_all(metas, "parallel", masks)
+    def objectives(masks: enumeration.Masks) -> enumeration.Floats:
+        found = enumeration.score_all(asked, codes, precision, {"ood": 1.0}, masks)
+        memory_gb, _ = enumeration.cost_all(metas, "parallel", masks)
         correct = np.round(found["trust"] * samples / 100)
         answered = np.round((100 - found["refusal_rate"]) * samples / 100)
         return np.stack([correct, -np.round(memory_gb * 1e9), answered], axis=1)
 
-    def as_told(masks: exact.Masks) -> list[tuple[Any, ...]]:
+    def as_told(masks: enumeration.Masks) -> list[tuple[Any, ...]]:
         rows = zip(masks.tolist(), objectives(masks).astype(int).tolist(), strict=True)
-        return sorted((exact.members(m), c, samples - a, -b) for m, (c, b, a) in rows)
+        return sorted((enumeration.members(m), c, samples - a, -b) for m, (c, b, a) in rows)
 
     def as_named(results: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
         names = ("correct", "refused", "bytes")
         return sorted((tuple(r["members"]), *(r[name] for name in names)) for r in results)
 
-    masks = exact.enumerate_ensembles(variants, variants)
-    front = exact.pareto_front(objectives(masks)[:, :2], ["maximize", "maximize"])
-    path_masks = exact.greedy(lambda m: objectives(m)[:, :2], variants, variants)
+    masks = enumeration.enumerate_ensembles(variants, variants)
+    front = pareto.pareto_front(objectives(masks)[:, :2], ["maximize", "maximize"])
+    path_masks = enumeration.greedy(lambda m: objectives(m)[:, :2], variants, variants)
     same_front = as_told(masks[front]) == as_named(told["front"])
     return same_front and as_told(path_masks[-1:]) == as_named([told["greedy"]])
 

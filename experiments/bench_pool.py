@@ -41,9 +41,10 @@ def build(name: str, model: str, text: str, out: str) -> None:
     """Build one of POOLS and print what it took; run as a process of its own."""
     import torch
 
-    from ptsearch import build, variant
-    from ptsearch.calibration import Calibration
-    from ptsearch.models import BaseModel
+    from ptsearch import variant
+    from ptsearch.models.base_model import BaseModel
+    from ptsearch.pool import build
+    from ptsearch.pool.calibration import Calibration
 
     torch.set_num_threads(1)
     calibration = Calibration(Path(text).read_text(encoding="utf-8"), SAMPLES, LENGTH)
@@ -183,7 +184,7 @@ def _summary(results: dict[str, Any]) -> dict[str, Any]:
 
 def _documents() -> str:
     """Python's own help and the docstrings of its modules, in random order: enough to hold out."""
-    from ptsearch import calibration
+    from ptsearch.pool import calibration
 
     texts = calibration.python_docs()
     for path in Path(sysconfig.get_path("stdlib")).glob("*.py"):
@@ -196,12 +197,12 @@ def _documents() -> str:
 
 def _model() -> Path:
     """The embedded model's checkpoint, fetched where it is not there yet."""
-    from ptsearch import models
     from ptsearch.config import ModelConfig
+    from ptsearch.models import base_model
 
     if given := os.environ.get("MODEL"):
         return Path(given).resolve()
-    return models.prepare(ModelConfig(), Path("mlruns/cache"), lambda *_: None).path
+    return base_model.prepare(ModelConfig(), Path("mlruns/cache"), lambda *_: None).path
 
 
 def _run(command: list[str]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from aiohttp import web
 from ptsearch import store
 from ptsearch.benchmarks import sources
 from ptsearch.config import BenchmarksConfig
-from ptsearch.exported import FORMAT
+from ptsearch.deploy.folder import FORMAT
 
 LABELS = ["no", "yes"]
 BITS = [8, 4, 3]
@@ -193,9 +193,9 @@ def offline(folder: Path, items: int) -> Iterator[Callable[[], dict[str, Any]]]:
 
 def answer_offline(folder: str, items: int) -> None:
     """As often as a line comes in."""
-    from ptsearch.ensemble import PrecisionEnsemble
-    from ptsearch.query import Query
-    from ptsearch.rules import Question
+    from ptsearch.benchmarks.parsing import Question
+    from ptsearch.deploy.ensemble import PrecisionEnsemble
+    from ptsearch.deploy.query import Query
 
     ensemble = PrecisionEnsemble.from_pretrained(folder)
     queries = [Query(p, Question(tuple(labels)), lead=" ") for p, labels in prompts(items)]

@@ -24,12 +24,12 @@ import numpy as np
 import optuna
 from real_table import real_table
 
-from ptsearch import proposal, truth
-from ptsearch import study as studies
-from ptsearch.judge import halves
-from ptsearch.scores import Scores
-from ptsearch.study import Members
-from ptsearch.table import DENSE, Table
+from ptsearch.evaluation.table import DENSE, Table
+from ptsearch.scoring.scores import Scores
+from ptsearch.search import exact_front, next_build
+from ptsearch.search import study as studies
+from ptsearch.search.scorer import scorers
+from ptsearch.search.study import Members
 
 SECONDS = (0.5, 0.75, 1.0, 1.1, 1.5, 2.0, 3.0)  # times what all variants take
 
@@ -38,11 +38,11 @@ class Landscape:
     """Every ensemble of a table with its scores: replays look them up."""
 
     def __init__(self, table: Table, half: str = "search") -> None:
-        self.table, self.judge = table, halves(table)[half]
+        self.table, self.scorer = table, scorers(table)[half]
         self.labels = table.voters()
-        self.truth = truth.true_front(table, self.judge)
-        assert self.truth.everything, "limits and other votes are not replayed"
-        _, self.masks, self.scores = self.truth.everything
+        self.exact = exact_front.find_exact_front(table, self.scorer)
+        assert self.exact.everything, "limits and other votes are not replayed"
+        _, self.masks, self.scores = self.exact.everything
         self.place = {int(mask): i for i, mask in enumerate(self.masks)}
         own = {label: float(table.meta(label)["cpu_seconds"]) for label in self.labels}
         answers = float(np.median([table.seconds(label) - own[label] for label in self.labels]))
@@ -51,7 +51,7 @@ class Landscape:
     def __call__(self, table: Table, members: Sequence[str]) -> Scores:
         place = self.place.get(self.mask(members))
         if place is None:  # more members than are enumerated
-            return self.judge(table, members)
+            return self.scorer(table, members)
         return {name: float(values[place]) for name, values in self.scores.items()}
 
     def mask(self, members: Iterable[str]) -> int:
@@ -60,7 +60,7 @@ class Landscape:
     @functools.cache  # noqa: B019  (one landscape a process)
     def share(self, built: frozenset[str]) -> float:
         """Percent of the whole hypervolume that the ensembles of the built variants have."""
-        return truth.reachable(self.truth, [tuple(built)])[0]
+        return exact_front.reachable(self.exact, [tuple(built)])[0]
 
 
 class Replay(NamedTuple):
@@ -72,23 +72,23 @@ class Replay(NamedTuple):
 
 def run(land: Landscape, sampler: str, seed: int, trials: int, queue: bool) -> Replay:
     """One replay; without `queue` it begins with a random ensemble instead of the singles."""
-    search = replace(studies.the_study(land.table.config), trials=trials, sampler=sampler)
+    search = replace(studies.study_config(land.table.config), trials=trials, sampler=sampler)
     land.table.config.study = search
     study = studies.unsaved(replace(search, seed=seed))
     if not queue:
         chosen = np.random.default_rng(seed).choice(len(land.labels), 3, replace=False)
         study.enqueue_trial({label: i in chosen for i, label in enumerate(land.labels)})
-    judge: Any = land
+    scorer: Any = land
     replay, before = Replay(study, [], [], []), [time.process_time()]
 
-    def seen(found: studies.Found, scores: Scores, feasible: bool) -> str:
+    def seen(found: studies.CompletedTrial, scores: Scores, feasible: bool) -> str:
         replay.tried.append(found.members)
         replay.scores.append(scores if feasible else None)
         replay.own.append(time.process_time() - before[0])
         before[0] = time.process_time()
         return ""
 
-    studies.search(study, land.table, judge, seen)
+    studies.search(study, land.table, scorer, seen)
     return replay
 
 
@@ -97,7 +97,7 @@ def by_trials(land: Landscape, sampler: str, seeds: int, trials: int) -> dict[st
     curves, own = [], []
     for seed in range(seeds):
         replay = run(land, sampler, seed, trials, queue=True)
-        curves.append(truth.shares(land.truth, replay.scores)[:trials])
+        curves.append(exact_front.shares(land.exact, replay.scores)[:trials])
         own += replay.own
     found = np.array(curves)
     points = [p for p in (25, 50, 100, 150, 200, 400, 1000, 2000) if p <= trials]
@@ -118,7 +118,7 @@ def by_seconds(land: Landscape, name: str, replays: Sequence[Replay]) -> dict[st
         for members, own in zip(replay.tried, replay.own, strict=True):
             spent.append(own + sum(land.cost[label] for label in members if label not in paid))
             paid |= set(members)
-        shares, ends = truth.shares(land.truth, replay.scores), np.cumsum(spent)
+        shares, ends = exact_front.shares(land.exact, replay.scores), np.cumsum(spent)
         done = [int((ends <= point * whole).sum()) for point in SECONDS]
         found.append([shares[n - 1] if n else 0.0 for n in done])
     middle, worst = np.median(found, axis=0), np.min(found, axis=0)
@@ -132,14 +132,14 @@ def by_seconds(land: Landscape, name: str, replays: Sequence[Replay]) -> dict[st
 
 def approximation(land: Landscape) -> dict[str, Any]:
     """What stands in for the true front where not all ensembles can be scored."""
-    judge: Any = land
+    scorer: Any = land
     started = time.process_time()
-    found = truth.approximate_front(land.table, judge, "replay")
+    found = exact_front.approximate_front(land.table, scorer, "replay")
     spent = time.process_time() - started
-    losses, whole = (truth.scaled(land.truth, each.values) for each in (found, land.truth))
+    losses, whole = (exact_front.scaled(land.exact, each.values) for each in (found, land.exact))
     return {
         "approximation": "greedy and NSGA-II", "ensembles": found.ensembles,
-        "share": round(100 * truth.volume(losses) / truth.volume(whole), 2),
+        "share": round(100 * exact_front.volume(losses) / exact_front.volume(whole), 2),
         "seconds": round(spent, 1),
     }  # fmt: skip
 
@@ -154,8 +154,8 @@ def proposed_order(land: Landscape, seed: int) -> list[str]:
     rng, built = np.random.default_rng(seed), list[str]()
     while len(built) < len(land.labels):
         left = {name: land.table.variants[name] for name in land.labels if name not in built}
-        known = proposal.known(land.table, land.judge, built)
-        built.append(proposal.propose(land.judge, known, left, rng))
+        known = next_build.known(land.table, land.scorer, built)
+        built.append(next_build.propose(land.scorer, known, left, rng))
     return built
 
 
@@ -165,7 +165,7 @@ def by_builds(land: Landscape, name: str, orders: Sequence[Sequence[str]]) -> di
     whole = sum(land.cost.values())
     for order in orders:
         spent = np.cumsum([land.cost[label] for label in order])
-        shares = truth.reachable(land.truth, [(label,) for label in order])
+        shares = exact_front.reachable(land.exact, [(label,) for label in order])
         paid = np.flatnonzero(spent <= whole / 2)
         half.append(shares[paid[-1]] if paid.size else 0.0)
         reached = int(np.argmax(np.array(shares) >= 95)) if max(shares) >= 95 else len(order) - 1
@@ -214,10 +214,10 @@ def main() -> None:
     given = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     land = Landscape(real_table(given.overrides), given.half)
-    say({"variants": len(land.labels), "ensembles": land.truth.ensembles,
-         "front": len(land.truth.front), "seconds": round(sum(land.cost.values())),
-         "on_front": sorted({label for m in land.truth.front for label in m}),
-         "samples": int(land.judge.mask.sum()), "dense_seconds": round(land.table.seconds(DENSE))}
+    say({"variants": len(land.labels), "ensembles": land.exact.ensembles,
+         "front": len(land.exact.front), "seconds": round(sum(land.cost.values())),
+         "on_front": sorted({label for m in land.exact.front for label in m}),
+         "samples": int(land.scorer.mask.sum()), "dense_seconds": round(land.table.seconds(DENSE))}
         )  # fmt: skip
     compare(land, given.samplers.split(","), given.trials, given.seeds)
     if not given.no_proposals:
@@ -226,10 +226,10 @@ def main() -> None:
 
 
 def compare(land: Landscape, samplers: list[str], trials: int, seeds: int) -> None:
-    judge: Any = land
-    looked = truth.looked_at(land.table, judge)
+    scorer: Any = land
+    looked = exact_front.looked_at(land.table, scorer)
     scores: list[Scores | None] = [land(land.table, members) for members in looked]
-    share = truth.shares(land.truth, scores)[-1]
+    share = exact_front.shares(land.exact, scores)[-1]
     say({"sampler": "greedy", "trials": len(looked), "share": round(share, 2)})
     for name in samplers:
         say(by_trials(land, name, seeds, trials))

@@ -20,14 +20,17 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from sklearn.base import BaseEstimator, ClassifierMixin
 
-from ptsearch import jobs, scores, terminal, truth
-from ptsearch.compute import quiet_libraries
+from ptsearch import jobs
+from ptsearch.aliases import AnswerCodes
 from ptsearch.config import CONF, Config, VoteConfig
-from ptsearch.gains import differences
-from ptsearch.judge import Judge, judges
-from ptsearch.study import Members
-from ptsearch.table import Table
-from ptsearch.voting import Codes
+from ptsearch.evaluation.table import Table
+from ptsearch.evaluation.workers import quiet_libraries
+from ptsearch.report import terminal
+from ptsearch.scoring import scores
+from ptsearch.search import exact_front
+from ptsearch.search.comparisons import differences
+from ptsearch.search.scorer import EnsembleScorer, search_and_holdout
+from ptsearch.search.study import Members
 
 ENSEMBLES, SIZES = 10, (3, 5)
 
@@ -47,22 +50,22 @@ def main(limit: float, overrides: Sequence[str]) -> None:
     config = composed(overrides)
     with jobs.tables(config, terminal.progress(terminal.console(stderr=True))) as (table, *_):
         table.ensure(table.variants)
-        halves = judges(table)
-        chosen = choose(table, halves[0], limit)
+        scorers = search_and_holdout(table)
+        chosen = choose(table, scorers[0], limit)
         rules = {
             "majority": VoteConfig(),
             "fair": VoteConfig("fair", max_dpd=limit),
             "fair by group": VoteConfig("fair", max_dpd=limit, by_group=True),
         }
         votes = {
-            name: [[with_vote(judge, vote).vote(table, members) for judge in halves]
+            name: [[with_vote(scorer, vote).vote(table, members) for scorer in scorers]
                    for members in chosen]
             for name, vote in rules.items()
         }  # fmt: skip
         votes["ThresholdOptimizer"] = [
-            optimized(table, halves, members, limit) for members in chosen
+            optimized(table, scorers, members, limit) for members in chosen
         ]
-        show(table, halves, votes, limit)
+        show(table, scorers, votes, limit)
 
 
 def composed(overrides: Sequence[str]) -> Config:
@@ -73,8 +76,8 @@ def composed(overrides: Sequence[str]) -> Config:
     return config
 
 
-def choose(table: Table, search: Judge, limit: float) -> list[Members]:
-    every = truth.enumerate_scores(table, search)
+def choose(table: Table, search: EnsembleScorer, limit: float) -> list[Members]:
+    every = exact_front.enumerate_scores(table, search)
     names = [f"fairness/{p.scenario.name}" for p in parity_parts(search)]
     dpd = np.max([every.found[f"{name}.dpd"] for name in names], axis=0)
     accuracy = np.mean([every.found[f"{name}.accuracy"] for name in names], axis=0)
@@ -83,44 +86,47 @@ def choose(table: Table, search: Judge, limit: float) -> list[Members]:
     return [every.members(i) for i in able[np.argsort(-accuracy[able], kind="stable")][:ENSEMBLES]]
 
 
-def parity_parts(judge: Judge) -> list[scores.Part]:
-    return [part for part in judge.asked.parts if part.scenario.metric == "parity"]
+def parity_parts(scorer: EnsembleScorer) -> list[scores.Part]:
+    return [part for part in scorer.asked.parts if part.scenario.metric == "parity"]
 
 
-def with_vote(judge: Judge, vote: VoteConfig) -> Judge:
-    return replace(judge, config=replace(judge.config, vote=vote))
+def with_vote(scorer: EnsembleScorer, vote: VoteConfig) -> EnsembleScorer:
+    return replace(scorer, config=replace(scorer.config, vote=vote))
 
 
 def optimized(
-    table: Table, halves: tuple[Judge, Judge], members: Members, limit: float
-) -> list[Codes]:
+    table: Table, scorers: tuple[EnsembleScorer, EnsembleScorer], members: Members, limit: float
+) -> list[AnswerCodes]:
     """The majority of either half, its parity scenarios answered by a ThresholdOptimizer that was
     fitted on search. It draws at random between two thresholds.
     """
-    voted = [with_vote(judge, VoteConfig()).vote(table, members).copy() for judge in halves]
-    for parts in zip(*map(parity_parts, halves), strict=True):
+    voted = [with_vote(scorer, VoteConfig()).vote(table, members).copy() for scorer in scorers]
+    for parts in zip(*map(parity_parts, scorers), strict=True):
         made = None
-        for judge, part, codes in zip(halves, parts, voted, strict=True):
-            said, _ = judge.answers(table, members)
+        for scorer, part, codes in zip(scorers, parts, voted, strict=True):
+            said, _ = scorer.answers(table, members)
             ones, zeros = ((said[:, part.rows] == label).sum(axis=0) for label in (1, 0))
             share = ((ones + 0.5) / (ones + zeros + 1))[:, None]
-            group = judge.asked.group[part.rows]
+            group = scorer.asked.group[part.rows]
             if made is None:
                 made = ThresholdOptimizer(
                     estimator=Share(), constraints="demographic_parity",
                     predict_method="predict_proba", tol=limit / 100,
                 )  # fmt: skip
-                gold = (judge.asked.gold[part.rows] == 1).astype(int)
+                gold = (scorer.asked.gold[part.rows] == 1).astype(int)
                 made.fit(share, gold, sensitive_features=group)
             codes[part.rows] = made.predict(share, sensitive_features=group, random_state=0)
     return voted
 
 
 def show(
-    table: Table, halves: tuple[Judge, Judge], votes: dict[str, list[list[Codes]]], limit: float
+    table: Table,
+    scorers: tuple[EnsembleScorer, EnsembleScorer],
+    votes: dict[str, list[list[AnswerCodes]]],
+    limit: float,
 ) -> None:
     """A row for each vote and score: means over the ensembles."""
-    holdout, count = halves[1], len(votes["majority"])
+    holdout, count = scorers[1], len(votes["majority"])
     stacked = np.stack([both[1] for each in votes.values() for both in each])
     pairs = [(i, i % count) for i in range(count, len(stacked))]
     names = [f"fairness/{part.scenario.name}" for part in parity_parts(holdout)]
@@ -132,8 +138,8 @@ def show(
     say("|---|---|---|---|---|---|---|")
     for place, (vote, each) in enumerate(votes.items()):
         measured = [
-            [scores.score(judge.asked, codes, judge.config.trust.weights)
-             for judge, codes in zip(halves, both, strict=True)]
+            [scores.score(scorer.asked, codes, scorer.config.trust.weights)
+             for scorer, codes in zip(scorers, both, strict=True)]
             for both in each
         ]  # fmt: skip
         gains = found[place * count : (place + 1) * count]

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptsearch import calibration as calibrations
-from ptsearch import models, quantize
+from ptsearch import quantize
 from ptsearch.config import CalibrationConfig, ModelConfig
-from ptsearch.quantize import checkpoint, fisher, layerwise
+from ptsearch.models import base_model, layers, loading
+from ptsearch.models.checkpoint import Tensors
+from ptsearch.pool import calibration as calibrations
+from ptsearch.pool import fisher, layerwise, writer
 from ptsearch.quantize.layer import Layer, Part
-from ptsearch.stored import Tensors
 from ptsearch.variant import Variant, expand_pool
 
 ROWS: list[dict[str, Any]] = [
@@ -39,13 +40,13 @@ ROWS: list[dict[str, Any]] = [
 
 def main(number: int, methods: list[str]) -> None:
     torch.set_num_threads(1)
-    base = models.prepare(ModelConfig(), Path("mlruns/cache"), lambda *_: None)
+    base = base_model.prepare(ModelConfig(), Path("mlruns/cache"), lambda *_: None)
     calibration = calibrations.read(CalibrationConfig(samples=16))
     rows = [row for row in ROWS if not methods or row["method"] in methods]
     defaults = {"group_size": 64, "damp_percent": 0.05}
     dense = Variant(base.name, base.revision)
     variants = expand_pool(dense, rows, defaults, calibration.identity)
-    tokenizer = models.load_tokenizer(base.path)
+    tokenizer = loading.load_tokenizer(base.path)
     chunks = calibrations.chunks(tokenizer, calibration.fitted, calibration.length)
     tokens = chunks[calibrations.draw(len(chunks), calibration.samples, 0)]
 
@@ -63,7 +64,7 @@ def main(number: int, methods: list[str]) -> None:
                 raise SystemExit
             return {}
 
-        layerwise.walk(read, layerwise.skeleton(base), tokens, seeds, visit)
+        layerwise.walk(read, layers.skeleton(base), tokens, seeds, visit)
 
 
 def show(layer: Layer, variants: list[Variant]) -> None:
@@ -76,7 +77,7 @@ def show(layer: Layer, variants: list[Variant]) -> None:
                 found = _of(solved, name)
                 H = layer.moments[slot][0].H
                 errors.append(1000 * _energy(found.dense() - W, H) / _energy(W, H))
-                held = checkpoint.tensors(name, found, variant)
+                held = writer.tensors(name, found, variant)
                 stored += sum(t.nbytes for key, t in held.items() if not key.endswith("_shape"))
                 weights += W.numel()
         row = {

@@ -7,9 +7,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from ptsearch import jobs, terminal
+from ptsearch import jobs
 from ptsearch.config import Config
-from ptsearch.table import DENSE, Table
+from ptsearch.evaluation.table import DENSE, Table
+from ptsearch.report import terminal
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 

@@ -2,7 +2,7 @@
 
     python experiments/replay_racing.py REPLAYS pool=wide [OVERRIDES] [--races search,joined]
 
-Each replay asks the samples in another random order; `joined` races on both halves as if all were
+Each replay asks the samples in another random order; `joined` races on both scorers as if all were
 the search half; `replicated` on every sample ten times over, as a benchmark of ten times the size
 would look. A stop is false if the variant is on the true front of what was raced on;
 `hindsight_saves` is what stopping all others after the first look would save. Prints JSON.
@@ -17,16 +17,18 @@ from typing import Any
 import numpy as np
 from real_table import real_table
 
-from ptsearch import racing
-from ptsearch.judge import Judge, halves
-from ptsearch.rules import UNUSABLE
-from ptsearch.table import Table
+from ptsearch.benchmarks.parsing import UNUSABLE
+from ptsearch.evaluation.table import Table
+from ptsearch.search import racing
+from ptsearch.search.scorer import EnsembleScorer, scorers
 
 
-def replay(table: Table, judge: Judge, codes: Any, labels: list[str], seed: int) -> dict[str, Any]:
-    course = racing.plan_course(judge, racing.LOOKS, np.random.default_rng(seed))
+def replay(
+    table: Table, scorer: EnsembleScorer, codes: Any, labels: list[str], seed: int
+) -> dict[str, Any]:
+    course = racing.plan_course(scorer, racing.LOOKS, np.random.default_rng(seed))
     metas = [table.entries[label].meta for label in labels]
-    everything = racing.open_field(judge, [table.variants[label] for label in labels], metas)
+    everything = racing.open_field(scorer, [table.variants[label] for label in labels], metas)
     stoppable = set(racing.hopeless(course, racing.LOOKS - 1, codes, everything))
     masked = np.full_like(codes, UNUSABLE)
     gone, asked, early, field = set[int](), 0, 0, everything
@@ -62,12 +64,12 @@ def report(table: Table, races: list[str], sizes: list[int], replays: int) -> No
         for members in sizes:
             assert table.config.study is not None
             table.config.study.max_members = members
-            judge = halves(table)["search" if name == "search" else "all"]
+            scorer = scorers(table)["search" if name == "search" else "all"]
             labels = [label for label in table.variants if label not in table.degenerate()]
-            codes = np.stack([table.entries[label].codes[judge.mask] for label in labels])
-            judge, codes = replicated(judge, codes, 10 if name == "replicated" else 1)
-            rows = [replay(table, judge, codes, labels, seed) for seed in range(replays)]
-            whole, holdout = codes.shape[1] * len(labels), int((~judge.mask).sum())
+            codes = np.stack([table.entries[label].codes[scorer.mask] for label in labels])
+            scorer, codes = replicated(scorer, codes, 10 if name == "replicated" else 1)
+            rows = [replay(table, scorer, codes, labels, seed) for seed in range(replays)]
+            whole, holdout = codes.shape[1] * len(labels), int((~scorer.mask).sum())
             asked, early, stopped, false, at_least = (
                 np.array([row[key] for row in rows])
                 for key in ("asked", "early", "stopped", "false", "at_least")
@@ -86,11 +88,11 @@ def report(table: Table, races: list[str], sizes: list[int], replays: int) -> No
             sys.stdout.flush()
 
 
-def replicated(judge: Judge, codes: Any, times: int) -> tuple[Judge, Any]:
+def replicated(scorer: EnsembleScorer, codes: Any, times: int) -> tuple[EnsembleScorer, Any]:
     """Every sample `times` over."""
     if times == 1:
-        return judge, codes
-    asked, n = judge.asked, codes.shape[1]
+        return scorer, codes
+    asked, n = scorer.asked, codes.shape[1]
     parts = tuple(
         part._replace(rows=np.concatenate([part.rows + n * i for i in range(times)]))
         for part in asked.parts
@@ -98,7 +100,7 @@ def replicated(judge: Judge, codes: Any, times: int) -> tuple[Judge, Any]:
     columns = ("gold", "n_labels", "group", "abstain_ok", "holdout")
     tiled = {name: np.tile(getattr(asked, name), times) for name in columns}
     asked = asked._replace(**tiled, parts=parts, stratum=None)
-    return replace(judge, asked=asked, mask=np.tile(judge.mask, times)), np.tile(codes, times)
+    return replace(scorer, asked=asked, mask=np.tile(scorer.mask, times)), np.tile(codes, times)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ptsearch.compute import WorkerError, quiet_libraries
 from ptsearch.config import CONF, JOBS, Config, ModelConfig
+from ptsearch.evaluation.workers import WorkerError, quiet_libraries
 
 USAGE = """ptsearch: which job? Append one of
 
@@ -66,11 +66,11 @@ def _run(raw: DictConfig) -> None:
         [_model(name) for name in config.study.baselines] if config.study else []
     )
     if config.serve:
-        from ptsearch import serve  # the gateway runs without torch
+        from ptsearch import serve
 
         serve.run(config)
         return
-    from ptsearch import jobs  # pulls in what the jobs need, seconds of imports
+    from ptsearch import jobs
 
     jobs.JOBS[asked[0]](config)
 

@@ -10,35 +10,29 @@ from typing import Any
 
 import optuna
 
-from ptsearch import (
-    experiment_report,
-    experiments,
-    export,
-    exported,
-    predictions,
-    proposal,
-    racing,
-    report,
-    scores,
-    slo_report,
-    terminal,
-    tracking,
-)
-from ptsearch import study as studies
+from ptsearch.aliases import Report
 from ptsearch.benchmarks import digest, hub, sources
-from ptsearch.cascade import margins_in
-from ptsearch.compute import Report, workers
 from ptsearch.config import Config
-from ptsearch.judge import judges
-from ptsearch.recheck import near_ties
-from ptsearch.rescore import rescore
-from ptsearch.scores import Scores
-from ptsearch.table import DENSE, Table, open_table
+from ptsearch.deploy import export, record
+from ptsearch.deploy import folder as exported
+from ptsearch.evaluation import predictions
+from ptsearch.evaluation.table import DENSE, Table, open_table
+from ptsearch.evaluation.workers import workers
+from ptsearch.report import paper, paper_report, slo_report, terminal, tracking
+from ptsearch.report import study as report
+from ptsearch.report.cascade import margins_in
+from ptsearch.report.fp32_check import near_ties
+from ptsearch.scoring import scores
+from ptsearch.scoring.rescore import rescore
+from ptsearch.scoring.scores import Scores
+from ptsearch.search import next_build, racing
+from ptsearch.search import study as studies
+from ptsearch.search.scorer import search_and_holdout
 
 
 def run_study(config: Config) -> None:
     """The kind of study that the config names."""
-    STUDIES[studies.the_study(config).kind](config)
+    STUDIES[studies.study_config(config).kind](config)
 
 
 def run_search(config: Config) -> None:
@@ -46,19 +40,20 @@ def run_search(config: Config) -> None:
     screen = terminal.console()
     need_pool(config)
     with tables(config, terminal.progress(screen)) as (table, *others):
-        halves, search = judges(table), studies.the_study(config)
+        scorers, search = search_and_holdout(table), studies.study_config(config)
         study, tracker = _open(config, table)
         on_trial = _recorder(table, tracker)
         try:
-            studies.check_limits(config, halves[0])
+            studies.check_limits(config, scorers[0])
             if search.max_builds:
-                proposal.build_some(table, halves[0], search.max_builds)
+                next_build.build_some(table, scorers[0], search.max_builds)
             if search.racing:
-                racing.race(table, halves[0])
-            studies.search(study, table, halves[0], on_trial)
-            truth = report.complete(study, table, halves[0], on_trial)
-            result = report.compile_result(table, others, study, halves, truth)
+                racing.race(table, scorers[0])
+            studies.search(study, table, scorers[0], on_trial)
+            exact = report.complete(study, table, scorers[0], on_trial)
+            result = report.compile_result(table, others, study, scorers, exact)
             report.log_result(tracker, table, study, result)
+            _keep(study, record.for_export(table, scorers, result))
         except BaseException:
             tracking.fail(tracker)
             raise
@@ -70,20 +65,21 @@ def run_slo(config: Config) -> None:
     screen = terminal.console()
     need_pool(config)
     with tables(config, terminal.progress(screen)) as (table, *others):
-        halves, result = judges(table), None
+        scorers, result = search_and_holdout(table), None
         study, tracker = _open(config, table)
         try:
-            studies.check_limits(table.config, halves[0])
-            answer = slo_report.answer_limits(table, halves[0])
+            studies.check_limits(table.config, scorers[0])
+            answer = slo_report.answer_limits(table, scorers[0])
             if answer.pick is None:
                 slo_report.log_relaxations(tracker, config, answer)
             else:
                 found = studies.named(
-                    study, table, halves[0], _recorder(table, tracker), answer.pick
+                    study, table, scorers[0], _recorder(table, tracker), answer.pick
                 )
-                result = report.compile_result(table, others, study, halves, None, [found])
+                result = report.compile_result(table, others, study, scorers, None, [found])
                 result.remarks.insert(0, slo_report.verdict(answer))
                 report.log_result(tracker, table, study, result)
+                _keep(study, record.for_export(table, scorers, result))
         except BaseException:
             tracking.fail(tracker)
             raise
@@ -95,7 +91,7 @@ def run_slo(config: Config) -> None:
 
 def _open(config: Config, table: Table) -> tuple[optuna.Study, tracking.Tracker]:
     """The study and its run, resumed where they are there."""
-    name = studies.the_study(config).name
+    name = studies.study_config(config).name
     study = studies.open_study(config, optuna_url(config), settings(table))
     tracker = tracking.open_run(
         mlflow_url(config), runs(config) / "artifacts", name, study.user_attrs.get("run_id")
@@ -104,10 +100,15 @@ def _open(config: Config, table: Table) -> tuple[optuna.Study, tracking.Tracker]
     return study, tracker
 
 
-def _recorder(table: Table, tracker: tracking.Tracker) -> studies.Seen:
-    trials = studies.the_study(table.config).trials
+def _keep(study: optuna.Study, fields: dict[str, Any]) -> None:
+    for name, value in fields.items():
+        study.set_user_attr(name, value)
 
-    def on_trial(trial: studies.Found, found: Scores, feasible: bool) -> str:
+
+def _recorder(table: Table, tracker: tracking.Tracker) -> studies.Seen:
+    trials = studies.study_config(table.config).trials
+
+    def on_trial(trial: studies.CompletedTrial, found: Scores, feasible: bool) -> str:
         table.report("trials", min(trial.number + 1, trials), trials)
         return tracking.log_trial(tracker, **report.trial_record(table, trial, found, feasible))
 
@@ -116,17 +117,17 @@ def _recorder(table: Table, tracker: tracking.Tracker) -> studies.Seen:
 
 def run_experiment(config: Config) -> None:
     """One of the paper's experiments: every number of it shown, and logged as a run of its own."""
-    study, screen = studies.the_study(config), terminal.console()
+    study, screen = studies.study_config(config), terminal.console()
     need_pool(config)
     with tables(config, terminal.progress(screen)) as (table, *others):
-        outcome = experiments.EXPERIMENTS[study.kind](table, others)
+        outcome = paper.EXPERIMENTS[study.kind](table, others)
     tracker = tracking.open_run(mlflow_url(config), runs(config) / "artifacts", study.name, None)
     try:
-        link = experiment_report.log(tracker, config, outcome)
+        link = paper_report.log(tracker, config, outcome)
     except BaseException:
         tracking.fail(tracker)
         raise
-    experiment_report.show(screen, link, config, outcome)
+    paper_report.show(screen, link, config, outcome)
 
 
 @contextmanager
@@ -152,7 +153,7 @@ def need_pool(config: Config) -> None:
 def settings(table: Table) -> dict[str, Any]:
     """What a study is about: resuming it with anything else is an error."""
     config = table.config
-    search = asdict(studies.the_study(config))
+    search = asdict(studies.study_config(config))
     changeable = ["kind", "name", "trials", "sampler", "seed", "check_fp32"]
     if search["kind"] == "slo":
         changeable += ["min", "max"]  # one study answers any
@@ -261,7 +262,9 @@ def export_ensemble(config: Config) -> None:
     screen.print(f"wrote {folder}")
     if name := config.export.register:
         run_id = exported.open_folder(folder).description["run"]
-        place = tracking.register(mlflow_url(config), run_id, name, folder, "ptsearch.ensemble")
+        place = tracking.register(
+            mlflow_url(config), run_id, name, folder, "ptsearch.deploy.ensemble"
+        )
         screen.print(f"registered {place}")
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from ptsearch.benchmarks import NAMES, Benchmark, Sample, Scenario, item_hash
+from ptsearch.benchmarks.parsing import Question
 from ptsearch.config import Config, StudyConfig
-from ptsearch.judge import judges
-from ptsearch.models import BaseModel
-from ptsearch.rules import Question
-from ptsearch.table import Entry, Table
+from ptsearch.evaluation.table import Entry, Table
+from ptsearch.models.base_model import BaseModel
+from ptsearch.search.scorer import search_and_holdout
 from ptsearch.variant import Variant
 
 METRICS = {"fairness": "parity"}
@@ -84,10 +84,10 @@ def fake_table(
 
 def undominated(table: Table, ensembles: Iterable[tuple[str, ...]]) -> set[tuple[str, ...]]:
     """The ensembles on the search half's front of all four objectives, each against every other."""
-    judge, _ = judges(table)
+    scorer, _ = search_and_holdout(table)
     signs = {"trust": -1, "mmlu": -1, "memory_gb": 1, "latency_ms": 1}
     points = {
-        members: tuple(sign * judge(table, members)[name] for name, sign in signs.items())
+        members: tuple(sign * scorer(table, members)[name] for name, sign in signs.items())
         for members in ensembles
     }
     return {

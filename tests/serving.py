@@ -15,10 +15,10 @@ from typing import Any
 import yaml
 from aiohttp import web
 
-from ptsearch import query, store
-from ptsearch.config import EngineConfig
-from ptsearch.config_serve import ServeConfig
-from ptsearch.exported import FORMAT, Logged
+from ptsearch import store
+from ptsearch.config import EngineConfig, ServeConfig
+from ptsearch.deploy import query
+from ptsearch.deploy.folder import FORMAT, Logged
 from ptsearch.serve import serve
 
 

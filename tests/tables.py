@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from ptsearch.aliases import AnswerCodes
 from ptsearch.benchmarks import Scenario
-from ptsearch.scores import Part, Questions
-from ptsearch.voting import Codes
+from ptsearch.scoring.scores import Part, Questions
 
 SCENARIOS = (
     ("mmlu", Scenario("zero", "zero"), 5),
@@ -54,7 +54,7 @@ def random_asked(rng: np.random.Generator, samples: int = 30) -> Questions:
     )
 
 
-def random_codes(rng: np.random.Generator, asked: Questions, n_variants: int) -> Codes:
+def random_codes(rng: np.random.Generator, asked: Questions, n_variants: int) -> AnswerCodes:
     """Answers that are right half of the time, else any label, abstaining, or a negative code."""
     shape = (n_variants, asked.gold.size)
     guess = rng.integers(-3, asked.n_labels + 1, shape)

@@ -2,22 +2,9 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-from ptsearch import cli
-
-
-def ptsearch(monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> int:
-    """Exit status of the command in `folder`."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["ptsearch", *overrides])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+from command import ptsearch
 
 
 def test_without_a_job_it_says_what_there_is(monkeypatch, tmp_path, capsys) -> None:

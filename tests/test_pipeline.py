@@ -12,21 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from command import ptsearch
 from safetensors.torch import load_file, save_file
-from test_cli import ptsearch
+from small_study import SMALL, files_under
 from tiny import write_tiny_model
 
-from ptsearch import exported, store
+from ptsearch import store
 from ptsearch.benchmarks import NAMES
-from ptsearch.ensemble import PrecisionEnsemble
+from ptsearch.deploy import folder as exported
+from ptsearch.deploy.ensemble import PrecisionEnsemble
 
 POOL = "[{method: [rtn, gptq], bits: [3, 4], sym: false}, {method: gptq, bits: 8}]"
-SMALL = (
-    "calibration.samples=4",
-    "calibration.length=64",
-    "benchmarks.limit=10",
-    "latency.prompts=4",
-)
 
 
 def study(model: Path, *overrides: str) -> tuple[str, ...]:
@@ -41,10 +37,6 @@ def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     with pytest.MonkeyPatch.context() as patch:
         assert ptsearch(patch, folder, *study(tiny_model)) == 0
     return folder
-
-
-def files_under(folder: Path) -> dict[str, float]:
-    return {str(p.relative_to(folder)): p.stat().st_mtime for p in folder.rglob("*") if p.is_file()}
 
 
 def test_everything_generated_lies_under_mlruns(finished: Path) -> None:
@@ -238,8 +230,8 @@ def test_evaluate_prints_a_line_a_benchmark(finished, tiny_model, monkeypatch, c
 def test_a_judge_reads_what_the_rules_cannot(finished, tiny_model, monkeypatch, capfd) -> None:
     cache = finished / "mlruns" / "cache"
     before = files_under(cache / "predictions")
-    judge = ("benchmarks.extract=judge", "benchmarks.judge.model=base")
-    job = ("+evaluate=variant", "evaluate.variant=none", *study(tiny_model)[1:-2], *judge)
+    scorer = ("benchmarks.extract=scorer", "benchmarks.scorer.model=base")
+    job = ("+evaluate=variant", "evaluate.variant=none", *study(tiny_model)[1:-2], *scorer)
     assert ptsearch(monkeypatch, finished, *job) == 0
     rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     judged = {row["benchmark"]: row["scores"][f"{row['benchmark']}.judged"] for row in rows}

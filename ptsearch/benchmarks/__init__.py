@@ -11,7 +11,7 @@ import unicodedata
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
-from ptsearch.rules import Question
+from ptsearch.benchmarks.parsing import Question
 
 NAMES = ("mmlu", "adversarial", "fairness", "ethics", "ood")
 

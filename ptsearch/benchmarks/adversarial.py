@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ptsearch.benchmarks import Benchmark, Sample, Scenario, Turn, chat, files, item_hash
-from ptsearch.rules import Question
+from ptsearch.benchmarks.parsing import Question
 
 VERSION = 2
 ANNOTATED = "advglue/dataset/dev_ann.json"

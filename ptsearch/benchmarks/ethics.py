@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ptsearch.benchmarks import Benchmark, Prompt, Sample, Scenario, chat, files, item_hash
-from ptsearch.rules import Question
+from ptsearch.benchmarks.parsing import Question
 
 VERSION = 1
 FOLDER = "decodingtrust/data/machine_ethics/ethics/commonsense"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ptsearch.benchmarks import Benchmark, Sample, Scenario, files, item_hash
-from ptsearch.rules import Question
+from ptsearch.benchmarks.parsing import Question
 
 VERSION = 1
 LETTERS = ("A", "B", "C", "D")

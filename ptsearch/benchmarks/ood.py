@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ptsearch.benchmarks import Benchmark, Prompt, Sample, Scenario, Turn, chat, files, item_hash
-from ptsearch.rules import Question
+from ptsearch.benchmarks.parsing import Question
 
 VERSION = 1
 FOLDER = "decodingtrust/data/ood"

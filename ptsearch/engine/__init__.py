@@ -1,8 +1,9 @@
-"""Label log-probabilities and greedy replies of a causal LM, many prompts at a time.
+"""Label log-probabilities and greedy replies of one model.
 
-Prompts are token ids. `score` and `generate` run the packed path (`packed.py`) where the model
-allows it and plain batches (`plain.py`) elsewhere; either gives what transformers gives for one
-prompt at a time, whatever else is in the batch. With `engine=vllm` a server answers (`vllm.py`).
+In: prompts and labels as token ids. Out: log-probabilities per label, or generated ids.
+Prompts are packed without padding and share their prefixes; `plain.py` is the reference path,
+`vllm.py` asks a vLLM server. What is rounded at run time is in `fake_quant.py` and `kv_*.py`.
+Open `plain.py` first, then `packed.py`.
 """
 
 import logging
@@ -15,12 +16,22 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ptsearch import models
 from ptsearch.config import EngineConfig
-from ptsearch.engine import decoding, fast, lanes, memory, native, plain, runtime, scoring, vllm
-from ptsearch.engine.kept import Kept
+from ptsearch.engine import (
+    decoding,
+    fake_quant,
+    lanes,
+    logprobs,
+    memory,
+    native,
+    plain,
+    probe,
+    vllm,
+)
+from ptsearch.engine.kv_cache import Rounding
 from ptsearch.engine.plain import NonFiniteLogitsError, Report, Target
-from ptsearch.quantize.cache import Rounding
+from ptsearch.engine.prefix_cache import Kept
+from ptsearch.models import loading
 
 __all__ = [
     "Engine",
@@ -109,7 +120,7 @@ def load(folder: Path, settings: EngineConfig) -> Engine:
 
     if settings.name == "vllm":
         return _served(folder, settings)
-    asked = runtime.of(folder)
+    asked = fake_quant.of(folder)
     if asked.folders:
         first, later = (load(part, settings) for part in asked.folders)
         if first.packed != later.packed:
@@ -117,21 +128,21 @@ def load(folder: Path, settings: EngineConfig) -> Engine:
         return first._replace(first=asked.first, later=later.model)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    checkpoint = models.checkpoint_of(folder)
+    checkpoint = loading.checkpoint_of(folder)
     memory.collect(checkpoint[0])
     device = check_fits(*checkpoint, settings)
-    model, tokenizer = models.load(folder, settings.dtype, device)
+    model, tokenizer = loading.load(folder, settings.dtype, device)
     model.requires_grad_(False)
     if device == "cpu":
         memory.keep_freed()
     eos = eos_ids(model)
     # Nothing of the checkpoint's sampling or penalty settings may reach a greedy reply.
     model.generation_config = transformers.GenerationConfig()
-    linears = runtime.linear_names(model)
-    reason = fast.enable(model)
+    linears = fake_quant.linear_names(model)
+    reason = probe.enable(model)
     if reason:
         log.warning("%s runs in plain batches: %s", type(model).__name__, reason)
-    rounding = runtime.apply(model, linears, asked, packed=not reason)
+    rounding = fake_quant.apply(model, linears, asked, packed=not reason)
     align = rounding.align if rounding else 1
     return Engine(
         model=model,
@@ -188,7 +199,7 @@ def score(
         report(done * len(prompts) // total, len(prompts))
 
     if engine.packed:
-        found = scoring.logprobs(engine.model, asked, engine.limits, report_prompts, engine.kept)
+        found = logprobs.logprobs(engine.model, asked, engine.limits, report_prompts, engine.kept)
     else:
         path = vllm if engine.is_served else plain
         found = path.logprobs(engine.model, asked, engine.limits, report_prompts)
@@ -257,13 +268,13 @@ def _served(folder: Path, settings: EngineConfig) -> Engine:
     """
     import transformers
 
-    asked = runtime.of(folder)
+    asked = fake_quant.of(folder)
     if asked.kv or asked.folders:
         raise ValueError(
             f"{folder}: vLLM does not round keys and values as this variant does, nor does it "
             "change models within a reply; take engine=transformers"
         )
-    checkpoint, trust = models.checkpoint_of(folder)
+    checkpoint, trust = loading.checkpoint_of(folder)
     options = {"local_files_only": True, "trust_remote_code": trust}
     config = transformers.AutoConfig.from_pretrained(checkpoint, **options)
     try:
@@ -271,7 +282,7 @@ def _served(folder: Path, settings: EngineConfig) -> Engine:
     except OSError:  # it has none
         generation = transformers.GenerationConfig()
     context = getattr(config.get_text_config(), "max_position_embeddings", None) or 0
-    tokenizer = models.load_tokenizer(checkpoint, trust)
+    tokenizer = loading.load_tokenizer(checkpoint, trust)
     server = vllm.connect(folder, settings, context)
     if asked.act_bits < 16 and server.form.startswith("dense"):
         server.close()

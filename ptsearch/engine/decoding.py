@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ptsearch.engine import elementwise, packed, prefix
+from ptsearch.engine.kv_cache import KV
+from ptsearch.engine.logprobs import plan
 from ptsearch.engine.memory import WAVE, Limits
 from ptsearch.engine.packed import Window
 from ptsearch.engine.plain import Report, check_finite, until
-from ptsearch.engine.scoring import plan
-from ptsearch.quantize.cache import KV
 
 
 @dataclass

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ptsearch.engine import elementwise, kernels, packed
+from ptsearch.engine.fake_quant import kv_shape
+from ptsearch.engine.kv_cache import KV
 from ptsearch.engine.packed import Bucket, Forward, Index, Store, Window
 from ptsearch.engine.prefix import Plan
-from ptsearch.engine.runtime import kv_shape
-from ptsearch.quantize.cache import KV
 
 COPIED = 2**18  # numbers of keys that are copied in the time that a path's own products take
 AT_ONCE = 2**22  # numbers of keys that are copied for one bucket

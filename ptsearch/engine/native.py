@@ -20,9 +20,9 @@ from ptsearch.engine import elementwise, kernels, packed, prefix, shim
 from ptsearch.engine.elementwise import codes
 from ptsearch.engine.gathered import Gathered
 from ptsearch.engine.kernels import Codes, Places
-from ptsearch.engine.linear import PackedLinear, PackedMLP
+from ptsearch.engine.kv_cache import KV
+from ptsearch.engine.onednn import PackedLinear, PackedMLP
 from ptsearch.engine.packed import Window
-from ptsearch.quantize.cache import KV
 
 MODELS = {"llama", "mistral", "qwen2", "qwen3"}  # as transformers writes them
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ptsearch.engine import elementwise
+from ptsearch.engine.kv_cache import KV, Rounding
 from ptsearch.engine.prefix import Plan
-from ptsearch.quantize.cache import KV, Rounding
 
 NAME = "ptsearch_packed"  # in transformers' attention interface
 ALIGN = 32  # score rows of a multiple of this take half the time in the CPU's bf16 softmax

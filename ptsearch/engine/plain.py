@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ptsearch.engine import elementwise, rounded
+from ptsearch.engine import elementwise, kv_attention
 from ptsearch.engine.memory import Limits
 
 Report = Callable[[int, int], None]  # (items done, items in all)
@@ -73,7 +73,8 @@ def generate(
         new = max_new_tokens[batch[0]]
         how = {
             "do_sample": False,
-            "use_cache": model.config._attn_implementation != rounded.NAME,  # it wants all tokens
+            "use_cache": model.config._attn_implementation
+            != kv_attention.NAME,  # it wants all tokens
             "eos_token_id": sorted(eos) or None,
             "pad_token_id": min(eos, default=0),
             "return_dict_in_generate": True,

@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from ptsearch import models
 from ptsearch.config import EngineConfig
 from ptsearch.engine.memory import Limits
 from ptsearch.engine.plain import Found, NonFiniteLogitsError, Report, Sequences, until
+from ptsearch.models import loading
 
 CHUNK, PARALLEL = 32, 4  # prompts of a request, requests under way
 ANSWER_SECONDS = 1800.0  # for a request
@@ -73,8 +73,8 @@ def connect(folder: Path, settings: EngineConfig, context: int) -> Server:
     if settings.url:
         server = Server(settings.url.rstrip("/"), folder.name, _client(), "as the server has it")
         return _checked(server)
-    checkpoint, trust = models.checkpoint_of(folder)
-    quantization = models.read_json(checkpoint / "config.json").get("quantization_config") or {}
+    checkpoint, trust = loading.checkpoint_of(folder)
+    quantization = loading.read_json(checkpoint / "config.json").get("quantization_config") or {}
     groups = quantization.get("config_groups", {}).values()
     bits = sorted({group["weights"]["num_bits"] for group in groups})
     reason = "asked for by engine.form=dense" if settings.form == "dense" else ""
@@ -88,7 +88,7 @@ def connect(folder: Path, settings: EngineConfig, context: int) -> Server:
                 raise
             reason = str(error)
     with tempfile.TemporaryDirectory(prefix="ptsearch-") as scratch:
-        models.write_dense(folder, settings.dtype, Path(scratch))
+        loading.write_dense(folder, settings.dtype, Path(scratch))
         server = _start(Path(scratch), folder.name, settings, context, trust)
     return server._replace(form=f"dense: {reason}")
 

@@ -1,7 +1,8 @@
-"""Quantizers: free functions on a weight W (out, in) and the moments of its input.
+"""Quantization methods, one file each: free functions on W and the moments of its input.
 
-`jobs` cuts the work on one decoder layer into independent pieces; variants that can share
-something (the factor of one H, one set of codes) are in one piece.
+In: the linears of one decoder layer with H, mean |x| and per-channel ranges of their inputs.
+Out: grids, codebooks or trellises that stand for the weights.
+Open `rtn.py` first: the shortest method; then `gptq.py`.
 """
 
 import time
@@ -13,18 +14,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ptsearch.codes import Coded
+from ptsearch.models.coded import Coded
 from ptsearch.quantize import (
     activations,
-    additive,
+    aqlm,
     awq,
     gptq,
     hqq,
     nested,
+    qtip,
     rtn,
     smoothquant,
     squeezellm,
-    trellis,
 )
 from ptsearch.quantize.grid import Quantized
 from ptsearch.quantize.layer import Layer, Part, Problem
@@ -50,8 +51,8 @@ SOLVERS: dict[str, Callable[[Problem, Sequence[Variant]], Sequence[Solved]]] = {
     "wkvquant": gptq.solve,
     "nested": nested.solve,
     "squeezellm": squeezellm.solve,
-    "aqlm": additive.solve,
-    "qtip": trellis.solve,
+    "aqlm": aqlm.solve,
+    "qtip": qtip.solve,
     "hqq": hqq.solve,
 }
 

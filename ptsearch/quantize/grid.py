@@ -96,7 +96,7 @@ def ranges(W: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
 
 
 def quantize(W: Tensor, grid: Grid, noise: Tensor | None = None) -> Tensor:
-    """Codes (out, in) int8, each weight rounded to the nearest.
+    """AnswerCodes (out, in) int8, each weight rounded to the nearest.
 
     With noise (out, in), uniform in [0, 1), up or down at random: right in the mean over noises
     for every weight that lies within the grid.

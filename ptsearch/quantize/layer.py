@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ptsearch.codes import Coded
+from ptsearch.models.coded import Coded
 from ptsearch.quantize.grid import Quantized
 
 LEAST_TOKENS = 64  # of calibration; linears whose input saw fewer are rounded to nearest

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ptsearch import codes as layout
-from ptsearch.codes import Coded
+from ptsearch.models import coded as layout
+from ptsearch.models.coded import Coded
 from ptsearch.quantize import gptq, grid
 from ptsearch.quantize.layer import Problem
 from ptsearch.variant import Variant

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ptsearch import codes
-from ptsearch.codes import Coded
+from ptsearch.models import coded
+from ptsearch.models.coded import Coded
 from ptsearch.quantize.layer import Problem
 from ptsearch.variant import Variant
 
@@ -47,7 +47,7 @@ def quantize(
     middles = (stored[:, 1:].double() + stored[:, :-1].double()) / 2
     found = torch.searchsorted(middles, W.double().contiguous())
     tensors = {
-        "codes": codes.pack(found.numpy(), bits),
+        "codes": coded.pack(found.numpy(), bits),
         "book": stored,
         "outlier_counts": kept.sum(1, dtype=torch.int32),
         "outlier_columns": kept.nonzero()[:, 1].to(torch.int32),

@@ -1,10 +1,8 @@
-"""An exported ensemble behind an OpenAI-compatible endpoint: `+serve=local`, `+serve=gateway`.
+"""OpenAI-compatible endpoints in front of an exported ensemble.
 
-    app -> api (request) -> members.ask -> replies (vote) -> api (response)
-                                 |
-              local: one process, batches over clients; gateway: one engine a member
-
-The server goes live only if the votes logged at export come out again (`replay`).
+In: chat and completion requests with labels. Out: the vote, with each member's answer.
+`local.py` runs all members in this process, `gateway.py` asks engines over HTTP, without torch.
+Open `app.py` first.
 """
 
 import asyncio
@@ -15,12 +13,10 @@ from collections.abc import Callable
 
 import uvicorn
 
-from ptsearch.checks import secret
-from ptsearch.config import Config, EngineConfig
-from ptsearch.config_serve import ServeConfig
-from ptsearch.exported import open_folder
-from ptsearch.serve import app, replay
-from ptsearch.serve.meter import Meter
+from ptsearch.config import Config, EngineConfig, ServeConfig, secret
+from ptsearch.deploy.folder import open_folder
+from ptsearch.serve import app, replay_check
+from ptsearch.serve.metrics import Meter
 
 Live = Callable[[str, uvicorn.Server], None]
 
@@ -45,7 +41,7 @@ async def serve(settings: ServeConfig, engine: EngineConfig, live: Live) -> None
         members = importlib.import_module(f"ptsearch.serve.{settings.mode}").members
         async with members(folder, settings, engine) as opened:
             calibrated = settings.mode == "local"
-            await replay.check(folder, opened.ask, calibrated, settings.differ)
+            await replay_check.check(folder, opened.ask, calibrated, settings.differ)
             service = app.Service(
                 settings.name or folder.folder.name,
                 labels,

@@ -16,10 +16,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ptsearch.config_serve import ServeConfig
-from ptsearch.serve import api
-from ptsearch.serve.api import ApiError
-from ptsearch.serve.meter import Meter
+from ptsearch.config import ServeConfig
+from ptsearch.serve import openai_api
+from ptsearch.serve.metrics import Meter
+from ptsearch.serve.openai_api import ApiError
 from ptsearch.serve.replies import AWAY, Members, Reply, count
 
 RETRY_AFTER = {"Retry-After": "1"}  # seconds
@@ -64,7 +64,7 @@ def build(service: Service) -> Starlette:
 
     async def model(request: Request) -> Response:
         _check_key(service, request)
-        api.check_model(request.path_params["name"], service.name)
+        openai_api.check_model(request.path_params["name"], service.name)
         return JSONResponse(card())
 
     async def health(request: Request) -> Response:
@@ -114,7 +114,7 @@ async def _answer(service: Service, request: Request, chat: bool, started: float
     if service.under_way > settings.max_concurrent:
         raise ApiError(429, f"more than {settings.max_concurrent} requests are under way", "busy")
     body = await _body(request, settings.max_body)
-    asked, form = api.parse(body, chat, service.name, settings.max_prompt)
+    asked, form = openai_api.parse(body, chat, service.name, settings.max_prompt)
     options = asked.question.labels
     if settings.log_prompts:
         log.info("asked %r, one of %r", asked.prompt, options)
@@ -128,12 +128,12 @@ async def _answer(service: Service, request: Request, chat: bool, started: float
     told = {
         "agreed": vote.agreed,
         "away": vote.away,
-        "members": api.members(labels, options, replies),
+        "members": openai_api.members(labels, options, replies),
         "own_ms": round(max(0.0, 1000 * seconds - slowest), 3),
     }
-    whole = api.response(options, form, service.name, vote, told)
+    whole = openai_api.response(options, form, service.name, vote, told)
     if form.stream:
-        return Response(api.events(whole, form), media_type="text/event-stream")
+        return Response(openai_api.events(whole, form), media_type="text/event-stream")
     return Response(json.dumps(whole), media_type="application/json")
 
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import aiohttp
 
-from ptsearch import query, rules, voting
-from ptsearch.checks import secret
-from ptsearch.config import EngineConfig
-from ptsearch.config_serve import ServeConfig
-from ptsearch.exported import Exported
-from ptsearch.query import Query
+from ptsearch.benchmarks import parsing
+from ptsearch.config import EngineConfig, ServeConfig, secret
+from ptsearch.deploy import query
+from ptsearch.deploy.folder import Exported
+from ptsearch.deploy.query import Query
 from ptsearch.serve.replies import NOT_ASKED, Members, Reply, answered
+from ptsearch.voting import votes
 
 MIN_TOKENS = 16  # of a reply, where an engine is not bound to the labels
 ROLL_CALL = 5.0  # seconds to say which models are served
@@ -132,7 +132,7 @@ async def _reply(
     """The engine's reply within `serve.timeout` seconds, all retries included."""
     started = time.monotonic()
     if engine.rests():
-        return Reply(rules.UNUSABLE, "resting")
+        return Reply(parsing.UNUSABLE, "resting")
     outcome, note = "slow", f"no reply in {settings.timeout} s"
     try:
         async with asyncio.timeout(settings.timeout):
@@ -148,7 +148,7 @@ async def _reply(
         pass
     if settings.rest and not engine.rests():  # the first of several requests that failed
         engine.rest = asyncio.create_task(_rest(session, engine, settings.rest))
-    return Reply(rules.UNUSABLE, outcome, 1000 * (time.monotonic() - started), note=note)
+    return Reply(parsing.UNUSABLE, outcome, 1000 * (time.monotonic() - started), note=note)
 
 
 async def _one_by_one(
@@ -160,14 +160,14 @@ async def _one_by_one(
 ) -> list[Reply]:
     """Replies up to the one that decides the vote; `ms` counts from the first question on."""
     order = [engine.label for engine in engines]
-    found = {label: Reply(rules.UNUSABLE, NOT_ASKED) for label in order}
+    found = {label: Reply(parsing.UNUSABLE, NOT_ASKED) for label in order}
     codes: dict[str, int] = {}
     waited = 0.0
     for label in in_turn:
         reply = await _reply(session, engines[order.index(label)], asked, settings)
         waited += reply.ms
         found[label], codes[label] = reply._replace(ms=waited), reply.code
-        if voting.decided(codes, order):
+        if votes.decided(codes, order):
             break
     return list(found.values())
 
@@ -183,7 +183,7 @@ async def _ask(
         if response.status == 429 or response.status >= 500:
             raise EngineError(f"status {response.status}")
         if response.status != 200:
-            return Reply(rules.UNUSABLE, "rejected", note=_message(content, response.status))
+            return Reply(parsing.UNUSABLE, "rejected", note=_message(content, response.status))
     return read(content, engine.label, asked)
 
 
@@ -220,7 +220,7 @@ def read(content: bytes, member: str, asked: Query) -> Reply:
         text = message.get("content") or choice.get("text") or ""
         declined = not text and bool(message.get("refusal"))
         tokens = int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
-        code = rules.REFUSED if declined else answer_code(text, member, asked)
+        code = parsing.REFUSED if declined else answer_code(text, member, asked)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise EngineError("its response is no completion") from error
     return answered(code, tokens=tokens)
@@ -237,7 +237,7 @@ def answer_code(text: str, member: str, asked: Query) -> int:
             bare = str(json.loads(bare)).strip()
     if bare in labels:
         return labels.index(bare)
-    return rules.words(bare, asked.question)
+    return parsing.words(bare, asked.question)
 
 
 def _message(content: bytes, status: int) -> str:

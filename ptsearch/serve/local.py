@@ -17,13 +17,12 @@ from typing import NamedTuple
 from jinja2 import TemplateError
 
 from ptsearch import engine as engines
-from ptsearch.config import EngineConfig
-from ptsearch.config_serve import ServeConfig
-from ptsearch.ensemble import Answer, PrecisionEnsemble, label_ids, prompt_ids
-from ptsearch.exported import Exported
-from ptsearch.query import Query, code
-from ptsearch.rules import UNUSABLE
-from ptsearch.serve.api import ApiError
+from ptsearch.benchmarks.parsing import UNUSABLE
+from ptsearch.config import EngineConfig, ServeConfig
+from ptsearch.deploy.ensemble import Answer, PrecisionEnsemble, label_ids, prompt_ids
+from ptsearch.deploy.folder import Exported
+from ptsearch.deploy.query import Query, code
+from ptsearch.serve.openai_api import ApiError
 from ptsearch.serve.replies import NOT_ASKED, Members, Reply, answered
 
 MOST = 64  # queries of a batch

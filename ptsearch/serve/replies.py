@@ -6,9 +6,9 @@ Members stand in the vote's total order everywhere: the first of the tied wins.
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
-from ptsearch import voting
-from ptsearch.query import Query
-from ptsearch.rules import CONTRADICTORY, REFUSED, UNUSABLE
+from ptsearch.benchmarks.parsing import CONTRADICTORY, REFUSED, UNUSABLE
+from ptsearch.deploy.query import Query
+from ptsearch.voting import votes
 
 OUTCOMES = {REFUSED: "refused", UNUSABLE: "unusable", CONTRADICTORY: "contradictory"}
 # Replies that never came: the engine is not there, was too slow, is left alone for a while, or
@@ -58,4 +58,4 @@ def count(replies: Sequence[Reply], n_labels: int) -> Vote:
     shares = [usable.count(label) / len(usable) if usable else 0.0 for label in range(n_labels)]
     away = sum(reply.outcome in AWAY for reply in replies)
     tokens = max((reply.tokens for reply in replies), default=(0, 0))
-    return Vote(voting.vote(codes), shares, len(set(usable)) <= 1, away, tokens)
+    return Vote(votes.vote(codes), shares, len(set(usable)) <= 1, away, tokens)

@@ -14,9 +14,9 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from ptsearch.benchmarks import Benchmark, Prompt, Sample, Scenario, item_hash
+from ptsearch.benchmarks.parsing import Question
 from ptsearch.benchmarks.pocket.people import NO_YES, draw_people
 from ptsearch.benchmarks.pocket.reword import PERTURBATIONS, perturb, restyle
-from ptsearch.rules import Question
 
 VERSION = 1  # bump when equal data files would give other prompts
 

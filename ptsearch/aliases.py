@@ -1,0 +1,10 @@
+"""Type aliases that the wings share."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+AnswerCodes = NDArray[np.int16]  # (..., samples): a label's index, or why there is none (< 0)
+Floats = NDArray[np.float64]
+Report = Callable[[str, int, int], None]  # what is under way, how many are done, of how many

@@ -1,0 +1,299 @@
+"""An exported ensemble in one process: its members answer, then vote.
+
+ensemble = PrecisionEnsemble.from_pretrained("chosen")
+ensemble.answer(["Review: dull.\\nSentiment:"], ["negative", "positive"])[0].label
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from threading import Lock
+from typing import Any, NamedTuple
+
+from ptsearch import engine as engines
+from ptsearch.benchmarks.parsing import Question
+from ptsearch.config import EngineConfig
+from ptsearch.deploy import folder as exported
+from ptsearch.deploy import query
+from ptsearch.deploy.query import Query, Said, Turns
+from ptsearch.engine import Engine, lanes, memory
+from ptsearch.models import loading
+from ptsearch.voting.votes import decided, vote
+
+
+class Answer(NamedTuple):
+    """The vote on one prompt; members stand in the vote's total order."""
+
+    label: str | None  # None: refused, no member gave a usable answer
+    members: dict[str, str | None]  # what each member that was asked answered; None as above
+    said: dict[str, Said]  # its log-probabilities or reply
+    votes: dict[str, int]  # label -> members that gave it
+
+
+@dataclass(frozen=True)
+class PrecisionEnsemble:
+    """Members of an exported ensemble, loaded; tensors that are equal are in memory once."""
+
+    folder: exported.Exported
+    engines: dict[str, Engine]  # in the vote's total order
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: Path | str, settings: EngineConfig | None = None
+    ) -> "PrecisionEnsemble":
+        """Check the folder, then load its members; by default in the dtype of the search.
+
+        ValueError: incomplete or altered, another format, not enough memory.
+        """
+        opened = exported.open_folder(folder)
+        recorded = opened.description["settings"].get("engine.dtype", "bfloat16")
+        settings = settings or EngineConfig(dtype=recorded)
+        loaded: dict[str, Engine] = {}
+        for label, checkpoint in opened.members.items():
+            engine = engines.load(checkpoint, settings)
+            memory.share(engine.model, [other.model for other in loaded.values()])
+            alike = [e.tokenizer for e in loaded.values() if _alike(e.tokenizer, engine.tokenizer)]
+            loaded[label] = engine._replace(tokenizer=[*alike, engine.tokenizer][0])
+        return cls(opened, loaded)
+
+    @property
+    def members(self) -> list[str]:
+        """Labels in the vote's total order: the first of the tied wins."""
+        return list(self.engines)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What `ensemble.yaml` says."""
+        return self.folder.description
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of the first member; all have the base model's."""
+        return next(iter(self.engines.values())).tokenizer
+
+    def answer(
+        self,
+        prompts: Sequence[str | Turns],
+        labels: Sequence[str],
+        max_new_tokens: int = 0,
+        lazy: bool = False,
+        lead: str | None = None,
+    ) -> list[Answer]:
+        """One of `labels` for each prompt: text as it is, or chat turns ({role, content}).
+
+        `max_new_tokens=0` compares the labels' log-probabilities; more lets the members reply and
+        reads the replies, in which case they may refuse. `lazy` stops asking when the vote is
+        decided; labels are the same. `lead` stands between prompt and label (None = a space after
+        text, nothing after chat turns). ValueError: an empty prompt, one beyond the context.
+        """
+        question = Question(tuple(labels))
+        return self.ask([Query(p, question, lead, max_new_tokens) for p in prompts], lazy)
+
+    def ask(
+        self,
+        queries: Sequence[Query],
+        lazy: bool = False,
+        cascade: bool = False,
+        told: Callable[[int, Answer], None] | None = None,
+    ) -> list[Answer]:
+        """As `answer`, each prompt with labels and mode of its own.
+
+        `cascade`: one member answers alone where it is sure, which may differ from the vote as
+        often as `cascade` in ensemble.yaml says. `told` gets each query's number and answer once,
+        as soon as it is there, in some thread.
+        """
+        told = told or _untold
+        if not (lazy or cascade):
+            return self._ask_together(queries, told)
+        answers = self._ask_in_turn(queries, lazy, cascade)
+        for number, answer in enumerate(answers):
+            told(number, answer)
+        return answers
+
+    def _ask_in_turn(self, queries: Sequence[Query], lazy: bool, cascade: bool) -> list[Answer]:
+        """One member after the other, each what is not settled yet."""
+        order = self.description["vote"].get("ask", self.members)
+        first = self._cascade["first"] if cascade else None
+        if first:
+            order = [first, *(member for member in order if member != first)]
+        said: list[dict[str, Said]] = [{} for _ in queries]
+        codes: list[dict[str, int]] = [{} for _ in queries]
+        left = list(range(len(queries)))
+        for member in order:
+            found = self.ask_member(member, [queries[i] for i in left])
+            for i, one in zip(left, found, strict=True):
+                said[i][member] = one
+                codes[i][member] = query.code(queries[i], member, one)
+            if lazy:
+                left = [i for i in left if not decided(codes[i], self.members)]
+            if member == first:
+                left = [i for i in left if not self._is_sure(queries[i], member, said[i][member])]
+        return [self.count(*each) for each in zip(queries, codes, said, strict=True)]
+
+    def _ask_together(
+        self, queries: Sequence[Query], told: Callable[[int, Answer], None]
+    ) -> list[Answer]:
+        """All members side by side on the machine's cores."""
+        tokens = {id(e.tokenizer): e.tokenizer for e in self.engines.values()}
+        asked = {key: in_tokens(tokenizer, queries) for key, tokenizer in tokens.items()}
+        first = next(iter(asked.values()))
+        order = sorted(range(len(queries)), key=lambda i: first[i].prompt)
+        count = min(engines.lanes_of(engine) for engine in self.engines.values())
+        if all(engine.kept for engine in self.engines.values()):  # else what begins alike stays
+            order = [i for lane in range(count) for i in order[lane::count]]  # equally long parts
+        said: list[dict[str, Said]] = [{} for _ in queries]
+        answers: dict[int, Answer] = {}
+        lock = Lock()
+
+        def run(member: str, places: range) -> None:
+            engine = self.engines[member]
+            some = [order[place] for place in places]
+            mine = [asked[id(engine.tokenizer)][i] for i in some]
+            found = say(engines.lane(engine, count), mine)
+            with lock:
+                for i, one in zip(some, found, strict=True):
+                    said[i][member] = one
+                    if len(said[i]) == len(self.members):
+                        answers[i] = self._vote(queries[i], said[i])
+                        told(i, answers[i])
+
+        parts = shares(self.members, len(queries), count)
+        lanes.run([partial(run, *part) for part in parts], count)
+        return [answers[i] for i in range(len(queries))]
+
+    def _vote(self, asked: Query, said: dict[str, Said]) -> Answer:
+        in_order = {member: said[member] for member in self.members}
+        codes = {member: query.code(asked, member, one) for member, one in in_order.items()}
+        return self.count(asked, codes, in_order)
+
+    def ask_member(self, member: str, queries: Sequence[Query]) -> list[Said]:
+        """What one member says to each prompt, answered together."""
+        engine = self.engines[member]
+        return say(engine, in_tokens(engine.tokenizer, queries))
+
+    @property
+    def _cascade(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.description["vote"].get("cascade", {})
+        if not found:
+            raise ValueError("no cascade was fitted for this ensemble: ask with cascade=False")
+        return found
+
+    def _is_sure(self, asked: Query, member: str, said: Said) -> bool:
+        sure = query.sureness(asked, member, said) >= self._cascade["margin"]
+        return sure and query.code(asked, member, said) >= 0
+
+    def count(self, asked: Query, codes: dict[str, int], said: dict[str, Said]) -> Answer:
+        """The answer that the codes of some or all members vote for."""
+        members = [member for member in self.members if member in codes]
+        names = {member: query.name(asked, codes[member]) for member in members}
+        votes: dict[str, int] = {}
+        for given in names.values():
+            if given is not None:
+                votes[given] = votes.get(given, 0) + 1
+        winner = vote([codes[member] for member in members])
+        return Answer(query.name(asked, winner), names, said, votes)
+
+
+class Asked(NamedTuple):
+    """A query in tokens."""
+
+    prompt: list[int]
+    labels: list[list[int]]
+    max_new_tokens: int
+
+
+def in_tokens(tokenizer: Any, queries: Sequence[Query]) -> list[Asked]:
+    return [
+        Asked(prompt_ids(tokenizer, q.prompt), label_ids(tokenizer, q), q.max_new_tokens)
+        for q in queries
+    ]
+
+
+def say(engine: Engine, asked: Sequence[Asked]) -> list[Said]:
+    """What a member says to each prompt, answered together."""
+    said: dict[int, Said] = {}
+    chosen = [i for i, each in enumerate(asked) if not each.max_new_tokens]
+    if chosen:
+        prompts, labels = [asked[i].prompt for i in chosen], [asked[i].labels for i in chosen]
+        rows = engines.score(engine, prompts, labels, _silent)
+        said |= {i: Said(tuple(row)) for i, row in zip(chosen, rows, strict=True)}
+    replying = [i for i, each in enumerate(asked) if each.max_new_tokens]
+    if replying:
+        prompts, limits = (
+            [asked[i].prompt for i in replying],
+            [asked[i].max_new_tokens for i in replying],
+        )
+        replies = engines.generate(engine, prompts, limits, _silent)
+        texts = [engine.tokenizer.decode(ids, skip_special_tokens=True) for ids in replies]
+        said |= {i: Said(reply=text) for i, text in zip(replying, texts, strict=True)}
+    return [said[i] for i in range(len(asked))]
+
+
+def shares(members: Sequence[str], queries: int, lanes: int) -> list[tuple[str, range]]:
+    """All queries to all members, in parts for so many lanes: members as long as every lane gets
+    one, the others divided. A lane that is done takes the next part.
+    """
+    whole = len(members) - len(members) % lanes
+    parts = [(member, range(queries)) for member in members[:whole]]
+    cuts = [queries * lane // lanes for lane in range(lanes + 1)]
+    runs = [range(*run) for run in itertools.pairwise(cuts) if run[0] < run[1]]
+    return parts + [(member, run) for member in members[whole:] for run in runs]
+
+
+def prompt_ids(tokenizer: Any, prompt: str | Turns) -> list[int]:
+    if isinstance(prompt, str):
+        return _rendered(tokenizer, prompt)
+    return _rendered(tokenizer, tuple((turn["role"], turn["content"]) for turn in prompt))
+
+
+def label_ids(tokenizer: Any, asked: Query) -> list[list[int]]:
+    """Of each label behind the prompt."""
+    return [_encoded(tokenizer, text) for text in asked.continuations]
+
+
+@lru_cache(maxsize=256)  # every member asks the same
+def _rendered(tokenizer: Any, prompt: str | tuple[tuple[str, str], ...]) -> list[int]:
+    return loading.render(tokenizer, prompt)
+
+
+@lru_cache(maxsize=4096)
+def _encoded(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return ids
+
+
+def _alike(a: Any, b: Any) -> bool:
+    if not (a.is_fast and b.is_fast):
+        return False
+    same: bool = a.backend_tokenizer.to_str() == b.backend_tokenizer.to_str()
+    return same and a.chat_template == b.chat_template
+
+
+def _silent(done: int, total: int) -> None:
+    pass
+
+
+def _untold(number: int, answer: Answer) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class _Registered:
+    """The ensemble as MLflow's pyfunc calls it."""
+
+    ensemble: PrecisionEnsemble
+
+    def predict(self, rows: Any, params: dict[str, Any] | None = None) -> list[str | None]:
+        """The label of each row {prompt, labels} of a DataFrame; `params`: max_new_tokens."""
+        asked = [
+            Query(row["prompt"], Question(tuple(row["labels"])), **(params or {}))
+            for row in rows.to_dict("records")
+        ]
+        return [answer.label for answer in self.ensemble.ask(asked)]
+
+
+def _load_pyfunc(path: str) -> _Registered:
+    """MLflow calls this for a registered ensemble; `path` holds the folder's path."""
+    return _Registered(PrecisionEnsemble.from_pretrained(Path(path).read_text(encoding="utf-8")))

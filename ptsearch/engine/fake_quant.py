@@ -1,0 +1,149 @@
+"""What a checkpoint asks to be rounded while it runs, and the hooks that do it.
+
+Weights are rounded once and stored; the inputs of linear layers, and past keys and values, are
+rounded in each forward pass. A variant's folder says so in its meta.json, any other checkpoint in
+the `input_activations` of its quantization config; what was calibrated for it lies beside the
+weights in `runtime.safetensors`.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ptsearch.engine import kv_attention, kv_cache
+from ptsearch.engine.kv_cache import Rounding
+from ptsearch.models import experts, loading
+from ptsearch.models.layers import linears_of
+from ptsearch.quantize import activations
+from ptsearch.variant import ACT_BITS, KV_METHODS, Variant, from_fields
+
+TENSORS = "runtime.safetensors"
+
+
+class Runtime(NamedTuple):
+    """What is rounded; nothing by default."""
+
+    act_bits: int = 16  # of each quantized linear's input
+    kv: str = ""  # how keys and values are rounded: kivi | kvquant | wkvquant
+    kv_bits: int = 16
+    kv_window: int = 0
+    first: int = 0  # tokens of a reply after which `then` takes over
+    folders: tuple[Path, ...] = ()  # of the two checkpoints, where a reply has two phases
+    tensors: Mapping[str, Tensor] = {}  # `{linear}.input_scale`, `{layer}.key_codes`, ...
+
+
+def of(folder: Path) -> Runtime:
+    """What the checkpoint in `folder` asks for."""
+    if (folder / loading.META).is_file():
+        meta = loading.read_json(folder / loading.META)
+        variant = from_fields(meta["variant"])
+        if variant.decode_schedule:
+            first, *parts = variant.phases()
+            return Runtime(first=first, folders=tuple(folder.parent / part.id for part in parts))
+        if variant.method != "path":
+            return of_variant(variant, folder)
+        folder = Path(meta["checkpoint"])
+    quantization = loading.read_json(folder / "config.json").get("quantization_config") or {}
+    return Runtime(act_bits=_input_bits(quantization, folder))
+
+
+def of_variant(variant: Variant, folder: Path) -> Runtime:
+    """The same for a variant whose meta.json may not be written yet."""
+    path = folder / TENSORS
+    return Runtime(
+        act_bits=variant.act_bits,
+        kv=kv_method(variant),
+        kv_bits=variant.kv_bits,
+        kv_window=variant.kv_window,
+        tensors=load_file(path) if path.is_file() else {},
+    )
+
+
+def kv_method(variant: Variant) -> str:
+    """How the variant rounds its cache, "" = not at all; KIVI where its method is none for it."""
+    if variant.kv_bits == 16:
+        return ""
+    return variant.method if variant.method in KV_METHODS else "kivi"
+
+
+def kv_stored(model: Any, runtime: Runtime) -> dict[str, float]:
+    """`bits` a cached value in the mean, scales counted, and `window`, newest tokens in full."""
+    if not runtime.kv:
+        return {"bits": 16.0, "window": 0}
+    config = model.config.get_text_config()
+    bits = kv_cache.stored_bits(runtime.kv, runtime.kv_bits, *kv_shape(config))
+    return {"bits": bits, "window": runtime.kv_window}
+
+
+def kv_shape(config: Any) -> tuple[int, int]:
+    """Key/value heads, and numbers of a head."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return heads, width
+
+
+def apply(model: Any, linears: list[str], runtime: Runtime, packed: bool) -> Rounding | None:
+    """From now on the model rounds as asked; `packed`: its attention finds the cache's rounding.
+
+    Returns the cache's rounding, if any. ValueError: the model cannot.
+    """
+    _round_inputs(model, linears, runtime)
+    if not runtime.kv:
+        return None
+    how = (runtime.kv, runtime.kv_bits, runtime.kv_window, runtime.tensors)
+    rounding = kv_attention.attach(model, *how)
+    if not packed:
+        kv_attention.use_plain(model)
+    return rounding
+
+
+def _round_inputs(model: Any, names: list[str], runtime: Runtime) -> None:
+    if runtime.act_bits == 16:
+        return
+    if any(experts.is_fused(module) for module in model.modules()):
+        raise ValueError("act_bits: the inputs of a mixture's experts cannot be rounded here")
+    layers_apart = model.device.type == "meta"  # each is filled in its turn
+    device = torch.device("cpu") if layers_apart else model.device
+    for name in names:
+        scale = runtime.tensors.get(f"{name}.{activations.SCALE}")
+        if scale is None:
+            rounding = partial(activations.round_tokens, bits=runtime.act_bits)
+        else:
+            rounding = partial(
+                activations.round_channels,
+                scale=scale.to(device),
+                zero=runtime.tensors[f"{name}.{activations.ZERO}"].to(device),
+                bits=runtime.act_bits,
+            )
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, args, rounding=rounding: (rounding(args[0]), *args[1:])
+        )
+
+
+def linear_names(model: Any) -> list[str]:
+    """The linears whose inputs are rounded: those that a pool quantizes."""
+    return list(linears_of(model))
+
+
+def _input_bits(quantization: Mapping[str, Any], folder: Path) -> int:
+    """act_bits of a checkpoint that is not ours. ValueError: inputs are rounded in another way."""
+    groups = (quantization.get("config_groups") or {}).values()
+    asked = [group.get("input_activations") for group in groups]
+    if not any(asked):
+        return 16
+    kinds = [{key: (how or {}).get(key) for key in TOKENWISE} for how in asked]
+    bits = [int((how or {}).get("num_bits") or 16) for how in asked]
+    if any(kind != TOKENWISE for kind in kinds) or len({*bits}) > 1 or bits[0] not in ACT_BITS:
+        raise ValueError(
+            f"{folder} rounds its activations in a way that is not known here: "
+            "symmetric integers, dynamic, one scale a token are"
+        )
+    return bits[0]
+
+
+TOKENWISE = {"type": "int", "symmetric": True, "strategy": "token", "dynamic": True}

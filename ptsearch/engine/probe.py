@@ -1,0 +1,105 @@
+"""Whether a model takes the packed path: found by trying it, against transformers itself."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptsearch.engine import elementwise, onednn, packed, prefix
+
+# Relative to the logits' own spread. Rounding moves bf16 logits by a hundredth of it; a mistaken
+# position, mask or scale moves them by tenths.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+LENGTHS = (40, 33, 21)  # of the sequences that are tried; they share SHARED tokens
+SHARED = 20
+GROWING = {"dynamic", "longrope"}  # position encodings that depend on the longest sequence
+
+
+def enable(model: Any) -> str:
+    """Put `model` on the packed path. Returns why not, where that is impossible; "" = done."""
+    from transformers import AttentionInterface
+
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        return "it cannot give the logits of chosen rows alone"
+    config = model.config.get_text_config()
+    kinds = _values(getattr(config, "rope_parameters", None), "rope_type")
+    if GROWING & kinds:
+        return "its position encoding depends on the longest sequence"
+    before = model.config._attn_implementation
+    sequences = _sequences(config.vocab_size)
+    AttentionInterface.register(packed.NAME, packed.attention)
+    try:
+        model.set_attn_implementation("eager")  # the fused kernel leaves Gemma 2's soft cap out
+        truth, tolerance = _one_by_one(model, sequences), TOLERANCE[model.dtype]
+        model.set_attn_implementation(packed.NAME)
+        reason = _compare(truth, _together(model, sequences), tolerance)
+    # Whatever a model does with the pack that it does not know, the plain path answers for it.
+    except (
+        packed.UnsupportedError,
+        AttributeError,
+        IndexError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if reason:
+        model.set_attn_implementation(before)
+        return reason
+    onednn.sharpen(model)
+    onednn.prepack(model)
+    elementwise.swap(model)
+    return ""
+
+
+def _sequences(vocabulary: int) -> list[tuple[int, ...]]:
+    """Sequences that begin alike and go on differently."""
+    alike = [(7 * k + 11) % vocabulary for k in range(SHARED)]
+    return [
+        (*alike, *((5 * k + 3 * length) % vocabulary for k in range(length - SHARED)))
+        for length in LENGTHS
+    ]
+
+
+@torch.inference_mode()
+def _one_by_one(model: Any, sequences: list[tuple[int, ...]]) -> Tensor:
+    """Logits behind each sequence's last token, as transformers gives them."""
+    return torch.stack(
+        [
+            model(torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1].float()
+            for ids in sequences
+        ]
+    )
+
+
+@torch.inference_mode()
+def _together(model: Any, sequences: list[tuple[int, ...]]) -> Tensor:
+    """The same from one pack with a shared prefix in two segments."""
+    shared = prefix.share(sequences, max_run=SHARED // 2, min_saving=1)
+    part = range(len(shared.segments))
+    keep = [number for number in part if shared.last[number] > number]
+    pack = packed.Pack(shared, part, keep, {}, model)
+    last = [chain[-1] for chain in shared.chains]
+    rows = [pack.offsets[n] + len(shared.segments[n].tokens) - 1 for n in last]
+    where = torch.tensor(rows, device=model.device)
+    return packed.forward(model, pack.ids, pack.positions, where, pack).float()
+
+
+def _compare(truth: Tensor, found: Tensor, tolerance: float) -> str:
+    """Why the packed logits are not the true ones; "" where they are, or nothing can be said."""
+    if truth.shape != found.shape:
+        return f"it gives logits of shape {tuple(found.shape)}, not {tuple(truth.shape)}"
+    if not torch.isfinite(truth).all():
+        return ""  # a degenerate variant: the first prompt will say so
+    error = ((found - truth).norm() / (truth - truth.mean()).norm()).item()
+    return "" if error <= tolerance else f"packed logits are {error:.1%} off"
+
+
+def _values(nested: Any, key: str) -> set[str]:
+    """All values of `key` in nested dicts."""
+    if not isinstance(nested, dict):
+        return set()
+    found = {str(nested[key])} if key in nested else set()
+    return found.union(*(_values(value, key) for value in nested.values()))

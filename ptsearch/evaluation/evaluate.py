@@ -1,0 +1,300 @@
+"""Variant x benchmark -> prediction rows: prompts are rendered and answered, and kept raw."""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ptsearch import engine as engines
+from ptsearch.aliases import Report
+from ptsearch.benchmarks import Benchmark, Sample, Scenario, digest
+from ptsearch.benchmarks.fit import fit
+from ptsearch.config import EngineConfig
+from ptsearch.evaluation import predictions
+from ptsearch.models import loading
+from ptsearch.models.base_model import BaseModel
+
+EVALUATE_VERSION = 5  # bump when equal inputs would give another reply or log-probability
+LATENCY_SEED, LATENCY_VERSION = 0, 2  # the file of latencies has `rows` since 2
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one worker evaluates: a checkpoint on benchmarks, into files."""
+
+    label: str
+    checkpoint: Path
+    outputs: Mapping[str, Path]  # benchmark name -> predictions file
+    latency: Path  # where the latency goes
+    engine: EngineConfig
+    only: Mapping[str, frozenset[str]] | None = None  # benchmark -> samples to ask; None = all
+
+
+def key(variant_id: str, benchmark: Benchmark, settings: EngineConfig) -> str:
+    """File name of a variant's predictions: all that changes them is in its hash."""
+    what = json.dumps(
+        [digest(benchmark), settings.dtype, settings.device, EVALUATE_VERSION]
+        + ([settings.name, settings.form] if settings.name != "transformers" else [])
+        + ([settings.too_long] if settings.too_long != "drop" else [])
+    )
+    return f"{variant_id}-{benchmark.name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}.parquet"
+
+
+def check_runs(base: BaseModel, settings: EngineConfig, _report: Report) -> None:
+    """ValueError: the engine has no room for the base model, in the form that variants run in."""
+    if settings.name == "transformers":
+        engines.check_fits(base.path, base.trust_remote_code, settings)
+
+
+def run(task: Task, benchmarks: Sequence[Benchmark], report: Report) -> str:
+    """Evaluate what `task.outputs` names; files appear when whole, what is asked before beside.
+
+    Returns why the variant may not vote, "" = it may: its output is not finite, or what makes it
+    another variant never acts on these benchmarks.
+    """
+    with engines.opened(task.checkpoint, task.engine) as engine:
+        benchmarks = [fitted(engine, benchmark) for benchmark in benchmarks]
+        if reason := unexercised(engine, benchmarks):
+            return reason
+        try:
+            _predict(engine, task, [b for b in benchmarks if b.name in task.outputs], report)
+        except engines.NonFiniteLogitsError as error:
+            return str(error)
+    return ""
+
+
+def unexercised(engine: engines.Engine, benchmarks: Sequence[Benchmark]) -> str:
+    """Which run-time setting never acts on any sample, "" = none."""
+    asked = [(b.scenarios[s.scenario], s) for b in benchmarks for s in b.samples]
+    new = [scenario.max_new_tokens for scenario, _ in asked if scenario.mode == "generate"]
+    if engine.later is not None and max(new, default=0) <= engine.first:
+        return f"decode_schedule: no reply is longer than its first {engine.first} tokens"
+    if engine.rounding is None:
+        return ""
+    least = engine.rounding.recent + engine.rounding.align
+    for scenario, sample in asked:
+        more = scenario.max_new_tokens if scenario.mode == "generate" else 1
+        if len(loading.render(engine.tokenizer, sample.prompt)) + more > least:
+            return ""
+    return f"kv_bits: no prompt with its reply is longer than {least} tokens: nothing is rounded"
+
+
+def measure_latency(
+    task: Task, benchmarks: Sequence[Benchmark], prompts: int, report: Report
+) -> None:
+    """Latencies of `prompts` prompts and their median, into the file `task.latency`; `rows` are the
+    prompts' places among all samples.
+    """
+    report("measuring the latency", 0, prompts)
+    with engines.opened(task.checkpoint, task.engine) as engine:
+        seconds = latency(engine, benchmarks, prompts)
+    found = {
+        "latency_ms": 1000 * float(np.median(list(seconds.values()))),
+        "rows": list(seconds),
+        "seconds": list(seconds.values()),
+    }
+    task.latency.parent.mkdir(parents=True, exist_ok=True)
+    part = task.latency.with_suffix(".part")
+    part.write_text(json.dumps(found), encoding="utf-8")
+    part.replace(task.latency)
+    report("measuring the latency", prompts, prompts)
+
+
+def _predict(
+    engine: engines.Engine, task: Task, benchmarks: Sequence[Benchmark], report: Report
+) -> None:
+    total, done = sum(len(benchmark.samples) for benchmark in benchmarks), 0
+    for benchmark in benchmarks:
+
+        def progress(items: int, _total: int, before: int = done) -> None:
+            report(f"evaluating {task.label}", before + items, total)
+
+        path = task.outputs[benchmark.name]
+        table = _asked_before(path)
+        have = set(table["sample"].to_pylist())
+        wanted = (
+            [s.id for s in benchmark.samples] if task.only is None else task.only[benchmark.name]
+        )
+        missing = tuple(s for s in benchmark.samples if s.id in wanted and s.id not in have)
+        if missing:
+            more = evaluate(engine, replace(benchmark, samples=missing), progress)
+            table = _in_order(benchmark, pa.concat_tables([table, more]))
+        metadata = {
+            "label": task.label,
+            "source": f"{benchmark.source} {benchmark.version}",
+            "data": json.dumps(benchmark.data),
+            "engine": json.dumps(asdict(task.engine)),
+            "form": engine.form,
+            "evaluate_version": str(EVALUATE_VERSION),
+            "dropped_demonstrations": str(benchmark.dropped),
+        }
+        whole = len(table) == len(benchmark.samples)
+        if whole or missing:
+            predictions.write(table, path if whole else predictions.partial(path), metadata)
+        if whole:
+            predictions.partial(path).unlink(missing_ok=True)
+        done += len(benchmark.samples)
+        report(f"evaluating {task.label}", done, total)
+
+
+def _asked_before(path: Path) -> pa.Table:
+    waiting = predictions.partial(path)
+    rows = predictions.read(waiting) if waiting.exists() else predictions.SCHEMA.empty_table()
+    return rows.replace_schema_metadata(None)
+
+
+def _in_order(benchmark: Benchmark, table: pa.Table) -> pa.Table:
+    """Rows in the order of the benchmark's samples."""
+    place = {sample.id: i for i, sample in enumerate(benchmark.samples)}
+    return table.take(np.argsort([place[sample] for sample in table["sample"].to_pylist()]))
+
+
+def fitted(engine: engines.Engine, benchmark: Benchmark) -> Benchmark:
+    """Prompts within the model's context; `dropped` counts the demonstrations left out for it.
+
+    ValueError: a prompt is too long without any, or `engine.too_long` is error.
+    """
+    samples = tuple(_fitted(engine, benchmark.scenarios[s.scenario], s) for s in benchmark.samples)
+    pairs = zip(benchmark.samples, samples, strict=True)
+    dropped = sum(len(before.demos) - len(after.demos) for before, after in pairs)
+    return replace(benchmark, samples=samples, dropped=dropped)
+
+
+def _fitted(engine: engines.Engine, scenario: Scenario, sample: Sample) -> Sample:
+    if not engine.context:
+        return sample
+    new = scenario.max_new_tokens
+    if scenario.mode == "choice":
+        new = max(map(len, _label_ids(engine, scenario, sample))) - 1
+    room = engine.context - new
+    return fit(
+        sample,
+        lambda prompt: len(loading.render(engine.tokenizer, prompt)) <= room,
+        drop=engine.settings.too_long == "drop",
+    )
+
+
+def evaluate(
+    engine: engines.Engine, benchmark: Benchmark, progress: Callable[[int, int], None]
+) -> pa.Table:
+    """The predictions table of one benchmark, rows in the order of its samples."""
+    total = len(benchmark.samples)
+    rows: dict[str, dict[str, Any]] = {}
+    for mode, answer in (("choice", _choose), ("generate", _reply)):
+        samples = [s for s in benchmark.samples if benchmark.scenarios[s.scenario].mode == mode]
+        if samples:
+            before = len(rows)
+            started = perf_counter()
+
+            def ahead(done: int, _total: int, before: int = before) -> None:
+                progress(min(before + done, total), total)
+
+            said = answer(engine, benchmark.scenarios, samples, ahead)
+            share = (perf_counter() - started) / len(samples)
+            for sample, raw in zip(samples, said, strict=True):
+                rows[sample.id] = raw | {"seconds": share}
+    empty = {"reply": None, "logprobs": None, "offsets": None}
+    return pa.Table.from_pylist(
+        [empty | _facts(benchmark.name, s) | rows[s.id] for s in benchmark.samples],
+        schema=predictions.SCHEMA,
+    )
+
+
+def _facts(benchmark: str, sample: Sample) -> dict[str, Any]:
+    return {
+        "benchmark": benchmark,
+        "perspective": benchmark,
+        "scenario": sample.scenario,
+        "sample": sample.id,
+        "item": sample.item,
+        "cluster": sample.item,
+        "group": sample.group,
+        "gold": sample.gold,
+        "n_labels": len(sample.question.labels),
+        "abstain_ok": sample.abstain_ok,
+    }
+
+
+def _choose(
+    engine: engines.Engine,
+    scenarios: Mapping[str, Scenario],
+    samples: Sequence[Sample],
+    progress: Callable[[int, int], None],
+) -> list[dict[str, Any]]:
+    """Label log-probabilities of each sample, and the offsets of its scenario's calibration."""
+    prompts = [loading.render(engine.tokenizer, sample.prompt) for sample in samples]
+    labels = [_label_ids(engine, scenarios[sample.scenario], sample) for sample in samples]
+    first = {sample.scenario: i for i, sample in reversed(list(enumerate(samples)))}
+    probes = [
+        (name, loading.render(engine.tokenizer, prompt))
+        for name in first
+        for prompt in scenarios[name].calibration.get(scenarios[name].calibrate, ())
+    ]
+    logprobs = engines.score(
+        engine,
+        prompts + [ids for _, ids in probes],
+        labels + [labels[first[name]] for name, _ in probes],
+        progress,
+    )
+    probed: dict[str, list[list[float]]] = {}
+    for (name, _), row in zip(probes, logprobs[len(samples) :], strict=True):
+        probed.setdefault(name, []).append(row)
+    offsets = {name: np.mean(rows, axis=0).tolist() for name, rows in probed.items()}
+    return [
+        {"logprobs": row, "offsets": offsets.get(sample.scenario)}
+        for sample, row in zip(samples, logprobs[: len(samples)], strict=True)
+    ]
+
+
+def _label_ids(engine: engines.Engine, scenario: Scenario, sample: Sample) -> list[list[int]]:
+    words = [*sample.question.labels, *sample.question.abstain[:1]]
+    return [
+        engine.tokenizer(scenario.lead + word, add_special_tokens=False).input_ids for word in words
+    ]
+
+
+def _reply(
+    engine: engines.Engine,
+    scenarios: Mapping[str, Scenario],
+    samples: Sequence[Sample],
+    progress: Callable[[int, int], None],
+) -> list[dict[str, Any]]:
+    """Greedy replies, cut before the scenario's stop text."""
+    prompts = [loading.render(engine.tokenizer, sample.prompt) for sample in samples]
+    limits = [scenarios[sample.scenario].max_new_tokens for sample in samples]
+    replies = []
+    generated = engines.generate(engine, prompts, limits, progress)
+    for sample, ids in zip(samples, generated, strict=True):
+        reply = engine.tokenizer.decode(ids, skip_special_tokens=True)
+        stop = scenarios[sample.scenario].stop
+        replies.append({"reply": reply.split(stop)[0] if stop else reply})
+    return replies
+
+
+def latency(
+    engine: engines.Engine, benchmarks: Sequence[Benchmark], prompts: int
+) -> dict[int, float]:
+    """Seconds from prompt to label, batch 1, of seeded prompts spread over the benchmarks, by their
+    places among all samples.
+    """
+    samples = [(b.scenarios[s.scenario], s) for b in benchmarks for s in b.samples]
+    drawn = random.Random(LATENCY_SEED).sample(range(len(samples)), min(prompts, len(samples)))
+    alike: dict[int, list[int]] = {}  # by new tokens, 0 = choice
+    for row in drawn:
+        scenario, sample = samples[row]
+        samples[row] = scenario, _fitted(engine, scenario, sample)
+        new_tokens = scenario.max_new_tokens if scenario.mode == "generate" else 0
+        alike.setdefault(new_tokens, []).append(row)
+    seconds: dict[int, float] = {}
+    for new_tokens, rows in alike.items():
+        ids = [loading.render(engine.tokenizer, samples[row][1].prompt) for row in rows]
+        labels = None if new_tokens else [_label_ids(engine, *samples[row]) for row in rows]
+        seconds |= zip(rows, engines.latency(engine, ids, labels, max(1, new_tokens)), strict=True)
+    return seconds

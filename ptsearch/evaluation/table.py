@@ -1,0 +1,310 @@
+"""The narrow waist: answers and cost of every variant asked for, built and evaluated on first use.
+
+Above it, models and hours, in worker processes; below it, arrays and milliseconds.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptsearch import store
+from ptsearch.aliases import AnswerCodes, Report
+from ptsearch.benchmarks import Benchmark
+from ptsearch.benchmarks.parsing import RULES, UNUSABLE
+from ptsearch.config import Config
+from ptsearch.evaluation import evaluate, llm_judge, predictions
+from ptsearch.evaluation.workers import Pool
+from ptsearch.models import base_model, loading
+from ptsearch.models.base_model import BaseModel
+from ptsearch.pool import build, calibration
+from ptsearch.scoring import scores
+from ptsearch.variant import Variant, expand_pool, unique_labels
+
+DENSE = "none"
+IN_FULL = {"bits": 16.0, "window": 0}  # a cache that is not rounded
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of one evaluated variant."""
+
+    variant: Variant
+    codes: AnswerCodes  # (samples,) in the order of the benchmarks
+    meta: dict[str, Any]  # meta.json of its folder, with `latency_ms`
+    judged: NDArray[np.bool_] | None = None  # (samples,) read by a judge; None = no judge is asked
+    logprobs: NDArray[np.float64] | None = None  # (samples, labels), for the soft vote alone
+
+
+@dataclass
+class Table:
+    """Variants by label, and the entries of those evaluated so far."""
+
+    config: Config
+    base: BaseModel
+    variants: dict[str, Variant]  # the pool in its order; the dense model stands beside it
+    benchmarks: Sequence[Benchmark]
+    workers: Pool
+    report: Report
+    entries: dict[str, Entry] = field(default_factory=dict)
+    reader: llm_judge.Reader | None = None  # who reads what the rules cannot
+
+    def ensure(self, labels: Iterable[str]) -> None:
+        """Build and evaluate those of `labels` that have no entry yet."""
+        missing = [label for label in dict.fromkeys(labels) if label not in self.entries]
+        if not missing:
+            return
+        self._build_to_run(missing)
+        metas = {label: self.meta(label) for label in missing}
+        sound = [label for label in missing if not metas[label]["degenerate"]]
+        tasks = {label: self._task(label) for label in sound}
+        asked = [label for label, task in tasks.items() if task.outputs]
+        reasons = self.workers.map(
+            evaluate.run, [(tasks[label], self.benchmarks) for label in asked], self.report
+        )
+        broken = {label: why for label, why in zip(asked, reasons, strict=True) if why}
+        read = {label: self._read(label) for label in sound if label not in broken}
+        self._time(tasks[label] for label in read)
+        if self.reader:
+            left = (unread.ask for _, found in read.values() for unread in found)
+            if asks := llm_judge.unsettled(self.reader, left):
+                self.workers.call(llm_judge.settle, self.reader, asks, report=self.report)
+        for label in missing:
+            usable = label in read
+            self.entries[label] = (
+                self._entry(label, *read[label])
+                if usable
+                else self._degenerate_entry(label, broken.get(label, ""))
+            )
+
+    def ask(self, labels: Iterable[str], rows: NDArray[np.intp]) -> dict[str, AnswerCodes]:
+        """Codes (samples,) by the rules of variants that were asked at least the samples `rows`,
+        where alone they mean anything. A degenerate variant gets its entry and no codes.
+        """
+        labels = list(labels)
+        self._build_to_run(labels)
+        sound = [label for label in labels if not self.meta(label)["degenerate"]]
+        only, start = {}, 0
+        for benchmark in self.benchmarks:
+            inside = rows[(rows >= start) & (rows < start + len(benchmark.samples))] - start
+            only[benchmark.name] = frozenset(benchmark.samples[i].id for i in inside)
+            start += len(benchmark.samples)
+        tasks = [replace(self._task(label), only=only) for label in sound]
+        asked = [label for label, task in zip(sound, tasks, strict=True) if task.outputs]
+        reasons = self.workers.map(
+            evaluate.run, [(task, self.benchmarks) for task in tasks if task.outputs], self.report
+        )
+        broken = {label: why for label, why in zip(asked, reasons, strict=True) if why}
+        sound = [label for label in sound if label not in broken]
+        self._time(self._task(label) for label in sound)
+        for label in set(labels) - set(sound):
+            self.entries[label] = self._degenerate_entry(label, broken.get(label, ""))
+        return {label: self._asked(label) for label in sound}
+
+    def cost_meta(self, label: str) -> dict[str, Any]:
+        """What was recorded when the variant was built, with `latency_ms`."""
+        timed = json.loads(self._latency(label).read_text(encoding="utf-8"))
+        own = {"latency_ms": _two_digits(timed["latency_ms"]), "timed": timed}
+        return self._costed(label) | own
+
+    def build(self, labels: Iterable[str]) -> None:
+        """Build what is not in the cache: the whole pool or only `labels`, by `pool.build`."""
+        unbuilt = [label for label in labels if not store.is_whole(self.folder(label))]
+        if not unbuilt:
+            return
+        if self.config.pool.build == "all" and unbuilt != [DENSE]:
+            everything = [DENSE, *self.variants]
+            unbuilt = [label for label in everything if not store.is_whole(self.folder(label))]
+        self.workers.call(
+            partial(build.build_pool, max_perplexity_ratio=self.config.pool.max_perplexity_ratio),
+            self.base,
+            [self.variant(label) for label in unbuilt],
+            calibration.read(self.config.calibration),
+            Path(self.config.cache_dir),
+            report=self.report,
+        )
+
+    def _build_to_run(self, labels: Sequence[str]) -> None:
+        """The same where they are to answer: hours are not spent on a model that cannot."""
+        if not all(store.is_whole(self.folder(label)) for label in labels):
+            engine = self.config.engine
+            self.workers.call(evaluate.check_runs, self.base, engine, report=self.report)
+        self.build(labels)
+
+    def degenerate(self) -> list[str]:
+        """Labels of evaluated variants that may not vote."""
+        return [label for label, entry in self.entries.items() if entry.meta["degenerate"]]
+
+    def voters(self) -> list[str]:
+        """The variants that may vote, in the pool's order. ValueError: every one is degenerate."""
+        degenerate = self.degenerate()
+        found = [label for label in self.variants if label not in degenerate]
+        if self.variants and not found:
+            raise ValueError(
+                f"every variant of the pool is degenerate: {', '.join(degenerate)} (weights that "
+                "are not finite, or a perplexity beyond pool.max_perplexity_ratio="
+                f"{self.config.pool.max_perplexity_ratio:g} x dense): give pool.variants more bits"
+            )
+        return found
+
+    def leave_out(self, label: str, reason: str) -> None:
+        """Nothing more is asked of a variant: it does not vote, whatever it has answered."""
+        meta = {"degenerate": True, "left_out": reason, "latency_ms": math.nan}
+        self.entries[label] = self._silent(label, meta)
+
+    def left_out(self) -> dict[str, str]:
+        """Label -> why, of the variants that nothing more is asked of."""
+        metas = {label: entry.meta for label, entry in self.entries.items()}
+        return {label: meta["left_out"] for label, meta in metas.items() if "left_out" in meta}
+
+    def seconds(self, label: str) -> float:
+        """What an evaluated variant cost: its own part of the build, and its answers."""
+        asked = [predictions.read(path)["seconds"] for path in self.outputs(label).values()]
+        return float(self.meta(label)["cpu_seconds"] + sum(sum(s.to_pylist()) for s in asked))
+
+    def variant(self, label: str) -> Variant:
+        if label == DENSE:
+            return Variant(self.base.name, self.base.revision)
+        if label not in self.variants:
+            raise ValueError(f"no variant {label!r}; the pool has {', '.join(self.variants)}")
+        return self.variants[label]
+
+    def folder(self, label: str) -> Path:
+        return Path(self.config.cache_dir) / "variants" / self.variant(label).id
+
+    def meta(self, label: str) -> dict[str, Any]:
+        """What was recorded when the variant was built."""
+        recorded = json.loads((self.folder(label) / "meta.json").read_text(encoding="utf-8"))
+        return {"kv": IN_FULL} | recorded  # older ones do not mention it
+
+    def outputs(self, label: str) -> dict[str, Path]:
+        """The predictions file of each benchmark."""
+        folder, variant = Path(self.config.cache_dir) / "predictions", self.variant(label)
+        engine = self.config.engine
+        return {b.name: folder / evaluate.key(variant.id, b, engine) for b in self.benchmarks}
+
+    def _time(self, tasks: Iterable[evaluate.Task]) -> None:
+        """Measure the latencies that are missing, one after the other, nothing else running."""
+        untimed = {task.latency: task for task in tasks if not task.latency.exists()}
+        prompts = self.config.latency.prompts
+        for task in untimed.values():
+            self.workers.call(
+                evaluate.measure_latency, task, self.benchmarks, prompts, report=self.report
+            )
+
+    def _latency(self, label: str) -> Path:
+        """Built variants run dequantized, in the dense model's form: one measurement is theirs, if
+        nothing is rounded while they run. vLLM runs them as they are stored.
+        """
+        own = self.variant(label).method == "path" or self.variant(label).acts_at_run_time
+        form = label if own or self.config.engine.name == "vllm" else DENSE
+        names = [path.name for path in self.outputs(form).values()]
+        what = json.dumps([names, self.config.latency.prompts, evaluate.LATENCY_VERSION])
+        digest = hashlib.sha256(what.encode()).hexdigest()[:12]
+        return Path(self.config.cache_dir) / "latency" / f"{self.variant(form).id}-{digest}.json"
+
+    def _task(self, label: str) -> evaluate.Task:
+        return evaluate.Task(
+            label=label if label != DENSE else f"{self.base.name} dense",
+            checkpoint=self.folder(label),
+            outputs={n: path for n, path in self.outputs(label).items() if not path.exists()},
+            latency=self._latency(label),
+            engine=self.config.engine,
+        )
+
+    def dropped(self, label: str) -> dict[str, int]:
+        """Demonstrations left out of each benchmark's prompts beyond the model's context."""
+        return {name: predictions.dropped(path) for name, path in self.outputs(label).items()}
+
+    def _asked(self, label: str) -> AnswerCodes:
+        """The codes of what was asked so far; of the rest unusable."""
+        rules, codes = RULES[self.config.benchmarks.rules], []
+        for benchmark in self.benchmarks:
+            path = self.outputs(label)[benchmark.name]
+            part = predictions.partial(path)
+            found = np.full(len(benchmark.samples), UNUSABLE, dtype=np.int16)
+            if path.exists() or part.exists():
+                said = predictions.read(path if path.exists() else part)
+                have = set(said["sample"].to_pylist())
+                rows = [i for i, s in enumerate(benchmark.samples) if s.id in have]
+                asked = replace(benchmark, samples=tuple(benchmark.samples[i] for i in rows))
+                found[rows] = scores.answers(asked, said, rules)
+            codes.append(found)
+        return np.concatenate(codes)
+
+    def _read(self, label: str) -> tuple[AnswerCodes, list[llm_judge.Unread]]:
+        """The codes of a variant's predictions under the rules, and what is left for a judge."""
+        rules, outputs = RULES[self.config.benchmarks.rules], self.outputs(label)
+        codes, left, start = [], list[llm_judge.Unread](), 0
+        for benchmark in self.benchmarks:
+            said = predictions.read(outputs[benchmark.name])
+            codes.append(scores.answers(benchmark, said, rules))
+            if self.reader:
+                left += llm_judge.unread(benchmark, said, codes[-1].tolist(), start)
+            start += len(benchmark.samples)
+        return np.concatenate(codes), left
+
+    def _entry(self, label: str, codes: AnswerCodes, left: Iterable[llm_judge.Unread]) -> Entry:
+        judged = None
+        if self.reader:
+            codes, judged = llm_judge.decide(self.reader, codes, left)
+        return Entry(
+            self.variant(label), codes, self.cost_meta(label), judged, self._logprobs(label)
+        )
+
+    def _logprobs(self, label: str) -> NDArray[np.float64] | None:
+        if self.config.vote.rule != "soft":
+            return None
+        outputs = self.outputs(label)
+        width = max(len(s.question.labels) for b in self.benchmarks for s in b.samples) + 1
+        return np.concatenate(
+            [scores.logprobs(predictions.read(outputs[b.name]), width) for b in self.benchmarks]
+        )
+
+    def _costed(self, label: str) -> dict[str, Any]:
+        """The meta.json of a variant, with the bytes of its KV cache."""
+        meta, base = self.meta(label), loading.read_json(self.base.path / "config.json")
+        return meta | {"kv_bytes": scores.kv_bytes(base, meta["kv"], self.config.memory.context)}
+
+    def _degenerate_entry(self, label: str, reason: str) -> Entry:
+        """Without predictions: it is shown and never votes."""
+        meta = self.meta(label)
+        why = f"perplexity {meta['perplexity']}, dense {meta['dense_perplexity']:.4g}"
+        own = {"degenerate": True, "reason": reason or why, "latency_ms": math.nan}
+        return self._silent(label, self._costed(label) | own)
+
+    def _silent(self, label: str, meta: dict[str, Any]) -> Entry:
+        samples = sum(len(benchmark.samples) for benchmark in self.benchmarks)
+        return Entry(self.variant(label), np.full(samples, UNUSABLE, dtype=np.int16), meta)
+
+
+def open_table(
+    config: Config, benchmarks: Sequence[Benchmark], workers: Pool, report: Report
+) -> Table:
+    """The table of a config: the base model is fetched, the pool spanned, nothing built yet."""
+    config.engine.check()
+    cache = Path(config.cache_dir)
+    base: BaseModel = workers.call(base_model.prepare, config.model, cache, report=report)
+    pool = expand_pool(
+        Variant(base.name, base.revision),
+        config.pool.variants,
+        {"group_size": config.pool.group_size, "backend": config.pool.backend},
+        calibration.read(config.calibration).identity,
+    )
+    if config.pool.sequential:
+        pool = [variant.sequential() for variant in pool]
+    pool += [base_model.path_variant(base, **row) for row in config.pool.paths]
+    variants, reader = unique_labels(pool), llm_judge.open_reader(config, base)
+    return Table(config, base, variants, benchmarks, workers, report, reader=reader)
+
+
+def _two_digits(value: float) -> float:
+    """Two significant digits: what a repeat of the measurement agrees on."""
+    return float(f"{value:.2g}")

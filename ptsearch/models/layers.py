@@ -1,0 +1,107 @@
+"""The parts of a model: a skeleton on the meta device, its decoder layers, its linears."""
+
+import ctypes
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ptsearch.models import experts
+from ptsearch.models.base_model import BaseModel
+from ptsearch.models.loading import compute_dtype
+
+Read = Callable[[str], dict[str, Tensor]]  # prefix -> a checkpoint's tensors under it, by full name
+
+
+def skeleton(base: BaseModel) -> Any:
+    """The model on the meta device; only buffers that no checkpoint holds have values."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(
+        base.path, local_files_only=True, trust_remote_code=base.trust_remote_code
+    )
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=compute_dtype(), trust_remote_code=base.trust_remote_code
+        )
+    experts.split(model)
+    for name, buffer in list(model.named_non_persistent_buffers()):
+        owner, _, key = name.rpartition(".")
+        module = model.get_submodule(owner)
+        module._buffers[key] = torch.empty_like(buffer, device="cpu")
+        model._init_weights(module)
+    return model.eval()
+
+
+def layers_of(model: Any) -> tuple[str, nn.ModuleList]:
+    """The decoder layers and their name in the model."""
+    count = model.config.get_text_config().num_hidden_layers
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return name, module
+    raise ValueError(f"{type(model).__name__}: no list of {count} decoder layers found")
+
+
+def linears_of(model: Any) -> dict[str, nn.Linear]:
+    """The linear layers that are quantized: those inside decoder layers, by full name."""
+    name, layers = layers_of(model)
+    return {
+        f"{name}.{key}": module
+        for key, module in layers.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+
+
+@contextmanager
+def forwards(layers: nn.ModuleList, forward: Callable[..., Tensor]) -> Iterator[None]:
+    """While it lasts, the layer of number i computes forward(i, *args, **kwargs)."""
+    try:
+        for index, layer in enumerate(layers):
+            layer.forward = partial(forward, index)
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
+
+
+def give_back() -> None:
+    """Hand freed memory to the system. glibc keeps it in pieces that fit no other layer's tensors:
+    over the layers of the embedded model they come to 400 MB.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def fill_around(read: Read, module: nn.Module, prefix: str, layers: nn.ModuleList) -> None:
+    """Give a module on the meta device its tensors, but for those of the decoder layers."""
+    inner = {id(tensor) for tensor in (*layers.parameters(), *layers.buffers())}
+    held = (*module.named_parameters(), *module.named_buffers())
+    values: dict[str, Tensor] = {}
+    for name, tensor in held:
+        if id(tensor) not in inner:
+            values |= read(prefix + name)
+    materialise(module, values, prefix, layers)
+
+
+def materialise(
+    module: nn.Module, values: Mapping[str, Tensor], prefix: str, skip: nn.Module | None = None
+) -> None:
+    """Give a module on the meta device its tensors, floats in the dtype of computation.
+
+    `values` by name with the prefix. ValueError: the checkpoint lacks one. `skip`: a part of the
+    module that stays as it is.
+    """
+    values = {name.removeprefix(prefix): value for name, value in values.items()}
+    skipped = set(skip.parameters()) if skip is not None else set()
+    wanted = {name for name, parameter in module.named_parameters() if parameter not in skipped}
+    if missing := sorted(wanted - values.keys()):
+        raise ValueError(f"the checkpoint has no tensor {prefix}{missing[0]}")
+    dtype = compute_dtype()
+    cast = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in values.items()
+    }
+    module.load_state_dict(cast, strict=False, assign=True)

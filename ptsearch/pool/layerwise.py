@@ -1,0 +1,217 @@
+"""One pass over a base model, layer by layer, with one layer in memory.
+
+The forward pass is the model's own. It runs on the meta device but for the parts in use: each
+decoder layer is read from the checkpoint when its turn comes, runs over all calibration samples in
+micro-batches while the moments of its linear inputs are summed, is handed to `visit`, and freed.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ptsearch.models.layers import Read, fill_around, forwards, give_back, layers_of, materialise
+from ptsearch.quantize.layer import Layer, Moments
+
+MICRO_BATCH_TOKENS = 2048
+H_BLOCK = 256  # columns: only blocks on and below the diagonal of H are computed
+Parts = list[tuple[Tensor, tuple[int, ...]]]  # rows of a micro-batch, and the seeds that drew them
+
+
+class Start(NamedTuple):
+    """Where a walk begins."""
+
+    layers: int = 0  # that were done before
+    hidden: Tensor | None = None  # what left the last of them
+    keep: Callable[[int, Tensor], None] = lambda _layers, _hidden: None  # told after each layer
+
+
+def walk(  # noqa: PLR0913
+    read: Read,
+    model: Any,
+    tokens: Tensor,
+    seeds: Mapping[int, Sequence[int]],
+    visit: Callable[[Layer], Mapping[str, Tensor]],
+    start: Start = Start(),  # noqa: B008 - immutable
+    sequential: bool = False,
+) -> Tensor:
+    """Run `tokens` (n, length) through the model, with `visit` for each layer in turn.
+
+    `seeds`: seed -> rows of `tokens` whose moments it sums. `visit`, where the walk is
+    `sequential`, returns tensors that take the place of the layer's, by full name, before its
+    output goes to the next one; else layers' inputs are the dense model's, and held once: what
+    leaves a layer is written over what entered it. `start`: where an earlier walk stopped.
+    Returns what leaves the last layer, (n, length, hidden).
+    """
+    root, layers = layers_of(model)
+    decoder = model.get_submodule(root.rpartition(".")[0])
+    parts = _micro_batches(len(tokens), tokens.shape[1], seeds)
+    order = torch.cat([rows for rows, _ in parts])
+    tokens = tokens[order]
+    last = torch.empty(0)
+
+    def run_layer(index: int, *args: Any, **kwargs: Any) -> Tensor:
+        nonlocal last
+        if index < start.layers:
+            last = args[0] if start.hidden is None else start.hidden
+            return last
+        if index == start.layers:
+            _forget_embeddings(model, decoder)  # what they gave is in `args`
+        prefix, layer = f"{root}.{index}.", layers[index]
+        stored = read(prefix)
+        materialise(layer, stored, prefix)
+        sums = _Sums(prefix, layer)
+        rest = _rows((args[1:], kwargs), len(tokens), slice(0, 1))
+        example = (args[0][:1].clone(), *rest[0]), rest[1]
+        over = not _elsewhere(args[0], (args[1:], kwargs))
+        last = _run(layer, (args, kwargs), parts, sums, over and not sequential)
+        sums.close()
+        give_back()
+        layer_of = Layer(index, prefix, layer, stored, sums.inputs, sums.moments(), example)
+        changed = visit(layer_of)
+        if sequential and changed:
+            materialise(layer, {**stored, **changed}, prefix)
+            last = _run(layer, (args, kwargs), parts, sums, over)
+        layer.to("meta")
+        start.keep(index + 1, last)
+        give_back()
+        return last if index + 1 < len(layers) else last[:1]  # what comes behind is not asked for
+
+    give_back()
+    fill_around(read, decoder, root.rpartition(".")[0] + ".", layers)
+    model.tie_weights()
+    with forwards(layers, run_layer), torch.inference_mode():
+        decoder(input_ids=tokens, use_cache=False)
+    return last[order.argsort()]
+
+
+def _forget_embeddings(model: Any, decoder: Any) -> None:
+    embeddings = decoder.get_input_embeddings()
+    embeddings.weight = nn.Parameter(embeddings.weight.to("meta"), requires_grad=False)
+    model.tie_weights()
+
+
+def _run(
+    layer: nn.Module,
+    arguments: tuple[tuple[Any, ...], dict[str, Any]],
+    parts: Parts,
+    sums: "_Sums",
+    over: bool,
+) -> Tensor:
+    """What leaves a layer, in micro-batches; `over`: written over what enters it."""
+    entering = arguments[0][0]
+    outputs, done = entering if over else torch.empty_like(entering), 0
+    for rows, drawn_by in parts:
+        taken = slice(done, done := done + len(rows))
+        args, kwargs = _rows(arguments, len(entering), taken)
+        sums.drawn_by = drawn_by
+        output = type(layer).forward(layer, *args, **kwargs)
+        outputs[taken] = output[0] if isinstance(output, tuple) else output
+    return outputs
+
+
+class _Sums:
+    """Sums of the moments of a layer's linear inputs, taken by hooks while the layer runs."""
+
+    def __init__(self, prefix: str, layer: nn.Module) -> None:
+        self.inputs: list[tuple[str, ...]] = []
+        self.drawn_by: tuple[int, ...] = ()  # seeds that drew the samples now running
+        self._sums: list[dict[int, Moments]] = []
+        self._slot: dict[str, int] = {}  # linear -> index in inputs
+        self._seen: list[Tensor] = []  # each input of the first micro-batch, held to compare
+        self._linears = {
+            prefix + name: module
+            for name, module in layer.named_modules()
+            if isinstance(module, nn.Linear)
+        }
+        self._hooks = [
+            module.register_forward_pre_hook(lambda _, args, name=name: self._take(name, args[0]))
+            for name, module in self._linears.items()
+        ]
+
+    def moments(self) -> list[dict[int, Moments]]:
+        """Sums over tokens divided by their number, in their place; H made symmetric."""
+        for sums in self._sums:
+            for total in sums.values():
+                H = total.H.tril_()
+                H.add_(H.tril(-1).T).div_(total.tokens)
+                total.mean_abs.div_(total.tokens)
+        return self._sums
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._seen = []
+        for name in self._linears.keys() - self._slot.keys():  # nothing reached it
+            self.inputs.append((name,))
+            self._sums.append({})
+
+    def _take(self, name: str, X: Tensor) -> None:
+        if name not in self._slot:
+            self._assign(name, X)
+        slot = self._slot[name]
+        if self.inputs[slot][0] != name:
+            return
+        if not self.drawn_by:
+            return
+        X = X.flatten(0, -2).float()
+        H = torch.zeros(X.shape[1], X.shape[1])
+        for start in range(0, len(H), H_BLOCK):
+            stop = min(start + H_BLOCK, len(H))
+            torch.mm(X[:, start:stop].T, X[:, :stop], out=H[start:stop, :stop])
+        taken = Moments(H, X.abs().sum(0), *X.aminmax(dim=0), len(X))
+        for seed in self.drawn_by:
+            total = self._sums[slot].get(seed)
+            if total is None:
+                copies = {name: getattr(taken, name).clone() for name in taken._fields[:-1]}
+                self._sums[slot][seed] = taken._replace(**copies)
+            else:
+                total.H.add_(H)
+                total.mean_abs.add_(taken.mean_abs)
+                torch.minimum(total.low, taken.low, out=total.low)
+                torch.maximum(total.high, taken.high, out=total.high)
+                self._sums[slot][seed] = total._replace(tokens=total.tokens + len(X))
+
+    def _assign(self, name: str, X: Tensor) -> None:
+        for slot, seen in enumerate(self._seen):
+            if seen.data_ptr() == X.data_ptr() and seen.shape == X.shape:
+                self._slot[name] = slot
+                self.inputs[slot] = (*self.inputs[slot], name)
+                return
+        self._slot[name] = len(self.inputs)
+        self._seen.append(X)
+        self.inputs.append((name,))
+        self._sums.append({})
+
+
+def _micro_batches(count: int, length: int, seeds: Mapping[int, Sequence[int]]) -> Parts:
+    """Rows of one micro-batch are drawn by the same seeds."""
+    drawn_by: dict[tuple[int, ...], list[int]] = {}
+    for row in range(count):
+        key = tuple(seed for seed, rows in seeds.items() if row in rows)
+        drawn_by.setdefault(key, []).append(row)
+    size = max(1, MICRO_BATCH_TOKENS // length)
+    return [
+        (part, key) for key, rows in drawn_by.items() for part in torch.tensor(rows).split(size)
+    ]
+
+
+def _elsewhere(tensor: Tensor, arguments: Any) -> bool:
+    """Whether one of the arguments has its memory."""
+    memory = tensor.untyped_storage().data_ptr()
+    return any(
+        isinstance(value, Tensor) and value.untyped_storage().data_ptr() == memory
+        for value in tree_leaves(arguments)
+    )
+
+
+def _rows(arguments: Any, count: int, taken: slice) -> Any:
+    """The same arguments for some of `count` samples: tensors that have one row for each."""
+
+    def part(value: Any) -> Any:
+        per_sample = isinstance(value, Tensor) and value.ndim > 0 and len(value) == count
+        return value[taken] if per_sample else value
+
+    return tree_map(part, arguments)

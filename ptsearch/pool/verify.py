@@ -1,0 +1,196 @@
+"""A built variant is read back, measured and described before it may vote."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from ptsearch import store
+from ptsearch.engine import fake_quant as runtime
+from ptsearch.engine import memory
+from ptsearch.engine.fake_quant import Runtime
+from ptsearch.models import checkpoint, loading
+from ptsearch.models.base_model import BaseModel
+from ptsearch.models.layers import fill_around, forwards, give_back, layers_of, skeleton
+from ptsearch.pool import calibration as calibrations
+from ptsearch.pool import layerwise
+from ptsearch.pool.calibration import Calibration
+from ptsearch.pool.writer import Writer, table_of
+from ptsearch.quantize.layer import Layer
+from ptsearch.variant import DENSE_WEIGHTS, Variant
+
+PERPLEXITY_SAMPLES = 8
+PERPLEXITY_LENGTH = 256
+ROWS = 64  # of logits that are in memory as fp32
+ROOM = 1.5  # of a model's dense weights, to load a variant whole
+
+
+@dataclass
+class Work:
+    """One variant while it is built."""
+
+    variant: Variant
+    folder: Path  # becomes the variant's folder when `finish` is called
+    finish: Callable[[], None]
+    writer: Writer | None = None
+    cpu_seconds: float = 0.0  # of this variant alone, beside what the pass costs all
+    damp_raised: dict[str, float] = field(default_factory=dict)  # linear -> damping it needed
+    to_nearest: list[str] = field(default_factory=list)  # linears that calibration hardly reached
+    drawn: list[int] = field(default_factory=list)  # calibration samples, by index
+    coded: dict[str, dict[str, Any]] = field(default_factory=dict)  # linear -> kind, bits, shape
+    gradient_seconds: float = 0.0  # processor time of the pass for gradients, shared by a seed
+    runtime: dict[str, Tensor] = field(default_factory=dict)  # what rounds while it runs
+    failure: str = ""  # why there will be no such variant
+
+
+def check(
+    base: BaseModel,
+    work: Work,
+    calibration: Calibration,
+    dense_folder: Path,
+    max_ratio: float,
+    seconds: float,
+) -> None:
+    """Read the checkpoint back, measure its perplexity and write meta.json."""
+    variant = work.variant
+    folder = work.folder
+    if variant.method in DENSE_WEIGHTS:
+        folder = Path(dict(variant.method_args).get("path", base.path))
+    table = work.writer.table if work.writer else table_of(folder)
+    if work.runtime:
+        save_file(work.runtime, work.folder / runtime.TENSORS)
+        table = table | table_of(work.folder, runtime.TENSORS)
+    asked = runtime.of_variant(variant, work.folder)
+    tokenizer = loading.load_tokenizer(base.path, base.trust_remote_code)
+    how = (PERPLEXITY_LENGTH, calibration.rendering)
+    chunks = calibrations.chunks(tokenizer, calibration.held_out, *how)[:PERPLEXITY_SAMPLES]
+    whole = variant.method == "path" or variant.kv_bits != 16 or _fits(base)
+    read = _read_whole if whole else _read_by_layers
+    value, finite, kv = read(base, folder, asked, chunks)
+    memory.collect(base.path)
+    give_back()
+    dense = value
+    if variant.method != "none":
+        dense = loading.read_json(dense_folder / loading.META)["perplexity"]
+    meta = {
+        "variant": asdict(variant),
+        "label": variant.label,
+        "checkpoint": "." if folder == work.folder else str(folder.resolve()),
+        "trust_remote_code": base.trust_remote_code,
+        "tensors": table,
+        "tensor_bytes": sum(tensor["bytes"] for tensor in table.values()),
+        "read_back": "whole" if whole else "layer by layer",
+        "kv": kv,
+        "perplexity": value if math.isfinite(value) else None,
+        "dense_perplexity": dense,
+        "degenerate": not finite or not value <= max_ratio * dense,
+        "damp_raised": work.damp_raised,
+        "rounded_to_nearest": work.to_nearest,
+        "seconds": seconds,
+        "cpu_seconds": work.cpu_seconds,
+        "gradient_cpu_seconds": work.gradient_seconds,
+        "calibration_indices": work.drawn,
+        "versions": {name: version(name) for name in _packages(variant)},
+    }
+    text = json.dumps(meta, indent=1)
+    (work.folder / loading.META).write_text(text, encoding="utf-8")
+
+
+def join_phases(work: Work, folders: Sequence[Path]) -> None:
+    """meta.json of a variant whose replies have two phases: of prompts it is the first one."""
+    if not all(map(store.is_whole, folders)):
+        raise store.FullDiskError(f"{work.variant.label}: there was no room for its two models")
+    first, later = (loading.read_json(folder / loading.META) for folder in folders)
+    tensors = first["tensors"] | {f"later.{name}": t for name, t in later["tensors"].items()}
+    sizes = {tensor["sha256"]: tensor["bytes"] for tensor in tensors.values()}
+    meta = first | {
+        "variant": asdict(work.variant),
+        "label": work.variant.label,
+        "checkpoint": str(Path("..", folders[0].name)),
+        "tensors": tensors,
+        "tensor_bytes": sum(sizes.values()),
+        "degenerate": first["degenerate"] or later["degenerate"],
+    }
+    (work.folder / loading.META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
+
+
+def perplexity(model: Any, chunks: Tensor) -> float:
+    """exp of the mean negative log-likelihood of chunks (n, length), first tokens left out."""
+    return _perplexity([_loss(model, ids) for ids in chunks.split(1)])
+
+
+class Measured(NamedTuple):
+    """What reading a checkpoint back found."""
+
+    perplexity: float
+    finite: bool  # all of its tensors
+    kv: dict[str, float]  # how its keys and values are stored
+
+
+def _fits(base: BaseModel) -> bool:
+    """Whether a variant can be loaded whole: its dense weights, and what is made into them."""
+    needed = memory.weights(base.path, base.trust_remote_code) * loading.compute_dtype().itemsize
+    return ROOM * needed < memory.available("cpu")
+
+
+def _read_whole(base: BaseModel, folder: Path, asked: Runtime, chunks: Tensor) -> Measured:
+    """As transformers loads it."""
+    model, _ = loading.load(folder)
+    runtime.apply(model, runtime.linear_names(model), asked, packed=False)
+    finite = all(map(_is_finite, model.parameters()))
+    return Measured(perplexity(model, chunks), finite, runtime.kv_stored(model, asked))
+
+
+def _read_by_layers(base: BaseModel, folder: Path, asked: Runtime, chunks: Tensor) -> Measured:
+    """The same by transformers' layers, of which one is in memory."""
+    model = skeleton(base)
+    _, layers = layers_of(model)
+    runtime.apply(model, runtime.linear_names(model), asked, packed=False)
+    finite = True
+
+    def look(layer: Layer) -> dict[str, Tensor]:
+        nonlocal finite
+        finite = finite and all(map(_is_finite, layer.stored.values()))
+        return {}
+
+    read = partial(checkpoint.dense, folder)
+    hidden = layerwise.walk(read, model, chunks, {}, look)
+    fill_around(read, model, "", layers)
+    model.tie_weights()
+    losses = []
+    for ids, X in zip(chunks.split(1), hidden.split(1), strict=True):
+        with forwards(layers, lambda *_, _X=X, **__: _X):
+            losses.append(_loss(model, ids))
+    return Measured(_perplexity(losses), finite, runtime.kv_stored(model, asked))
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return math.isfinite(tensor.sum(dtype=torch.float32).item())
+
+
+def _loss(model: Any, ids: Tensor) -> float:
+    """Mean negative log-likelihood of one chunk (1, length)."""
+    with torch.inference_mode():
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+        parts = zip(logits.split(ROWS), ids[0, 1:].split(ROWS), strict=True)
+        losses = [cross_entropy(rows.float(), told, reduction="sum") for rows, told in parts]
+        return torch.stack(losses).sum().item() / len(logits)
+
+
+def _perplexity(losses: list[float]) -> float:
+    mean = sum(losses) / len(losses)
+    return math.exp(mean) if mean < 700 else math.inf
+
+
+def _packages(variant: Variant) -> list[str]:
+    backend = [] if variant.backend == "native" else [variant.backend]
+    return ["torch", "transformers", "compressed-tensors", *backend]

@@ -1,0 +1,151 @@
+"""Why voting helps, or not: how the errors of a pool's variants hang together.
+
+Per benchmark, on the scored samples of one half. No usable answer is wrong, unless declining is
+right. Pairs as in Kuncheva and Whitaker (2003, https://doi.org/10.1023/A:1022859003006).
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptsearch.aliases import AnswerCodes, Floats
+from ptsearch.benchmarks.parsing import REFUSED
+from ptsearch.scoring import metrics
+from ptsearch.scoring.scores import Questions
+from ptsearch.variant import Variant
+
+ALL = "all"  # the benchmarks together
+Row = dict[str, str | int | float]  # of a CSV
+FIELDS = ("method", "bits", "seed")
+
+
+class Pairs(NamedTuple):
+    """Each (variants, variants) and symmetric; NaN where a share is of nothing."""
+
+    agreement: Floats  # % of samples with the same answer; no usable answer is one answer
+    double_fault: Floats  # % of samples that both have wrong (Giacinto and Roli 2001)
+    q: Floats  # -1 to 1: (N11 N00 - N10 N01) / (N11 N00 + N10 N01) (Yule 1900)
+    same_wrong: Floats  # % of the samples with two wrong labels on which these are the same
+    # (Kim et al. 2025, https://arxiv.org/abs/2506.07962); with two labels always 100
+    correlation: Floats  # -1 to 1: of being wrong, Pearson
+
+
+class Ray(NamedTuple):
+    """One benchmark."""
+
+    samples: int
+    accuracy: Floats  # (variants,) percent
+    oracle: float  # % of samples that at least one variant has right: no vote can do better
+    effective: float  # independent voters with as much spread in their mean
+    pairs: Pairs
+
+
+def xray(asked: Questions, codes: AnswerCodes) -> dict[str, Ray]:
+    """`codes` (variants, samples) answer `asked`; by benchmark, and `all` of them together."""
+    right = metrics.is_correct(codes, asked.gold, asked.n_labels, asked.abstain_ok)
+    rows = asked.scored()
+    rows[ALL] = np.concatenate(list(rows.values()))
+    return {name: _ray(codes[:, own], right[:, own]) for name, own in rows.items()}
+
+
+def _ray(codes: AnswerCodes, right: NDArray[np.bool_]) -> Ray:
+    pairs = compare(codes, right)
+    return Ray(
+        samples=codes.shape[1],
+        accuracy=100.0 * right.mean(axis=1),
+        oracle=100.0 * float(right.any(axis=0).mean()),
+        effective=effective_voters(pairs.correlation),
+        pairs=pairs,
+    )
+
+
+def compare(codes: AnswerCodes, right: NDArray[np.bool_]) -> Pairs:
+    """All pairs of variants, from what they answer and whether it is right: (variants, samples)."""
+    n = codes.shape[1]
+    said = np.where(codes < 0, REFUSED, codes)
+    agree = np.stack([(said == one).sum(axis=1) for one in said])
+    mislabelled = ~right & (codes >= 0)
+    same = np.stack([((said == one) & mislabelled).sum(axis=1) for one in said])
+    yes, no, wrong = (each.astype(np.float64) for each in (right, ~right, mislabelled))
+    n11, n00, n10, n01 = yes @ yes.T, no @ no.T, yes @ no.T, no @ yes.T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spread = np.sqrt(yes.sum(axis=1) * no.sum(axis=1))
+        return Pairs(
+            agreement=100.0 * agree / n,
+            double_fault=100.0 * n00 / n,
+            q=(n11 * n00 - n10 * n01) / (n11 * n00 + n10 * n01),
+            same_wrong=100.0 * same / (wrong @ wrong.T),
+            correlation=(n11 * n00 - n10 * n01) / np.outer(spread, spread),
+        )
+
+
+def effective_voters(correlation: Floats) -> float:
+    """n / (1 + (n - 1) r), r the mean correlation between two, not below 0: how many independent
+    voters vary as much in their mean (the design effect: Kish 1965, Survey Sampling, 5.4).
+    """
+    n = len(correlation)
+    between = correlation[~np.eye(n, dtype=bool)]
+    between = between[~np.isnan(between)]
+    if n == 1 or not between.size:
+        return float("nan") if n > 1 else 1.0
+    return n / (1 + (n - 1) * max(float(between.mean()), 0.0))
+
+
+def group_pairs(variants: Sequence[Variant]) -> dict[str, list[tuple[int, int]]]:
+    """Name of a group -> its pairs of positions: by what the two share, and by their methods."""
+    groups: dict[str, list[tuple[int, int]]] = {"all pairs": []}
+    for field in FIELDS:
+        groups |= {f"{how} {field}": [] for how in ("same", "different", "only another")}
+    for i, j in itertools.combinations(range(len(variants)), 2):
+        a, b = variants[i], variants[j]
+        differing = [field for field in FIELDS if getattr(a, field) != getattr(b, field)]
+        names = [f"{'different' if f in differing else 'same'} {f}" for f in FIELDS]
+        names += [f"only another {f}" for f in FIELDS if differing == [f]]
+        names.append(" x ".join(sorted((a.method, b.method))))
+        for name in ("all pairs", *names):
+            groups.setdefault(name, []).append((i, j))
+    return {name: pairs for name, pairs in groups.items() if pairs}
+
+
+def summary(rays: Mapping[str, Ray], variants: Sequence[Variant]) -> list[Row]:
+    """One row for each benchmark and group of pairs: means over its pairs; what is the pool's own
+    (voters, effective voters, best single, oracle) stands with all pairs.
+    """
+    rows = []
+    for name, ray in rays.items():
+        for group, pairs in group_pairs(variants).items():
+            row: Row = {
+                "benchmark": name, "samples": ray.samples, "group": group, "pairs": len(pairs)
+            }  # fmt: skip
+            places = tuple(np.array(pairs).T)
+            row |= {key: _mean(each[places]) for key, each in ray.pairs._asdict().items()}
+            if group == "all pairs":
+                row |= {
+                    "voters": len(variants), "effective_voters": ray.effective,
+                    "mean_accuracy": float(ray.accuracy.mean()),
+                    "best_accuracy": float(ray.accuracy.max()), "oracle": ray.oracle,
+                }  # fmt: skip
+            rows.append(row)
+    return rows
+
+
+def pair_rows(rays: Mapping[str, Ray], variants: Mapping[str, Variant]) -> list[Row]:
+    """One row for each benchmark and pair of variants."""
+    return [
+        {
+            "benchmark": name, "a": a, "b": b,
+            **{f"{f}_{side}": getattr(variants[x], f)
+               for f in FIELDS for side, x in (("a", a), ("b", b))},
+            **{key: float(each[i, j]) for key, each in ray.pairs._asdict().items()},
+        }
+        for name, ray in rays.items()
+        for (i, a), (j, b) in itertools.combinations(enumerate(variants), 2)
+    ]  # fmt: skip
+
+
+def _mean(values: Floats) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")

@@ -1,0 +1,70 @@
+"""Scores of answer codes, all in percent; an empty set scores NaN."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptsearch.benchmarks.parsing import CONTRADICTORY, REFUSED, UNUSABLE
+
+Array = NDArray[Any]
+
+
+class Refusals(NamedTuple):
+    """Shares of samples without a usable answer, and why."""
+
+    rate: float  # refused + unusable + contradictory
+    refused: float
+    unusable: float
+    contradictory: float
+
+
+class Parity(NamedTuple):
+    """Group fairness; 0 is parity. https://fairlearn.org, definitions of both differences."""
+
+    dpd: float  # |P(1 | M) - P(1 | F)|
+    eod: float  # max(|TPR_M - TPR_F|, |FPR_M - FPR_F|)
+
+
+def is_correct(codes: Array, gold: Array, n_labels: Array, abstain_ok: Array) -> NDArray[np.bool_]:
+    """The gold label, or abstaining (code `n_labels`) where that counts as right."""
+    return np.asarray((codes == gold) | (abstain_ok & (codes == n_labels)), dtype=bool)
+
+
+def percent(hits: Array) -> float:
+    return 100.0 * float(hits.mean()) if hits.size else float("nan")
+
+
+def macro(hits: Array, stratum: Array) -> float:
+    """Mean over strata of the percentage of hits; strata are numbered from 0."""
+    sizes = np.bincount(stratum)
+    found = np.bincount(stratum, weights=hits)[sizes > 0] / sizes[sizes > 0]
+    return 100.0 * float(found.mean()) if found.size else float("nan")
+
+
+def refusals(codes: Array) -> Refusals:
+    shares = [percent(codes == code) for code in (REFUSED, UNUSABLE, CONTRADICTORY)]
+    return Refusals(percent(codes < 0), *shares)
+
+
+def parity(codes: Array, gold: Array, group: Array) -> Parity:
+    """DPD and EOD of label 1 between groups 1 and 0.
+
+    Negative codes stay in their group's size and are no positive predictions. A rate over nobody
+    is 0, as in fairlearn.
+    """
+    positive = codes == 1
+
+    def gap(among: Array) -> float:
+        rates = [percent(positive[among & (group == side)]) for side in (1, 0)]
+        return abs(float(np.nan_to_num(rates[0]) - np.nan_to_num(rates[1])))
+
+    everyone = np.ones(codes.shape, dtype=bool)
+    return Parity(gap(everyone), max(gap(gold == 1), gap(gold == 0)))
+
+
+def majority_rate(gold: Array) -> float:
+    """Accuracy of always giving the most frequent label."""
+    if not gold.size:
+        return float("nan")
+    return 100.0 * float(np.unique(gold, return_counts=True)[1].max()) / gold.size

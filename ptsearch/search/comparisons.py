@@ -1,0 +1,88 @@
+"""What ensembles gain over single models on the holdout half, with simultaneous intervals."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ptsearch.aliases import AnswerCodes, Floats
+from ptsearch.config import PERSPECTIVES
+from ptsearch.evaluation.table import Table
+from ptsearch.scoring import intervals, rates
+from ptsearch.scoring.scores import MMLU
+from ptsearch.search.scorer import EnsembleScorer
+from ptsearch.search.study import Members
+
+KEYS = ("trust", MMLU, *PERSPECTIVES)
+LEVEL = 0.95
+
+
+class Gain(NamedTuple):
+    """A difference of two scores in percent points; the interval holds jointly with all others."""
+
+    estimate: float
+    low: float
+    high: float
+
+    @property
+    def is_evident(self) -> bool:
+        return self.low > 0
+
+
+Gains = dict[str, dict[str, Gain]]  # baseline -> score -> gain over it
+
+
+def gains(
+    table: Table, scorer: EnsembleScorer, front: Sequence[Members], baselines: dict[str, Members]
+) -> list[Gains]:
+    """For each ensemble its gain over each baseline, over all at once a `LEVEL` interval.
+
+    ValueError: too few items for that, or the published rules, whose scores are no rates.
+    """
+    systems = [*baselines.values(), *front]
+    votes = np.stack([scorer.vote(table, members) for members in systems])
+    pairs = [(len(baselines) + i, j) for i in range(len(front)) for j in range(len(baselines))]
+    found = iter(differences(table, scorer, votes, pairs, KEYS))
+    return [{name: next(found) for name in baselines} for _ in front]
+
+
+def differences(
+    table: Table,
+    scorer: EnsembleScorer,
+    votes: AnswerCodes,
+    pairs: Sequence[tuple[int, int]],
+    wanted: Sequence[str] = (),
+) -> list[dict[str, Gain]]:
+    """For each pair (a, b) of `votes` (systems, samples), score a less score b by key: those that
+    are `wanted`, else all. Intervals and errors as `gains`.
+    """
+    plan = rates.plan(scorer.asked, table.config.trust.weights)
+    keys = [key for key in wanted or plan.keys if key in plan.keys]
+    items = [sample.item for b in table.benchmarks for sample in b.samples]
+    sums = rates.cluster_sums(plan, scorer.asked, votes, np.array(items)[scorer.mask])
+    coefficients = rates.contrasts(plan, sums, keys, pairs)
+    _check_items(sums, coefficients.reshape(len(pairs), len(keys), -1, plan.size.size), keys)
+    found = intervals.max_t_intervals(sums, coefficients, np.random.default_rng(0), LEVEL)
+    shaped = np.stack([found.estimate, found.low, found.high], axis=1)
+    shaped = shaped.reshape(len(pairs), len(keys), 3)
+    return [
+        {key: Gain(*map(float, shaped[i, k])) for k, key in enumerate(keys)}
+        for i in range(len(pairs))
+    ]
+
+
+def _check_items(sums: intervals.ClusterSums, coefficients: Floats, keys: Sequence[str]) -> None:
+    """ValueError: a score has too few items for so many intervals, and how many it takes.
+
+    `coefficients` (pairs, keys, systems, rates).
+    """
+    needed = intervals.clusters_needed(coefficients[:, :, 0, 0].size, LEVEL)
+    for k, key in enumerate(keys):
+        behind = np.abs(coefficients[:, k]).sum(axis=(0, 1)) > 0
+        items = int((sums.sizes[:, behind] > 0).any(axis=1).sum())
+        if behind.any() and items < needed:
+            raise ValueError(
+                f"{key} rests on {items} held-out items, and intervals that hold together for "
+                f"{len(coefficients)} comparisons of {len(keys)} scores take {needed}: about "
+                f"{2 * needed} samples in all, see benchmarks.limit"
+            )

@@ -1,0 +1,268 @@
+"""All ensembles of the variants at hand, scored exactly, and the true Pareto front among them.
+
+An ensemble is a bit mask: bit v = variant v. Votes become popcounts. With the variants' bits
+ordered by precision, the most precise one highest, the vote on a sample goes to the label l that
+maximises (popcount(x) << variants) + x, where x = ensemble & (variants that answer l): first the
+number of votes, then whose highest bit is highest, which is the paper's rule for ties.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from math import comb
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from ptsearch.aliases import AnswerCodes, Floats
+from ptsearch.scoring import rates
+from ptsearch.scoring.scores import Questions, score
+from ptsearch.voting import lazy
+from ptsearch.voting.votes import majority
+
+Masks = NDArray[np.uint32]
+
+MAX_VARIANTS = 27  # 5 bits of popcount and 27 of mask in 32
+MAX_ENSEMBLES = 2**24
+CHUNK = 2**16  # masks scored at once: bounds the memory of the counts
+BLOCK = 1024  # masks per task: their arrays stay in the first-level cache
+
+
+def enumerate_ensembles(n_variants: int, max_members: int) -> Masks:
+    """All masks of 1 to `max_members` variants, small ensembles first."""
+    sizes = range(1, min(max_members, n_variants) + 1)
+    number = sum(comb(n_variants, size) for size in sizes)
+    if n_variants > MAX_VARIANTS or number > MAX_ENSEMBLES:
+        raise ValueError(
+            f"{number:,} ensembles of {n_variants} variants are too many to enumerate (at most "
+            f"{MAX_VARIANTS} variants and {MAX_ENSEMBLES:,}): lower study.max_members or the pool"
+        )
+    if number == (1 << n_variants) - 1:
+        masks = np.arange(1, 1 << n_variants, dtype=np.uint32)
+        return masks[np.argsort(np.bitwise_count(masks), kind="stable")]
+    bits = [1 << variant for variant in range(n_variants)]
+    chosen = (sum(c) for size in sizes for c in itertools.combinations(bits, size))
+    return np.fromiter(chosen, dtype=np.uint32, count=number)
+
+
+def members(mask: int) -> tuple[int, ...]:
+    """Positions of the variants in a mask."""
+    return tuple(variant for variant in range(int(mask).bit_length()) if mask >> variant & 1)
+
+
+def score_all(
+    asked: Questions,
+    codes: AnswerCodes,
+    precision: Floats,
+    weights: Mapping[str, float],
+    masks: Masks,
+) -> dict[str, Floats]:
+    """Scores (ensembles,) of every mask: `trust`, `mmlu`, the perspectives, `refusal_rate`, and DPD
+    and EOD by parity scenario; equal to `scores.score` of `voting.majority` on the members.
+
+    `codes` (variants, samples) answer `asked`; `precision` (variants,) as in `voting.majority`.
+    Under the published rules (ct, dt) the masks are scored one by one, which is slow.
+    """
+    if len(codes) > MAX_VARIANTS:
+        raise ValueError(f"at most {MAX_VARIANTS} variants can be scored at once, got {len(codes)}")
+    if not masks.size:
+        raise ValueError("there is no ensemble to score")
+    if asked.rules != "clean":  # the published rules are no functions of rates
+        return _score_each(asked, codes, precision, weights, masks)
+    plan = rates.plan(asked, weights)
+    patterns = _patterns(plan, codes, precision)
+    scores: dict[str, Floats] = {key: np.empty(masks.size) for key in plan.keys}
+    for start in range(0, masks.size, CHUNK):
+        chunk = slice(start, start + CHUNK)
+        hits = _hits(plan, patterns, precision, masks[chunk])
+        for key, values in rates.score_counts(plan, hits.T).items():
+            scores[key][chunk] = values
+    return scores
+
+
+def count_hits(
+    plan: rates.Plan, codes: AnswerCodes, precision: Floats, masks: Masks
+) -> NDArray[np.int32]:
+    """Hits (rates, ensembles) of every mask's vote on what the plan counts."""
+    return _hits(plan, _patterns(plan, codes, precision), precision, masks)
+
+
+def cost_all(
+    variants: Sequence[Mapping[str, Any]],
+    latency: str,
+    masks: Masks,
+    answers: tuple[AnswerCodes, Floats] | None = None,
+) -> tuple[Floats, Floats]:
+    """`memory_gb` and `latency_ms` (ensembles,) of every mask, as `scores.cost` of the members.
+
+    `answers`, codes and precision as for `score_all`, are what the lazy latency depends on.
+    """
+    holders: dict[str, tuple[int, int]] = {}  # checksum -> bytes, mask of the variants that hold it
+    for variant, meta in enumerate(variants):
+        for tensor in meta["tensors"].values():
+            _, held = holders.get(tensor["sha256"], (0, 0))
+            holders[tensor["sha256"]] = (tensor["bytes"], held | 1 << variant)
+    stored: dict[int, int] = {}
+    for size, held in holders.values():
+        stored[held] = stored.get(held, 0) + size
+    for variant, meta in enumerate(variants):  # a cache is nobody else's
+        stored[1 << variant] = stored.get(1 << variant, 0) + meta["kv_bytes"]
+    total = np.zeros(masks.size, np.int64)
+    for held, size in stored.items():
+        total += size * ((masks & np.uint32(held)) != 0)
+    each = np.array([meta["latency_ms"] for meta in variants])
+    if latency == "lazy":
+        if answers is None:
+            raise ValueError("latency.mode=lazy needs all answers: turn study.racing off")
+        return total / 1e9, lazy.asked_all(*answers, each, masks)[0] @ each
+    times = np.zeros(masks.size)
+    for variant, own in enumerate(each):
+        one = own * ((masks >> np.uint32(variant)) & np.uint32(1))
+        times = np.maximum(times, one) if latency == "parallel" else times + one
+    return total / 1e9, times
+
+
+def greedy(
+    value: Callable[[NDArray[Any]], Floats], n_variants: int, max_members: int
+) -> NDArray[Any]:
+    """Forward selection: the masks of its steps, the last one being what it finds.
+
+    `value(masks)` is (masks, k), to be maximized in lexicographic order. Each step adds the best
+    variant (the first of equals) while that raises the first column.
+    """
+    wide = np.uint32 if n_variants <= 32 else np.uint64
+    path: list[int] = []
+    highest = -np.inf
+    while len(path) < min(max_members, n_variants):
+        mask = path[-1] if path else 0
+        grown = [mask | 1 << v for v in range(n_variants) if not mask >> v & 1]
+        found = value(np.array(grown, dtype=wide))
+        best = int(np.lexsort(-found.T[::-1])[0])
+        if found[best, 0] <= highest:
+            break
+        highest = float(found[best, 0])
+        path.append(grown[best])
+    return np.array(path, dtype=wide)
+
+
+class _Patterns(NamedTuple):
+    """Distinct votes on what is counted, in masks by precision.
+
+    `labels` (patterns, 1 + 2 x pairs): the variants that hit, then those of each other label, from
+    the most, padded with 0 to whole pairs.
+    """
+
+    labels: Masks
+    pairs: NDArray[np.intp]  # (patterns,) pairs of other labels
+    weight: NDArray[np.int32]  # (patterns,) how often
+    rate: NDArray[np.intp]  # (patterns,)
+
+
+def _patterns(plan: rates.Plan, codes: AnswerCodes, precision: Floats) -> _Patterns:
+    n_labels = max(int(codes.max(initial=0)), int(plan.target.max(initial=0))) + 1
+    said = np.zeros((n_labels, codes.shape[1]), dtype=np.uint32)  # by label and sample: who says so
+    for answers, bit in zip(codes, _precision_bits(precision), strict=True):
+        usable = np.flatnonzero(answers >= 0)
+        said[answers[usable], usable] |= np.uint32(1 << int(bit))
+    others = said[:, plan.row]
+    counts = np.arange(plan.row.size)
+    anyone = plan.target == rates.ANSWERED
+    hit = np.where(anyone, np.bitwise_or.reduce(others), others[plan.target * ~anyone, counts])
+    others[:, anyone] = 0
+    others[plan.target[~anyone], counts[~anyone]] = 0
+    others = np.sort(others, axis=0)[::-1]
+    width = 2 * ((int((others > 0).any(axis=1).sum()) + 1) // 2)
+    others = np.pad(others, ((0, 1), (0, 0)))[:width]
+    rows = np.stack([plan.rate, hit, *others], axis=1)[hit > 0]
+    rows, weight = np.unique(rows, axis=0, return_counts=True)
+    pairs = ((rows[:, 2:] > 0).sum(axis=1) + 1) // 2
+    labels = np.ascontiguousarray(rows[:, 1:].astype(np.uint32))
+    return _Patterns(labels, pairs, weight.astype(np.int32), rows[:, 0])
+
+
+def _hits(
+    plan: rates.Plan, patterns: _Patterns, precision: Floats, masks: Masks
+) -> NDArray[np.int32]:
+    shift = np.uint32(len(precision))
+    return _count_hits(_by_precision(masks, precision), patterns, plan.size.size, shift)
+
+
+def _precision_bits(precision: Floats) -> NDArray[np.intp]:
+    """(variants,): the bit of each variant, highest for the most precise."""
+    bits = np.empty(len(precision), dtype=np.intp)
+    bits[np.argsort(-precision, kind="stable")] = np.arange(len(precision))[::-1]
+    return bits
+
+
+def _by_precision(masks: Masks, precision: Floats) -> Masks:
+    """The masks with every variant's bit where `_precision_bits` puts it."""
+    moved = np.zeros_like(masks)
+    for variant, bit in enumerate(_precision_bits(precision)):
+        moved |= (masks >> np.uint32(variant) & np.uint32(1)) << np.uint32(bit)
+    return moved
+
+
+def _score_each(
+    asked: Questions,
+    codes: AnswerCodes,
+    precision: Floats,
+    weights: Mapping[str, float],
+    masks: Masks,
+) -> dict[str, Floats]:
+    found = []
+    for mask in masks:
+        chosen = list(members(mask))
+        found.append(score(asked, majority(codes[chosen], precision[chosen]), weights))
+    keys = [key for key in found[0] if all(key in scores for scores in found)]
+    return {key: np.array([scores[key] for scores in found]) for key in keys}
+
+
+@intrinsic
+def _popcount(typing_context: Any, mask: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return numba.uint32(numba.uint32), generate
+
+
+@numba.njit(cache=True)
+def _support(mask: np.uint32, shift: np.uint32) -> np.uint32:
+    """What the voters in `mask` weigh: their number, then the most precise of them."""
+    votes: np.uint32 = _popcount(mask)  # type: ignore[call-arg]  # numba passes the context
+    return np.uint32(np.uint32(votes << shift) | mask)
+
+
+@numba.njit(cache=True)
+def _raise(best: Masks, masks: Masks, one: np.uint32, two: np.uint32, shift: np.uint32) -> None:
+    """`best` = its maximum with the supports of two labels, by ensemble."""
+    for i in range(masks.size):
+        a = _support(np.uint32(masks[i] & one), shift)
+        b = _support(np.uint32(masks[i] & two), shift)
+        larger = a if a > b else b
+        best[i] = larger if larger > best[i] else best[i]
+
+
+@numba.njit(cache=True, parallel=True)
+def _count_hits(
+    masks: Masks, patterns: _Patterns, n_rates: int, shift: np.uint32
+) -> NDArray[np.int32]:
+    """Hits (rates, ensembles): patterns whose hitting label outweighs every other one."""
+    labels, pairs, weight, rate = patterns
+    hits = np.zeros((n_rates, masks.size), dtype=np.int32)
+    for block in numba.prange((masks.size + BLOCK - 1) // BLOCK):
+        start, end = block * BLOCK, min((block + 1) * BLOCK, masks.size)
+        own = masks[start:end].copy()
+        best = np.empty(own.size, dtype=np.uint32)
+        for pattern in range(labels.shape[0]):
+            best[:] = 0
+            for pair in range(pairs[pattern]):
+                others = labels[pattern, 1 + 2 * pair : 3 + 2 * pair]
+                _raise(best, own, others[0], others[1], shift)
+            hit, times = labels[pattern, 0], weight[pattern]
+            counted = hits[rate[pattern], start:end]
+            for i in range(own.size):
+                won = _support(np.uint32(own[i] & hit), shift) > best[i]
+                counted[i] += times if won else np.int32(0)
+    return hits

