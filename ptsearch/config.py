@@ -155,7 +155,9 @@ class EngineConfig:
     """What answers: transformers in this process, or vLLM's server."""
 
     name: str = "transformers"  # transformers | vllm
-    dtype: str = "bfloat16"  # bfloat16 | float32
+    dtype: str = (
+        "auto"  # auto: bfloat16 where the processor multiplies it natively | bfloat16 | float32
+    )
     device: str = "auto"  # auto | cpu | cuda
     max_tokens: int = 0  # of one forward pass, 0 = from free memory
     threads: int = 0  # of each worker, 0 = all cores shared out
@@ -168,7 +170,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         one_of("engine.name", self.name, ("transformers", "vllm"))
         one_of("engine.form", self.form, ("auto", "dense"))
-        one_of("engine.dtype", self.dtype, ("bfloat16", "float32"))
+        one_of("engine.dtype", self.dtype, ("auto", "bfloat16", "float32"))
         one_of("engine.device", self.device, ("auto", "cpu", "cuda"))
         one_of("engine.too_long", self.too_long, ("drop", "error"))
         at_least("engine.threads", self.threads, 0)

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -118,6 +119,7 @@ def load(folder: Path, settings: EngineConfig) -> Engine:
     """
     import transformers
 
+    settings = with_dtype(settings)
     if settings.name == "vllm":
         return _served(folder, settings)
     asked = fake_quant.of(folder)
@@ -156,11 +158,19 @@ def load(folder: Path, settings: EngineConfig) -> Engine:
     )
 
 
+def with_dtype(settings: EngineConfig) -> EngineConfig:
+    """`dtype=auto` made definite: what this machine multiplies natively; bfloat16 for vLLM."""
+    if settings.dtype != "auto":
+        return settings
+    native = torch.bfloat16 if settings.name == "vllm" else loading.compute_dtype()
+    return replace(settings, dtype=str(native).removeprefix("torch."))
+
+
 def check_fits(checkpoint: Path, trust_remote_code: bool, settings: EngineConfig) -> str:
     """The device that would run a checkpoint's dense weights. ValueError: no such device, or they
     do not fit into its memory.
     """
-    device = settings.device
+    settings, device = with_dtype(settings), settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():

@@ -5,6 +5,7 @@ CPUs, and bf16 ones with oneDNN from plain weights, which is slow for few rows. 
 swapped in place; no model code changes. On other devices nothing is done.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -92,9 +93,19 @@ def prepack(model: Any) -> None:
 
     Layers whose weight another module shares (a tied head) stay: a second layout would double it.
     """
-    if model.device.type == "cpu" and torch.backends.mkldnn.is_available():
+    if model.device.type == "cpu" and _can_reorder(model.dtype):
         embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
         _swap(model, {id(module.weight) for module in embeddings})
+
+
+@cache
+def _can_reorder(dtype: torch.dtype) -> bool:
+    """Whether this processor has oneDNN's kernels: for bf16 it needs AVX-512 or AVX-NE-CONVERT."""
+    try:
+        torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 16, dtype=dtype))
+    except (RuntimeError, AttributeError):
+        return False
+    return torch.backends.mkldnn.is_available()
 
 
 def _swap(module: nn.Module, shared: set[int]) -> None:

@@ -47,6 +47,11 @@ def key(variant_id: str, benchmark: Benchmark, settings: EngineConfig) -> str:
     return f"{variant_id}-{benchmark.name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}.parquet"
 
 
+def with_dtype(settings: EngineConfig, _: Report) -> EngineConfig:
+    """The settings with a definite dtype, chosen where the model will run."""
+    return engines.with_dtype(settings)
+
+
 def check_runs(base: BaseModel, settings: EngineConfig, _report: Report) -> None:
     """ValueError: the engine has no room for the base model, in the form that variants run in."""
     if settings.name == "transformers":

@@ -290,6 +290,7 @@ def open_table(
 ) -> Table:
     """The table of a config: the base model is fetched, the pool spanned, nothing built yet."""
     config.engine.check()
+    config = replace(config, engine=workers.call(evaluate.with_dtype, config.engine, report=report))
     cache = Path(config.cache_dir)
     base: BaseModel = workers.call(base_model.prepare, config.model, cache, report=report)
     pool = expand_pool(

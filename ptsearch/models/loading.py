@@ -133,7 +133,7 @@ def render(tokenizer: Any, prompt: str | Sequence[tuple[str, str]]) -> list[int]
 
 def compute_dtype() -> torch.dtype:
     """bfloat16 where the processor multiplies it natively, else float32."""
-    native = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+    native = torch.cuda.is_available() or torch.cpu.get_capabilities().get("avx512_bf16", False)
     return torch.bfloat16 if native else torch.float32
 
 
