@@ -93,13 +93,14 @@ def prepack(model: Any) -> None:
 
     Layers whose weight another module shares (a tied head) stay: a second layout would double it.
     """
-    if model.device.type == "cpu" and _can_reorder(model.dtype):
+    weight = next(model.parameters())
+    if weight.device.type == "cpu" and can_reorder(weight.dtype):
         embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
         _swap(model, {id(module.weight) for module in embeddings})
 
 
 @cache
-def _can_reorder(dtype: torch.dtype) -> bool:
+def can_reorder(dtype: torch.dtype) -> bool:
     """Whether this processor has oneDNN's kernels: for bf16 it needs AVX-512 or AVX-NE-CONVERT."""
     try:
         torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 16, dtype=dtype))

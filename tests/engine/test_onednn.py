@@ -46,6 +46,8 @@ def model(part: nn.Module, dtype: torch.dtype) -> nn.Module:
 )
 def test_a_gated_mlp_gives_the_same(kind, activation, fused, bias, dtype) -> None:
     torch.manual_seed(0)
+    if not onednn.can_reorder(dtype):
+        pytest.skip(f"this processor has no oneDNN kernels for {dtype}")
     whole = model(kind(activation, bias), dtype)
     x = torch.randn(1, 7, 48, dtype=dtype)
     with torch.inference_mode():
@@ -90,3 +92,10 @@ def test_a_model_of_sixteen_bits_gets_a_head_that_is_not_rounded(tiny_model) -> 
     assert isinstance(half.model.get_output_embeddings(), onednn.Head)
     assert type(full.model.get_output_embeddings()) is nn.Linear
     assert found[0] == pytest.approx(truth[0], abs=0.1)
+
+
+def test_without_kernels_a_model_stays_as_it_is(monkeypatch) -> None:
+    monkeypatch.setattr(onednn, "can_reorder", lambda dtype: False)
+    whole = model(nn.Linear(48, 96), torch.bfloat16)
+    onednn.prepack(whole)
+    assert all(type(part) is not onednn.PackedLinear for part in whole.modules())
