@@ -1,4 +1,5 @@
 # make pareto: the main job on the embedded model.  make test: the tests.  make ui: MLflow's pages.
+# make docs: the documents as a site, in mlruns/site.
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
@@ -9,14 +10,14 @@ OTHERS := mlruns/peers
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
-.PHONY: pareto test test-slow lint ui bench-exact bench-engine bench-pool bench-serve bench-cost clean
+.PHONY: pareto test test-slow ui docs bench-exact bench-engine bench-pool bench-serve bench-cost clean
 
 pareto: $(READY)
 	$(RUN) -m ptsearch +study=pareto $(ARGS)
 
 test: $(READY)
-	$(RUN) -m ruff check ptsearch tests experiments
-	$(RUN) -m ruff format --check ptsearch tests experiments
+	$(RUN) -m ruff check ptsearch tests experiments examples docs
+	$(RUN) -m ruff format --check ptsearch tests experiments examples docs
 	$(RUN) -m mypy
 	$(RUN) -m pytest $(ARGS)
 
@@ -26,6 +27,9 @@ test-slow: $(READY)
 ui: $(READY)
 	MLFLOW_DISABLE_TELEMETRY=true $(VENV)/bin/mlflow ui --port $(PORT) \
 		--backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict $(ARGS)
 
 bench-exact: $(READY)
 	$(RUN) experiments/bench_exact.py $(ARGS)
@@ -65,7 +69,7 @@ $(OTHERS)/pool/.installed:
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[test,docs]'
 	touch $(READY)
 
 clean:

@@ -1,0 +1,181 @@
+"""MkDocs hooks: the configuration reference, formulas as MathML, the drawing of the wings as SVG.
+
+So the site needs no script from another host. Formulas are `$$...$$` on lines of their own.
+"""
+
+import dataclasses
+import inspect
+import re
+import sys
+import typing
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+CONF = ROOT / "conf"
+MARK = "<!-- configuration reference -->"
+INTERNAL = {"overrides", "baseline_models", "kind"}  # set by the command line and by jobs
+FIELD = re.compile(r"^    (?P<name>\w+): [^#]*?(?:# (?P<comment>.*))?$")
+BLOCK = re.compile(r"^```mermaid\n(.+?)^```$", re.DOTALL | re.MULTILINE)
+NODE = re.compile(r'^\s*(?P<name>\w+)\["(?P<text>[^"]+)"\]')
+ARROWS = re.compile(r"^\s*(?P<start>\w+) --> (?P<ends>\w+(?: & \w+)*)$")
+WIDTH, HEIGHT, STEP = 270, 40, 66  # of a box; from one level to the next
+MORE = re.compile(r"^    +#(?P<comment>.*)$|^    [)\]}]  # (?P<after>.*)$")
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    if MARK in markdown:
+        markdown = markdown.replace(MARK, reference())
+    markdown = BLOCK.sub(lambda match: drawing(match[1]), markdown)
+    return re.sub(r"^\$\$(.+?)\$\$$", _formula, markdown, flags=re.DOTALL | re.MULTILINE)
+
+
+def _formula(match: re.Match[str]) -> str:
+    from latex2mathml.converter import convert
+
+    return str(convert(" ".join(match[1].split()), display="block"))
+
+
+def arrows(flowchart: str) -> dict[str, list[str]]:
+    """Node -> the nodes that its arrows point at."""
+    found: dict[str, list[str]] = {}
+    for match in filter(None, map(ARROWS.match, flowchart.splitlines())):
+        found.setdefault(match["start"], []).extend(match["ends"].split(" & "))
+    return found
+
+
+def drawing(flowchart: str) -> str:
+    """An SVG of a mermaid flowchart: a column for each subgraph, the other nodes above."""
+    column, columns, texts = -1, {}, {}
+    inside = False
+    for line in flowchart.splitlines():
+        if line.strip().startswith("subgraph"):
+            column, inside = column + 1, True
+        elif line.strip() == "end":
+            inside = False
+        elif match := NODE.match(line):
+            columns[match["name"]] = column if inside else None
+            texts[match["name"]] = match["text"]
+    to = arrows(flowchart)
+
+    def level(name: str) -> int:
+        return 1 + max(map(level, to.get(name, [])), default=-1)
+
+    top = max(map(level, texts))
+    width = (column + 1) * (WIDTH + 30)
+    middle = {c: c * (WIDTH + 30) + WIDTH // 2 + 5 for c in range(column + 1)}
+    middle[None] = WIDTH + 20
+    place = {name: (middle[columns[name]], 8 + STEP * (top - level(name))) for name in texts}
+    parts = [
+        f'<line x1="{place[a][0]}" y1="{place[a][1] + HEIGHT}" x2="{place[b][0]}" '
+        f'y2="{place[b][1] - 3}" marker-end="url(#tip)"/>'
+        for a, ends in to.items()
+        for b in ends
+    ]
+    for name, (x, y) in place.items():
+        parts.append(
+            f'<rect x="{x - WIDTH // 2}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6"/>'
+        )
+        bold, _, rest = texts[name].partition(": ")
+        words = f'<tspan font-weight="bold">{bold}</tspan> {rest}'
+        parts.append(f'<text x="{x}" y="{y + 25}" text-anchor="middle">{words}</text>')
+    tip = (
+        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
+        'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z"/></marker></defs>'
+    )
+    size = f'viewBox="0 0 {width} {STEP * (top + 1)}"'
+    return f'<svg class="wings" {size} role="img">{tip}{"".join(parts)}</svg>'
+
+
+def reference() -> str:
+    """The keys of every job first, then one section per group: its keys, then its choices."""
+    from ptsearch.config import Config
+
+    hints = typing.get_type_hints(Config)
+    groups = [name for name in hints if (CONF / name).is_dir()]
+    common = [row for row in keys(Config, "") if row[0].split(".")[0] not in groups]
+    parts = ["## In every job", "", table(_commented(common, CONF / "config.yaml", ""))]
+    for group in groups:
+        rows = keys(_dataclass(hints[group]), f"{group}.")
+        for path in sorted((CONF / group).glob("*.yaml")):
+            rows = _commented(rows, path, f"{group}.")
+        parts += ["", f"## {group}", "", table(rows)]
+        parts += _choices(group)
+    return "\n".join([*parts, "", "## published", "", *_choices("published")])
+
+
+def _choices(group: str) -> list[str]:
+    parts = []
+    for path in sorted((CONF / group).glob("*.yaml")):
+        text = path.read_text(encoding="utf-8").strip()
+        parts += ["", f'??? note "{group}={path.stem}"', "", "    ```yaml"]
+        parts += [f"    {line}".rstrip() for line in text.splitlines()]
+        parts += ["    ```"]
+    return parts
+
+
+def keys(kind: type, prefix: str) -> list[tuple[str, str, str]]:
+    """(key, default, comment) of a config class, nested classes included."""
+    hints, comments = typing.get_type_hints(kind), _comments(kind)
+    rows = []
+    for field in dataclasses.fields(kind):
+        if field.name in INTERNAL:
+            continue
+        nested = _dataclass(hints[field.name])
+        if nested:
+            rows += keys(nested, f"{prefix}{field.name}.")
+            continue
+        made = field.default_factory
+        default = field.default if made is dataclasses.MISSING else made()
+        rows.append((prefix + field.name, _shown(default), comments.get(field.name, "")))
+    return rows
+
+
+def _commented(
+    rows: list[tuple[str, str, str]], path: Path, prefix: str
+) -> list[tuple[str, str, str]]:
+    """The rows, those without a comment with the one from the file."""
+    found = re.findall(r"^(\w+):.*? # (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    comments = {prefix + key: comment for key, comment in found}
+    return [(key, value, comment or comments.get(key, "")) for key, value, comment in rows]
+
+
+def _comments(kind: type) -> dict[str, str]:
+    """Field -> the comment on its line and on the lines of comment that follow."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in inspect.getsource(kind).splitlines():
+        if match := FIELD.match(line):
+            name = match["name"]
+            found[name] = match["comment"] or ""
+        elif (match := MORE.match(line)) and name:
+            found[name] += " " + (match["comment"] or match["after"]).strip()
+        elif not line.strip():
+            name = ""
+    return {name: comment.strip() for name, comment in found.items()}
+
+
+def _dataclass(hint: object) -> type | None:
+    """The dataclass in `Class` or `Class | None`."""
+    for kind in typing.get_args(hint) or (hint,):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            return kind
+    return None
+
+
+def _shown(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_shown(item)}" for key, item in value.items()) + "}"
+    return '""' if value == "" else str(value)
+
+
+def table(rows: list[tuple[str, str, str]]) -> str:
+    lines = [f"| `{key}` | `{value}` | {_escaped(comment)} |" for key, value, comment in rows]
+    return "\n".join(["| key | default | |", "|---|---|---|", *lines])
+
+
+def _escaped(comment: str) -> str:
+    """A bar would end the cell, a star or an underscore would be markup."""
+    return re.sub(r"([|*_<])", r"\\\1", comment)
