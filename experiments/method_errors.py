@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptsearch import quantize
 from ptsearch.config import CalibrationConfig, ModelConfig
 from ptsearch.models import base_model, layers, loading
 from ptsearch.models.checkpoint import Tensors
 from ptsearch.pool import calibration as calibrations
 from ptsearch.pool import fisher, layerwise, writer
-from ptsearch.quantize.layer import Layer, Part
+from ptsearch.quantize import METHODS, solve
+from ptsearch.quantize.layer import Layer, LayerResult
 from ptsearch.variant import Variant, expand_pool
 
 ROWS: list[dict[str, Any]] = [
@@ -54,7 +54,7 @@ def main(number: int, methods: list[str]) -> None:
     seeds = {0: list(range(len(tokens)))}
     with tempfile.TemporaryDirectory() as scratch:
         folders = {}
-        if any(variant.method == "squeezellm" for variant in variants):
+        if any("gradients" in METHODS[variant.method].needs for variant in variants):
             folders[0] = Path(scratch)
             fisher.measure(base, tokens, folders[0], lambda *_: None)
 
@@ -69,7 +69,7 @@ def main(number: int, methods: list[str]) -> None:
 
 def show(layer: Layer, variants: list[Variant]) -> None:
     for variant in variants:
-        solved = [part for job in quantize.jobs(layer, [variant], []) for _, part in job.solve()]
+        solved = [part for job in solve.jobs(layer, [variant], []) for _, part in job.solve()]
         errors, stored, weights = [], 0, 0
         for slot, names in enumerate(layer.inputs):
             for name in names:
@@ -90,7 +90,7 @@ def show(layer: Layer, variants: list[Variant]) -> None:
         sys.stdout.flush()
 
 
-def _of(solved: list[Part], name: str) -> Any:
+def _of(solved: list[LayerResult], name: str) -> Any:
     return next(part.quantized[name] for part in solved if name in part.quantized)
 
 

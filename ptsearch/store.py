@@ -1,6 +1,7 @@
-"""Content-addressed cache: a folder appears whole or not at all, and can be checked afterwards.
+"""Content-addressed cache: a file or folder appears whole or not at all, and can be checked.
 
 `files.json` in a folder lists size and SHA-256 of every other file in it; it is written last.
+`meta.json` in a variant's folder describes it: `VariantMeta`.
 """
 
 import errno
@@ -11,14 +12,118 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ptsearch.aliases import JsonObject
+from ptsearch.variant import Variant, from_fields
+
 MANIFEST = "files.json"
+META = "meta.json"  # in a variant's folder, beside its checkpoint or in place of one
+META_VERSION = 1  # bump when a field's meaning changes; files without a version are of version 1
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class FullDiskError(ValueError):
     """There was no room for a folder."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a checkpoint; equal contents have equal digests, and are stored once."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class KvStorage:
+    """How keys and values are stored; the default is 16 bits, nothing rounded."""
+
+    bits: float = 16.0  # per cached value on average, scales included
+    window: int = 0  # newest tokens kept in full
+
+
+@dataclass(frozen=True)
+class VariantMeta:
+    """What a variant's folder holds and how it was built; an export keeps the first four fields."""
+
+    variant: Variant
+    label: str = ""
+    checkpoint: str = "."  # folder of its weights, relative to its own
+    trust_remote_code: bool = False
+    tensors: dict[str, StoredTensor] = field(default_factory=dict)
+    tensor_bytes: int = 0
+    read_back: str = "whole"  # how it was checked: whole | layer by layer
+    kv: KvStorage = KvStorage()
+    perplexity: float | None = None  # None: not finite
+    dense_perplexity: float | None = None
+    degenerate: bool = False  # it may not vote
+    damp_raised: dict[str, float] = field(default_factory=dict)  # linear -> damping it needed
+    rounded_to_nearest: list[str] = field(default_factory=list)  # calibration hardly reached these
+    seconds: float = 0.0  # wall time of the whole pool
+    cpu_seconds: float = 0.0  # of this variant alone
+    gradient_cpu_seconds: float = 0.0  # of the pass for gradients, shared by a seed
+    calibration_indices: list[int] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)  # package -> version
+    version: int = META_VERSION
+
+
+def read_meta(folder: Path) -> VariantMeta:
+    """The checked meta.json of a variant's folder; of an old one, fields it lacks are defaults.
+
+    FileNotFoundError. ValueError: another version of the format, or a field is wrong.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    path = folder / META
+    recorded = read_json(path)
+    if (version := recorded.get("version", 1)) != META_VERSION:
+        raise ValueError(f"{path} has version {version}, expected {META_VERSION}: build it again")
+    try:
+        variant = from_fields(recorded["variant"])  # type: ignore[arg-type]
+        meta = TypeAdapter(VariantMeta).validate_python({**recorded, "variant": variant})
+    except (KeyError, TypeError, ValidationError) as error:
+        reason = str(error).replace("\n", " ")
+        raise ValueError(f"{path} is not the description of a variant: {reason}") from None
+    return meta
+
+
+def write_meta(folder: Path, meta: VariantMeta) -> None:
+    write_text(folder / META, json.dumps(asdict(meta), indent=1))
+
+
+def read_json(path: Path) -> JsonObject:
+    """An object. FileNotFoundError. ValueError: not JSON, or something else than an object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object")
+    return value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all; its folder is created."""
+    with new_file(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary sibling of `path` that replaces `path` on success and vanishes otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = _part(path)
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 @contextmanager
@@ -30,7 +135,7 @@ def new_folder(path: Path, kept: Path | None = None) -> Iterator[Path]:
     FullDiskError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = kept or path.with_name(f".{path.name}.part-{os.getpid()}-{secrets.token_hex(4)}")
+    part = kept or _part(path)
     stays = False
     try:
         part.mkdir(exist_ok=kept is not None)

@@ -10,37 +10,34 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ptsearch.quantize import Method
 
 BUILD_VERSION = 1  # bump when equal fields would give other weights
 
-KV_METHODS = ("kivi", "kvquant", "wkvquant")  # keys and values
-METHODS = (
-    *("none", "rtn", "gptq", "awq", "nested", "squeezellm", "aqlm", "qtip", "hqq", "path"),
-    *("smoothquant", "zeroquant", "rptq", *KV_METHODS),
-)
-DENSE_WEIGHTS = ("none", "path", "kivi", "kvquant")  # nothing of theirs is quantized here
 BACKENDS = ("native", "llmcompressor", "gptqmodel")
 ACTORDERS = ("none", "static")
 GROUP_SIZES = (32, 64, 128, -1)
-MIN_BITS, MAX_BITS = 2, 8
 ACT_BITS = (16, 8, 4)
 KV_BITS = (16, 8, 4, 3, 2)
 SEQUENTIAL = ("sequential", "true")  # of method_args: behind layers already quantized
 CHOICES: dict[str, tuple[object, ...]] = {
-    "method": METHODS,
     "backend": BACKENDS,
     "actorder": ACTORDERS,
     "act_bits": ACT_BITS,
     "kv_bits": KV_BITS,
 }
-CALIBRATED = (
-    *("gptq", "awq", "nested", "squeezellm", "aqlm", "qtip"),
-    *("smoothquant", "rptq", "kvquant", "wkvquant"),
-)
-BITS_OF = {"nested": (3, 8), "aqlm": (2, 4), "qtip": (2, 4)}  # others: MIN_BITS to MAX_BITS
-WITHOUT_GROUPS = ("squeezellm", "aqlm", "qtip")
-STOCHASTIC = ("rtn", "gptq")  # methods that know rounding_seed
+
+
+def method_of(name: str) -> "Method":
+    """The record of a method, which imports torch. ValueError: there is no such method."""
+    from ptsearch.quantize import METHODS
+
+    if name not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name}")
+    return METHODS[name]
 
 
 @dataclass(frozen=True)
@@ -79,33 +76,29 @@ class Variant:
         for name, known in CHOICES.items():
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value}")
+        method = method_of(self.method)
         if self.decode_schedule:
             self.phases()
         if self.kv_window < 0:
             raise ValueError(f"kv_window must be at least 0, got {self.kv_window}")
         if self.method == "none" and self.acts_at_run_time:
             raise ValueError("method=none is the dense model as it is: rounding needs a method")
-        if self.method in KV_METHODS and self.kv_bits == 16:
+        if method.kv and self.kv_bits == 16:
             raise ValueError(f"{self.method} needs kv_bits, one of 8, 4, 3, 2")
-        if self.method not in DENSE_WEIGHTS:
-            self._check_method()
+        if not method.dense:
+            self._check_method(method)
 
-    def _check_method(self) -> None:
-        least, most = BITS_OF.get(self.method, (MIN_BITS, MAX_BITS))
-        if not least <= self.bits <= most:
-            raise ValueError(f"{self.method}: bits must be {least} to {most}, got bits={self.bits}")
-        if self.method == "hqq" and self.bits == 7:
-            raise ValueError("hqq has 2 to 6 and 8 bits, got bits=7")
+    def _check_method(self, method: "Method") -> None:
+        method.check_bits(self.bits)
         if self.group_size not in GROUP_SIZES:
             raise ValueError(
                 f"group_size must be one of {', '.join(map(str, GROUP_SIZES))}, "
                 f"got group_size={self.group_size}"
             )
-        if self.method in WITHOUT_GROUPS and self.group_size != -1:
+        if not method.grouped and self.group_size != -1:
             raise ValueError(f"{self.method} has no groups, got group_size={self.group_size}")
-        if self.rounding_seed is not None and self.method not in STOCHASTIC:
-            known = " and ".join(STOCHASTIC)
-            raise ValueError(f"rounding_seed is for {known}, got method={self.method!r}")
+        if self.rounding_seed is not None and not method.stochastic:
+            raise ValueError(f"{self.method} has no stochastic rounding: leave out rounding_seed")
 
     def phases(self) -> tuple[int, "Variant", "Variant"]:
         """(tokens of a reply, the variant that writes them, the one that writes the rest)."""
@@ -120,7 +113,7 @@ class Variant:
 
     def sequential(self) -> "Variant":
         """The same solved behind layers already quantized, where it is fitted to their inputs."""
-        if self.method not in CALIBRATED or self.backend != "native":
+        if not method_of(self.method).calibrated or self.backend != "native":
             return self
         return replace(self, method_args=tuple(sorted({*self.method_args, SEQUENTIAL})))
 
@@ -147,7 +140,7 @@ class Variant:
         if self.method == "path":
             return args["label"]
         group = "row" if self.group_size == -1 else str(self.group_size)
-        dense = self.method in DENSE_WEIGHTS
+        dense = method_of(self.method).dense
         parts = [self.method] if dense else [self.method, f"{self.bits}b", f"g{group}"]
         if not self.sym:
             parts.append("asym")
@@ -188,9 +181,10 @@ def expand_pool(
         axes = [value if isinstance(value, list | tuple) else [value] for value in row.values()]
         for values in itertools.product(*axes):
             chosen = {**defaults, **dict(zip(row, values, strict=True))}
-            if chosen["method"] in CALIBRATED:
+            method = method_of(chosen.get("method", "none"))
+            if method.calibrated:
                 chosen["calibration"] = calibration
-            if chosen["method"] in WITHOUT_GROUPS and "group_size" not in row:
+            if not method.dense and not method.grouped and "group_size" not in row:
                 chosen["group_size"] = -1
             variants.append(replace(dense, **chosen))
     repeated = [variant.label for variant, n in Counter(variants).items() if n > 1]

@@ -27,20 +27,21 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # files at the top -> what they may import beside the wings
 TOP: dict[str, set[str]] = {
-    "__init__": set(),
+    "__init__": {"variant"},
     "__main__": {"cli"},
     "aliases": set(),
     "cli": {"config", "jobs"},
     "config": {"variant"},
     "jobs": VALUES,
-    "store": {"variant"},
+    "store": {"aliases", "variant"},
     "variant": set(),
 }
 TOP_MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"evaluation", "serve"},
     "jobs": set(MAY_IMPORT),
 }
-LAZY: dict[str, set[str]] = {}  # file -> what it imports only when a function is called
+# file -> what it imports only when a function is called
+LAZY: dict[str, set[str]] = {"__init__": {"deploy"}, "variant": {"quantize"}}
 ONLY_IN = {
     "mlflow": {"report/tracking"},
     "optuna": {"search", "report/study", "jobs"},
@@ -62,12 +63,13 @@ def place_of(path: Path) -> str:
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
-    """Dotted names that a file imports, and whether that is inside a function."""
+    """Dotted names that a file imports, and whether only in a function or for type checkers."""
     inside = {
         id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(function)
+        for part in ast.walk(tree)
+        if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)
+        or (isinstance(part, ast.If) and ast.unparse(part.test) == "TYPE_CHECKING")
+        for node in ast.walk(part)
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -20,7 +20,8 @@ from ptsearch.engine.kv_cache import Rounding
 from ptsearch.models import experts, loading
 from ptsearch.models.layers import linears_of
 from ptsearch.quantize import activations
-from ptsearch.variant import ACT_BITS, KV_METHODS, Variant, from_fields
+from ptsearch.store import KvStorage
+from ptsearch.variant import ACT_BITS, Variant, from_fields, method_of
 
 TENSORS = "runtime.safetensors"
 
@@ -68,16 +69,16 @@ def kv_method(variant: Variant) -> str:
     """How the variant rounds its cache, "" = not at all; KIVI where its method is none for it."""
     if variant.kv_bits == 16:
         return ""
-    return variant.method if variant.method in KV_METHODS else "kivi"
+    return variant.method if method_of(variant.method).kv else "kivi"
 
 
-def kv_stored(model: Any, runtime: Runtime) -> dict[str, float]:
-    """`bits` a cached value in the mean, scales counted, and `window`, newest tokens in full."""
+def kv_stored(model: Any, runtime: Runtime) -> KvStorage:
+    """What a cached value takes, on average, and how many tokens are kept in full."""
     if not runtime.kv:
-        return {"bits": 16.0, "window": 0}
+        return KvStorage()
     config = model.config.get_text_config()
     bits = kv_cache.stored_bits(runtime.kv, runtime.kv_bits, *kv_shape(config))
-    return {"bits": bits, "window": runtime.kv_window}
+    return KvStorage(bits, runtime.kv_window)
 
 
 def kv_shape(config: Any) -> tuple[int, int]:

@@ -19,8 +19,9 @@ from ptsearch.models.layers import linears_of, skeleton
 from ptsearch.pool import backends, one_pass, resume, verify, writer
 from ptsearch.pool.calibration import Calibration
 from ptsearch.pool.verify import Work
+from ptsearch.quantize import METHODS
 from ptsearch.quantize.grid import Quantized
-from ptsearch.variant import DENSE_WEIGHTS, SEQUENTIAL, Variant
+from ptsearch.variant import SEQUENTIAL, Variant
 
 CACHE_SAMPLES = 4  # of the calibration samples, for keys and values
 CACHE_TOKENS = 1024  # of them that are kept
@@ -70,7 +71,7 @@ def build_pool(
         alone = [[work] for work in solved if _is_sequential(work.variant)]
         for works_of_pass in [together, *alone] if together else alone:
             one_pass.one_pass(base, works_of_pass, calibration, report, kept)
-        fitted = [work for work in works if work.variant.method in kv_cache.FITTED]
+        fitted = [work for work in works if "kv" in METHODS[work.variant.method].needs]
         if fitted := [work for work in fitted if not work.variant.decode_schedule]:
             _fit_caches(base, fitted, calibration, report)
         seconds = time.perf_counter() - started
@@ -117,7 +118,7 @@ def _is_sequential(variant: Variant) -> bool:
 
 
 def _has_weights(variant: Variant) -> bool:
-    return variant.method not in DENSE_WEIGHTS and not variant.decode_schedule
+    return not METHODS[variant.method].dense and not variant.decode_schedule
 
 
 def _with_libraries(

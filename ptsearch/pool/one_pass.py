@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ptsearch import quantize, store
+from ptsearch import store
 from ptsearch.aliases import Report
 from ptsearch.models import coded, loading
 from ptsearch.models.base_model import BaseModel
@@ -23,11 +23,11 @@ from ptsearch.pool import calibration as calibrations
 from ptsearch.pool import fisher, layerwise, resume, writer
 from ptsearch.pool.calibration import Calibration
 from ptsearch.pool.verify import Work
-from ptsearch.quantize import awq, grid, hqq
-from ptsearch.quantize.layer import Layer, Part
-from ptsearch.variant import CALIBRATED, SEQUENTIAL, Variant
+from ptsearch.quantize import METHODS, awq, grid, solve
+from ptsearch.quantize.layer import Layer, LayerResult, ScalingSite
+from ptsearch.variant import SEQUENTIAL, Variant
 
-Packed = tuple[Variant, Part, dict[str, Tensor]]  # with the tensors to store
+Packed = tuple[Variant, LayerResult, dict[str, Tensor]]  # with the tensors to store
 
 UNSOLVABLE = (ValueError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 NO_ROOM = "no space left on the disk; make room and run it again"
@@ -41,19 +41,21 @@ def one_pass(
     model = skeleton(base)
     linears = linears_of(model)
     check_groups(works, linears)
-    for hqq_work in [work for work in works if work.variant.method == "hqq"]:
-        hqq.check_available(hqq_work.variant)
+    for work in works:
+        METHODS[work.variant.method].check_available()
     tokens, seeds = draw(base, works, calibration)
     passed = resume.Pass(kept, works, tokens, seeds)
     if passed.finished:
         return
     tensors = Tensors(base.path)
     root, layers = layers_of(model)
-    places = awq.Places([work.variant for work in works])
+    scaled = any("sites" in METHODS[work.variant.method].needs for work in works)
+    sites = awq.ScalingSites()
     with ExitStack() as stack:
         room = writer.header_room(tensors.file_of, linears)
         for work in works:
-            file = coded.WEIGHTS if work.variant.method in quantize.CODED else writer.WEIGHTS
+            as_codes = METHODS[work.variant.method].storage == "codes"
+            file = coded.WEIGHTS if as_codes else writer.WEIGHTS
             work.writer = stack.enter_context(passed.writer(work, file, room))
         pool = stack.enter_context(_threads())
         gradients = _gradients(base, works, tokens, seeds, stack, report)
@@ -61,7 +63,7 @@ def one_pass(
         def visit(layer: Layer) -> dict[str, Tensor]:
             report("building the pool: layer", layer.number, len(layers))
             layer = layer._replace(fisher=fisher.read(gradients, layer.number))
-            return _solve_layer(layer, works, places.of(layer), pool)
+            return _solve_layer(layer, works, sites.of(layer) if scaled else [], pool)
 
         around = [name for name in tensors.file_of if not name.startswith(f"{root}.")]
         for name in around if not passed.layers else ():
@@ -86,7 +88,7 @@ def draw(
     tokenizer = loading.load_tokenizer(base.path, base.trust_remote_code)
     how = (calibration.length, calibration.rendering)
     chunks = calibrations.chunks(tokenizer, calibration.fitted, *how)
-    needing = [work for work in works if work.variant.method in CALIBRATED]
+    needing = [work for work in works if METHODS[work.variant.method].calibrated]
     drawn = {}
     for work in needing:
         if work.variant.calibration != calibration.identity:
@@ -159,7 +161,7 @@ def _gradients(
     report: Report,
 ) -> dict[int, Path]:
     """Seed -> folder of the Fisher diagonals, for the methods that want them; a pass of its own."""
-    wanting = [work for work in works if work.variant.method == "squeezellm"]
+    wanting = [work for work in works if "gradients" in METHODS[work.variant.method].needs]
     folders = {}
     for seed in sorted({work.variant.seed for work in wanting}):
         started = time.process_time()
@@ -188,7 +190,7 @@ def _one_thread() -> None:
 
 
 def _solve_layer(
-    layer: Layer, works: Sequence[Work], places: list[awq.Site], pool: ThreadPoolExecutor
+    layer: Layer, works: Sequence[Work], sites: list[ScalingSite], pool: ThreadPoolExecutor
 ) -> dict[str, Tensor]:
     """Solve one decoder layer for every variant and write it.
 
@@ -198,7 +200,7 @@ def _solve_layer(
     by_id = {work.variant.id: work for work in works}
     unchanged = {work.variant.id: set(layer.stored) for work in works}
     wanted = [work.variant for work in works if not work.failure]
-    for job, solved in pool.map(_packed, quantize.jobs(layer, wanted, places)):
+    for job, solved in pool.map(_packed, solve.jobs(layer, wanted, sites)):
         if isinstance(solved, Exception):
             for variant in job.variants:
                 with alone(by_id[variant.id]):
@@ -223,7 +225,7 @@ def _solve_layer(
     return changed
 
 
-def _note(work: Work, part: Part) -> None:
+def _note(work: Work, part: LayerResult) -> None:
     """What is remembered of a variant's share of a layer beside its tensors."""
     work.cpu_seconds += part.cpu_seconds
     work.runtime |= part.runtime
@@ -234,7 +236,7 @@ def _note(work: Work, part: Part) -> None:
             work.coded[name] = linear.entry()
 
 
-def _packed(job: quantize.Job) -> tuple[quantize.Job, list[Packed] | Exception]:
+def _packed(job: solve.Job) -> tuple[solve.Job, list[Packed] | Exception]:
     """What a job gives, with the tensors to store, or why it could not be done."""
     packed = []
     try:

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ class Pass:
         self.hidden = tensors.pop("hidden", None)
         for work in works if found else ():
             mine = known[work.variant.id]
-            grown = self._files[work.variant.id] = writer.Grown(**mine["file"], odd={})
+            file = mine["file"]
+            table = {name: store.StoredTensor(**t) for name, t in file.pop("table").items()}
+            grown = self._files[work.variant.id] = writer.Grown(**file, table=table, odd={})
             for note in NOTES:
                 setattr(work, note, mine[note])
             for kind, held in (("runtime", work.runtime), ("odd", grown.odd)):
@@ -114,6 +117,7 @@ class Pass:
             grown = work.writer.grown()
             own = {note: getattr(work, note) for note in NOTES}
             file = grown._asdict()
+            file["table"] = {name: asdict(tensor) for name, tensor in grown.table.items()}
             for kind, held in (("runtime", work.runtime), ("odd", file.pop("odd"))):
                 tensors |= {f"{kind}/{work.variant.id}/{name}": t for name, t in held.items()}
             of_works[work.variant.id] = own | {"file": file}

@@ -1,9 +1,8 @@
 """A built variant is read back, measured and described before it may vote."""
 
-import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -25,8 +24,10 @@ from ptsearch.pool import calibration as calibrations
 from ptsearch.pool import layerwise
 from ptsearch.pool.calibration import Calibration
 from ptsearch.pool.writer import Writer, table_of
+from ptsearch.quantize import METHODS
 from ptsearch.quantize.layer import Layer
-from ptsearch.variant import DENSE_WEIGHTS, Variant
+from ptsearch.store import KvStorage, VariantMeta
+from ptsearch.variant import Variant
 
 PERPLEXITY_SAMPLES = 8
 PERPLEXITY_LENGTH = 256
@@ -63,12 +64,12 @@ def check(
     """Read the checkpoint back, measure its perplexity and write meta.json."""
     variant = work.variant
     folder = work.folder
-    if variant.method in DENSE_WEIGHTS:
+    if METHODS[variant.method].dense:
         folder = Path(dict(variant.method_args).get("path", base.path))
-    table = work.writer.table if work.writer else table_of(folder)
+    tensors = work.writer.table if work.writer else table_of(folder)
     if work.runtime:
         save_file(work.runtime, work.folder / runtime.TENSORS)
-        table = table | table_of(work.folder, runtime.TENSORS)
+        tensors = tensors | table_of(work.folder, runtime.TENSORS)
     asked = runtime.of_variant(variant, work.folder)
     tokenizer = loading.load_tokenizer(base.path, base.trust_remote_code)
     how = (PERPLEXITY_LENGTH, calibration.rendering)
@@ -80,47 +81,47 @@ def check(
     give_back()
     dense = value
     if variant.method != "none":
-        dense = loading.read_json(dense_folder / loading.META)["perplexity"]
-    meta = {
-        "variant": asdict(variant),
-        "label": variant.label,
-        "checkpoint": "." if folder == work.folder else str(folder.resolve()),
-        "trust_remote_code": base.trust_remote_code,
-        "tensors": table,
-        "tensor_bytes": sum(tensor["bytes"] for tensor in table.values()),
-        "read_back": "whole" if whole else "layer by layer",
-        "kv": kv,
-        "perplexity": value if math.isfinite(value) else None,
-        "dense_perplexity": dense,
-        "degenerate": not finite or not value <= max_ratio * dense,
-        "damp_raised": work.damp_raised,
-        "rounded_to_nearest": work.to_nearest,
-        "seconds": seconds,
-        "cpu_seconds": work.cpu_seconds,
-        "gradient_cpu_seconds": work.gradient_seconds,
-        "calibration_indices": work.drawn,
-        "versions": {name: version(name) for name in _packages(variant)},
-    }
-    text = json.dumps(meta, indent=1)
-    (work.folder / loading.META).write_text(text, encoding="utf-8")
+        dense = store.read_meta(dense_folder).perplexity or math.nan
+    meta = VariantMeta(
+        variant,
+        variant.label,
+        checkpoint="." if folder == work.folder else str(folder.resolve()),
+        trust_remote_code=base.trust_remote_code,
+        tensors=tensors,
+        tensor_bytes=sum(tensor.bytes for tensor in tensors.values()),
+        read_back="whole" if whole else "layer by layer",
+        kv=kv,
+        perplexity=value if math.isfinite(value) else None,
+        dense_perplexity=dense if math.isfinite(dense) else None,
+        degenerate=not finite or not value <= max_ratio * dense,
+        damp_raised=work.damp_raised,
+        rounded_to_nearest=work.to_nearest,
+        seconds=seconds,
+        cpu_seconds=work.cpu_seconds,
+        gradient_cpu_seconds=work.gradient_seconds,
+        calibration_indices=work.drawn,
+        versions={name: version(name) for name in _packages(variant)},
+    )
+    store.write_meta(work.folder, meta)
 
 
 def join_phases(work: Work, folders: Sequence[Path]) -> None:
     """meta.json of a variant whose replies have two phases: of prompts it is the first one."""
     if not all(map(store.is_whole, folders)):
         raise store.FullDiskError(f"{work.variant.label}: there was no room for its two models")
-    first, later = (loading.read_json(folder / loading.META) for folder in folders)
-    tensors = first["tensors"] | {f"later.{name}": t for name, t in later["tensors"].items()}
-    sizes = {tensor["sha256"]: tensor["bytes"] for tensor in tensors.values()}
-    meta = first | {
-        "variant": asdict(work.variant),
-        "label": work.variant.label,
-        "checkpoint": str(Path("..", folders[0].name)),
-        "tensors": tensors,
-        "tensor_bytes": sum(sizes.values()),
-        "degenerate": first["degenerate"] or later["degenerate"],
-    }
-    (work.folder / loading.META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
+    first, later = map(store.read_meta, folders)
+    tensors = first.tensors | {f"later.{name}": t for name, t in later.tensors.items()}
+    sizes = {tensor.sha256: tensor.bytes for tensor in tensors.values()}
+    meta = replace(
+        first,
+        variant=work.variant,
+        label=work.variant.label,
+        checkpoint=str(Path("..", folders[0].name)),
+        tensors=tensors,
+        tensor_bytes=sum(sizes.values()),
+        degenerate=first.degenerate or later.degenerate,
+    )
+    store.write_meta(work.folder, meta)
 
 
 def perplexity(model: Any, chunks: Tensor) -> float:
@@ -133,7 +134,7 @@ class Measured(NamedTuple):
 
     perplexity: float
     finite: bool  # all of its tensors
-    kv: dict[str, float]  # how its keys and values are stored
+    kv: KvStorage
 
 
 def _fits(base: BaseModel) -> bool:

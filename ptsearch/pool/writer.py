@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ptsearch.models.coded import Coded
+from ptsearch.quantize import METHODS
 from ptsearch.quantize.grid import SCALE_DTYPE, Grid, Quantized
+from ptsearch.store import StoredTensor
 from ptsearch.variant import Variant
 
 WEIGHTS = "model.safetensors"
@@ -43,7 +45,7 @@ class Grown(NamedTuple):
 
     end: int  # bytes of tensors
     header: dict[str, Any]
-    table: dict[str, dict[str, Any]]
+    table: dict[str, StoredTensor]
     odd: dict[str, Tensor]
 
 
@@ -101,7 +103,7 @@ class Writer:
             "data_offsets": [self._end, self._end + tensor.nbytes],
         }
         self._end += tensor.nbytes
-        self.table[name] = {"bytes": tensor.nbytes, "sha256": hashlib.sha256(raw.data).hexdigest()}
+        self.table[name] = StoredTensor(tensor.nbytes, hashlib.sha256(raw.data).hexdigest())
 
     def _finish(self) -> None:
         for name, tensor in sorted(self._odd.items(), key=lambda item: -item[1].element_size()):
@@ -119,7 +121,7 @@ def header_room(stored: Collection[str], linears: Collection[str]) -> int:
     return -(-(256 + names * (longest + 160)) // ALIGNMENT) * ALIGNMENT
 
 
-def table_of(folder: Path, files: str = "*.safetensors") -> dict[str, dict[str, Any]]:
+def table_of(folder: Path, files: str = "*.safetensors") -> dict[str, StoredTensor]:
     """Bytes and SHA-256 of every tensor in a checkpoint's safetensors files."""
     table = {}
     for path in sorted(folder.glob(files)):
@@ -131,7 +133,7 @@ def table_of(folder: Path, files: str = "*.safetensors") -> dict[str, dict[str, 
                 start, stop = entry["data_offsets"]
                 file.seek(8 + size + start)
                 digest = hashlib.sha256(file.read(stop - start)).hexdigest()
-                table[name] = {"bytes": stop - start, "sha256": digest}
+                table[name] = StoredTensor(stop - start, digest)
     return table
 
 
@@ -209,7 +211,7 @@ def quantization_config(variant: Variant, dense_linears: list[str]) -> dict[str,
 
 def _input_activations(variant: Variant) -> dict[str, Any] | None:
     """As the format says it; clusters of channels (RPTQ) it cannot say."""
-    if variant.act_bits == 16 or variant.method == "rptq":
+    if variant.act_bits == 16 or METHODS[variant.method].fit_inputs:
         return None
     return {
         "num_bits": variant.act_bits,

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ptsearch.models.coded import Coded
 from ptsearch.quantize import gptq
-from ptsearch.quantize.layer import Problem
+from ptsearch.quantize.layer import LinearGroup
+from ptsearch.quantize.method import Method
 from ptsearch.variant import Variant
 
 GROUP = 8  # weights that share codes of 8 bits: one bit a weight for each codebook
@@ -29,11 +30,11 @@ SAMPLED = 16384  # vectors that the first codebooks are made of
 LLOYD = 8  # steps of k-means for them
 
 
-def solve(problem: Problem, variants: Sequence[Variant]) -> list[dict[str, Coded]]:
+def solve(group: LinearGroup, variants: Sequence[Variant]) -> list[dict[str, Coded]]:
     """Each variant's linears; they agree on seed and damp_percent."""
-    H = gptq.damped(problem.H, variants[0].damp_percent)
+    H = gptq.damped(group.H, variants[0].damp_percent)
     return [
-        {name: quantize(W, H, v.bits, v.seed) for name, W in problem.weights.items()}
+        {name: quantize(W, H, v.bits, v.seed) for name, W in group.weights.items()}
         for v in variants
     ]
 
@@ -206,3 +207,6 @@ def _add_by_entry(
         for m in range(codes.shape[1]):
             for i in range(vectors.shape[1]):
                 sums[m, codes[k, m], i] += vectors[k, i]
+
+
+METHOD = Method("aqlm", solve, bits=(2, 4), needs=("hessian",), storage="codes", grouped=False)

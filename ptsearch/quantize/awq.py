@@ -7,13 +7,13 @@ weighted by the diagonal of H, in all linears (the paper leaves out query and ke
 by the inputs themselves; perplexity was no worse this way).
 
 Which module produces an input is found by trying it: a candidate is divided by random scales and
-the linears multiplied; where the layer's output does not change, the pair is a `Site`. So norms
-that compute (1 + w) x, fused projections and grouped queries need no tables of names.
+the linears multiplied; where the layer's output does not change, the pair is a `ScalingSite`. So
+norms that compute (1 + w) x, fused projections and grouped queries need no tables of names.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_map
 
 from ptsearch.quantize import grid, rtn
 from ptsearch.quantize.grid import Quantized
-from ptsearch.quantize.layer import Layer, Moments
+from ptsearch.quantize.layer import Layer, Moments, ScalingSite
+from ptsearch.quantize.method import Method
 from ptsearch.variant import Variant
 
 EXPONENTS = [step / 10 for step in range(11)]
@@ -29,30 +30,21 @@ SEARCH_ROWS = 64  # of each linear, evenly spaced: enough to choose one exponent
 TOLERANCE = 1e-3  # of the layer's change to its input, in float32
 
 
-class Site(NamedTuple):
-    """Linears whose input columns can be scaled, because `source` can undo it."""
+class ScalingSites:
+    """The sites of each kind of layer, found once."""
 
-    source: str  # norm or linear, by its name within the layer
-    offset: float  # a norm's output is (weight + offset) x
-    slot: int  # which of the layer's inputs
+    def __init__(self) -> None:
+        self._by_kind: dict[object, list[ScalingSite]] = {}
 
-
-class Places:
-    """The sites of each kind of layer, found once; none where no variant scales channels."""
-
-    def __init__(self, variants: Sequence[Variant]) -> None:
-        self._wanted = any(variant.method in ("awq", "smoothquant") for variant in variants)
-        self._found: dict[tuple[Any, ...], list[Site]] = {}
-
-    def of(self, layer: Layer) -> list[Site]:
+    def of(self, layer: Layer) -> list[ScalingSite]:
         shapes = [(name, tensor.shape) for name, tensor in layer.module.named_parameters()]
         kind = (type(layer.module), *shapes)
-        if self._wanted and kind not in self._found:
-            self._found[kind] = sites(layer)
-        return self._found.get(kind, [])
+        if kind not in self._by_kind:
+            self._by_kind[kind] = sites(layer)
+        return self._by_kind[kind]
 
 
-def sites(layer: Layer) -> list[Site]:
+def sites(layer: Layer) -> list[ScalingSite]:
     """Where this layer can be scaled without changing what it computes."""
     module = deepcopy(layer.module).float()
     args, kwargs = tree_map(_to_float, layer.example)
@@ -82,7 +74,7 @@ def sites(layer: Layer) -> list[Site]:
 
 
 def quantize(
-    layer: Layer, places: list[Site], variant: Variant
+    layer: Layer, places: list[ScalingSite], variant: Variant
 ) -> tuple[dict[str, Quantized], dict[str, Tensor]]:
     """(linear -> quantized, other tensors of the layer that changed, by full name)."""
     how = (variant.bits, variant.group_size, variant.sym)
@@ -130,7 +122,7 @@ def _search(weights: list[Tensor], moments: Moments, variant: Variant) -> Tensor
 
 
 def divide(
-    values: dict[str, Tensor], layer: Layer, site: Site, s: Tensor, replaced: set[str]
+    values: dict[str, Tensor], layer: Layer, site: ScalingSite, s: Tensor, replaced: set[str]
 ) -> Tensor:
     """Divide the source's output by s in `values`; the scales that its stored form really has."""
     source = layer.prefix + site.source
@@ -150,7 +142,7 @@ def divide(
     return torch.where(exact.isfinite() & (exact > 0), exact, s)
 
 
-def _candidates(module: nn.Module, layer: Layer, slot: int) -> Iterator[Site]:
+def _candidates(module: nn.Module, layer: Layer, slot: int) -> Iterator[ScalingSite]:
     """Norms of the input's width, then linears that ran before and have that many outputs.
 
     What an expert is given is others' too; only linears of its own come before its others.
@@ -161,12 +153,12 @@ def _candidates(module: nn.Module, layer: Layer, slot: int) -> Iterator[Site]:
     for name, part in module.named_modules():
         weight = getattr(part, "weight", None)
         if not expert and isinstance(weight, Tensor) and weight.shape == (width,):
-            yield Site(name, 0.0, slot)
-            yield Site(name, 1.0, slot)
+            yield ScalingSite(name, 0.0, slot)
+            yield ScalingSite(name, 1.0, slot)
     for names in layer.inputs[:slot]:
         for name in names:
             if name.startswith(expert) and layer.stored[f"{name}.weight"].shape[0] == width:
-                yield Site(name.removeprefix(layer.prefix), 0.0, slot)
+                yield ScalingSite(name.removeprefix(layer.prefix), 0.0, slot)
 
 
 def _undo(source: nn.Module, s: Tensor, offset: float) -> None:
@@ -190,3 +182,6 @@ def _run(module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, objec
 def _to_float(value: Any) -> Any:
     floating = isinstance(value, Tensor) and value.is_floating_point()
     return value.float() if floating else value
+
+
+METHOD = Method("awq", solve_layer=quantize, needs=("hessian", "sites"))

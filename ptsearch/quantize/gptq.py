@@ -21,11 +21,13 @@ from torch import Tensor
 
 from ptsearch.quantize import grid
 from ptsearch.quantize.grid import Grid, Quantized
-from ptsearch.quantize.layer import Problem
+from ptsearch.quantize.layer import LinearGroup
+from ptsearch.quantize.method import Method
 from ptsearch.variant import Variant
 
 LEAF = 64  # columns solved one by one where groups are fixed beforehand
 TILE = 256  # rows that are worked on at once: they fill the vector units and fit the cache
+AGREE_ON = ("seed", "damp_percent", "actorder")  # one factor serves all group sizes
 MIN_DAMP = 1e-4  # where H must be well conditioned
 MAX_DAMP = 1.0  # of the mean diagonal; at that H is close to a multiple of the identity
 
@@ -74,15 +76,15 @@ def damped(H: Tensor, damp_percent: float) -> Tensor:
     return H + max(damp_percent, MIN_DAMP) * mean * torch.eye(len(H))
 
 
-def solve(problem: Problem, variants: Sequence[Variant]) -> list[dict[str, Quantized]]:
+def solve(group: LinearGroup, variants: Sequence[Variant]) -> list[dict[str, Quantized]]:
     """Each variant's linears; they agree on damp_percent and actorder."""
-    shared = factor(problem.H, variants[0].damp_percent, variants[0].actorder)
+    shared = factor(group.H, variants[0].damp_percent, variants[0].actorder)
     return [
         {
             name: quantize(
                 W, shared, v.bits, v.group_size, v.sym, grid.noise(W, v.rounding_seed, name)
             )
-            for name, W in problem.weights.items()
+            for name, W in group.weights.items()
         }
         for v in variants
     ]
@@ -190,3 +192,6 @@ def _solve_leaf(state: _State, low: int, high: int, start: int, stop: int) -> No
                 u = U[k, later]
                 for r in range(first, last):
                     updated[later, r] += error[k, r] * u
+
+
+METHOD = Method("gptq", solve, needs=("hessian",), stochastic=True, agree_on=AGREE_ON)

@@ -1,6 +1,5 @@
 """HQQ (Badri and Shaji, Half-Quadratic Quantization, 2023) by its own library: no calibration."""
 
-import importlib.util
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -8,20 +7,15 @@ from torch import Tensor
 from ptsearch.models import coded as layout
 from ptsearch.models.coded import Coded
 from ptsearch.quantize import grid
-from ptsearch.quantize.layer import Problem
+from ptsearch.quantize.layer import LinearGroup
+from ptsearch.quantize.method import Method
 from ptsearch.variant import Variant
 
 
-def check_available(variant: Variant) -> None:
-    """ValueError unless the library is installed."""
-    if importlib.util.find_spec("hqq") is None:
-        raise ValueError(f"{variant.label} needs the package hqq: pip install 'ptsearch[hqq]'")
-
-
-def solve(problem: Problem, variants: Sequence[Variant]) -> list[dict[str, Coded]]:
+def solve(group: LinearGroup, variants: Sequence[Variant]) -> list[dict[str, Coded]]:
     """Each variant's linears."""
     return [
-        {name: quantize(W, v.bits, v.group_size) for name, W in problem.weights.items()}
+        {name: quantize(W, v.bits, v.group_size) for name, W in group.weights.items()}
         for v in variants
     ]
 
@@ -39,3 +33,6 @@ def quantize(W: Tensor, bits: int, group_size: int) -> Coded:
     offset = ((2**bits - 1) / 2 - zero) * scale
     tensors = layout.planes(codes, bits, scale, offset)
     return Coded("planes", bits, (W.shape[0], W.shape[1]), tensors)
+
+
+METHOD = Method("hqq", solve, storage="codes", without_bits=(7,), package="hqq")

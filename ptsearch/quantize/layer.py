@@ -1,4 +1,4 @@
-"""What a quantizer gets: one decoder layer and what calibration tells about its linear inputs."""
+"""What a method is given: a decoder layer and what calibration measured; and what it returns."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -40,7 +40,15 @@ class Layer(NamedTuple):
         return moments if moments and moments.tokens >= LEAST_TOKENS else None
 
 
-class Problem(NamedTuple):
+class ScalingSite(NamedTuple):
+    """Linears whose input columns can be scaled, because `source` can undo it."""
+
+    source: str  # norm or linear, by its name within the layer
+    offset: float  # a norm's output is (weight + offset) x
+    slot: int  # which of the layer's inputs
+
+
+class LinearGroup(NamedTuple):
     """Linears that share one input, for the variants of one calibration seed."""
 
     weights: dict[str, Tensor]  # (out, in) float32, by full name
@@ -48,7 +56,7 @@ class Problem(NamedTuple):
     fisher: dict[str, Tensor]  # by linear (out, in); empty where no method asked for it
 
 
-class Part(NamedTuple):
+class LayerResult(NamedTuple):
     """A variant's share of one decoder layer."""
 
     quantized: dict[str, Quantized | Coded]  # by linear, full name

@@ -16,18 +16,19 @@ from torch import Tensor
 from ptsearch.models import coded as layout
 from ptsearch.models.coded import Coded
 from ptsearch.quantize import gptq, grid
-from ptsearch.quantize.layer import Problem
+from ptsearch.quantize.layer import LinearGroup
+from ptsearch.quantize.method import Method
 from ptsearch.variant import Variant
 
 WIDEST = 8
 ROWS = 512  # solved at once: (rows, 2 groups, 2 groups) are in memory
 
 
-def solve(problem: Problem, variants: Sequence[Variant]) -> list[dict[str, Coded]]:
+def solve(group: LinearGroup, variants: Sequence[Variant]) -> list[dict[str, Coded]]:
     """Each variant's linears; they agree on damp_percent and group_size, so on their codes."""
-    H = gptq.damped(problem.H, variants[0].damp_percent)
+    H = gptq.damped(group.H, variants[0].damp_percent)
     found: list[dict[str, Coded]] = [{} for _ in variants]
-    for name, W in problem.weights.items():
+    for name, W in group.weights.items():
         widest = codes(W, variants[0].group_size)
         for variant, linears in zip(variants, found, strict=True):
             linears[name] = width(W, H, widest, variant.bits, variant.group_size)
@@ -75,3 +76,6 @@ def fit(W: Tensor, X: Tensor, H: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     wanted = W @ H
     solution = torch.linalg.solve(normal, torch.cat((sums(wanted * X), sums(wanted)), 1))
     return solution[:, :groups], solution[:, groups:]
+
+
+METHOD = Method("nested", solve, bits=(3, 8), needs=("hessian",), storage="codes")

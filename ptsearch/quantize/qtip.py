@@ -19,28 +19,29 @@ from torch import Tensor
 from ptsearch.models import coded
 from ptsearch.models.coded import Coded
 from ptsearch.quantize import gptq
-from ptsearch.quantize.layer import Problem
+from ptsearch.quantize.layer import LinearGroup
+from ptsearch.quantize.method import Method
 from ptsearch.variant import Variant
 
 LANES = 16  # sequences that are coded side by side: they fill the vector units
 VALUES = coded.trellis_values(np.arange(1 << coded.STATE_BITS))
 
 
-def solve(problem: Problem, variants: Sequence[Variant]) -> list[dict[str, Coded]]:
+def solve(group: LinearGroup, variants: Sequence[Variant]) -> list[dict[str, Coded]]:
     """Each variant's linears; they agree on seed and damp_percent."""
-    first, width = variants[0], len(problem.H)
-    name = next(iter(problem.weights))
+    first, width = variants[0], len(group.H)
+    name = next(iter(group.weights))
     digest = hashlib.sha256(f"{first.seed} {name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     signs = torch.randint(0, 2, (1, width), generator=generator)
     s = signs[0].float() * 2 - 1
-    H = coded.rotate(coded.rotate(problem.H, s).T, s)
+    H = coded.rotate(coded.rotate(group.H, s).T, s)
     factor = gptq.factor((H + H.T) / 2, first.damp_percent, "none")
     stored = coded.pack(signs.numpy(), 1)
     return [
         {
             name: quantize(coded.rotate(W, s), H, factor, v.bits, stored)
-            for name, W in problem.weights.items()
+            for name, W in group.weights.items()
         }
         for v in variants
     ]
@@ -135,3 +136,6 @@ def _least(cost: NDArray[np.float32], best: NDArray[np.float32], came: NDArray[n
                 less = tried < best[tail, lane]
                 best[tail, lane] = tried if less else best[tail, lane]
                 came[tail, lane] = np.uint8(top) if less else came[tail, lane]
+
+
+METHOD = Method("qtip", solve, bits=(2, 4), needs=("hessian",), storage="codes", grouped=False)

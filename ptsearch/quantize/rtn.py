@@ -1,4 +1,4 @@
-"""Round to nearest: the floor that every method must beat. A rounding seed rounds at random."""
+"""Round to nearest: the baseline. A rounding seed makes it stochastic."""
 
 from collections.abc import Sequence
 
@@ -6,16 +6,17 @@ from torch import Tensor
 
 from ptsearch.quantize import grid
 from ptsearch.quantize.grid import Quantized
-from ptsearch.quantize.layer import Problem
+from ptsearch.quantize.layer import LinearGroup
+from ptsearch.quantize.method import Method
 from ptsearch.variant import Variant
 
 
-def solve(problem: Problem, variants: Sequence[Variant]) -> list[dict[str, Quantized]]:
+def solve(group: LinearGroup, variants: Sequence[Variant]) -> list[dict[str, Quantized]]:
     """Each variant's linears."""
     return [
         {
             name: quantize(W, v.bits, v.group_size, v.sym, grid.noise(W, v.rounding_seed, name))
-            for name, W in problem.weights.items()
+            for name, W in group.weights.items()
         }
         for v in variants
     ]
@@ -27,3 +28,6 @@ def quantize(
     """W (out, in) on the grid that spans each group; `noise` as in `grid.quantize`."""
     spanned = grid.fit(W, bits, group_size, sym)
     return Quantized(grid.quantize(W, spanned, noise), spanned)
+
+
+METHOD = Method("rtn", solve, stochastic=True)

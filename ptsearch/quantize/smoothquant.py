@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ptsearch.quantize import awq, rtn
 from ptsearch.quantize.grid import Quantized
-from ptsearch.quantize.layer import Layer
+from ptsearch.quantize.layer import Layer, ScalingSite
+from ptsearch.quantize.method import Method
 from ptsearch.variant import Variant
 
 ALPHA = 0.5
@@ -19,7 +20,7 @@ LEAST = 1e-5  # of a channel's largest value
 
 
 def quantize(
-    layer: Layer, places: list[awq.Site], variant: Variant
+    layer: Layer, places: list[ScalingSite], variant: Variant
 ) -> tuple[dict[str, Quantized], dict[str, Tensor]]:
     """(linear -> quantized, norms that changed, by full name)."""
     values = {name: tensor.float() for name, tensor in layer.stored.items()}
@@ -45,3 +46,6 @@ def scales(largest: Tensor, W: Tensor, alpha: float = ALPHA) -> Tensor:
     """s (in,) from the inputs' largest magnitudes (in,) and the weights (out, in)."""
     weights = W.abs().amax(0).clamp(min=LEAST)
     return largest.clamp(min=LEAST) ** alpha / weights ** (1 - alpha)
+
+
+METHOD = Method("smoothquant", solve_layer=quantize, needs=("ranges", "sites"))

@@ -16,17 +16,18 @@ from torch import Tensor
 
 from ptsearch.models import coded
 from ptsearch.models.coded import Coded
-from ptsearch.quantize.layer import Problem
+from ptsearch.quantize.layer import LinearGroup
+from ptsearch.quantize.method import Method
 from ptsearch.variant import Variant
 
 SENSITIVE, LARGEST = 0.0005, 0.004  # shares of a matrix: together the paper's 0.45 %
 FLOOR = 1e-6  # of the mean sensitivity: what no sample is sensitive to still has a value
 
 
-def solve(problem: Problem, variants: Sequence[Variant]) -> list[dict[str, Coded]]:
+def solve(group: LinearGroup, variants: Sequence[Variant]) -> list[dict[str, Coded]]:
     """Each variant's linears."""
     return [
-        {name: quantize(W, problem.fisher[name], v.bits) for name, W in problem.weights.items()}
+        {name: quantize(W, group.fisher[name], v.bits) for name, W in group.weights.items()}
         for v in variants
     ]
 
@@ -129,3 +130,6 @@ def _centres(
             centres[c - 1] = centres[c] if c < k else x[-1]
         j = i
     return centres
+
+
+METHOD = Method("squeezellm", solve, needs=("gradients",), storage="codes", grouped=False)

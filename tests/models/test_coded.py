@@ -11,11 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ptsearch import store
 from ptsearch.models import coded, layers, loading
 from ptsearch.models.base_model import BaseModel
 from ptsearch.pool import build, writer
 from ptsearch.pool.calibration import Calibration
-from ptsearch.quantize import CODED
+from ptsearch.quantize import METHODS
 from ptsearch.scoring import scores
 from ptsearch.variant import Variant, expand_pool
 
@@ -120,12 +121,13 @@ def test_what_a_solver_gives_is_what_is_read(built: Path, tmp_path: Path) -> Non
 
 def test_bytes_are_those_on_the_disk(built: Path) -> None:
     for variant in pool():
-        assert variant.method in CODED
+        assert METHODS[variant.method].storage == "codes"
         folder = build.folder_of(built, variant)
-        meta = loading.read_json(folder / loading.META)
-        assert meta["tensors"] == writer.table_of(folder)
-        assert meta["perplexity"] > 1
-        assert not meta["degenerate"]
+        meta = store.read_meta(folder)
+        assert meta.tensors == writer.table_of(folder)
+        assert meta.perplexity is not None
+        assert meta.perplexity > 1
+        assert not meta.degenerate
 
 
 def test_nested_members_share_their_planes(built: Path) -> None:
@@ -160,7 +162,7 @@ def test_another_version_of_the_layout_is_refused(tmp_path: Path) -> None:
         ({"method": "aqlm", "bits": 5}, "aqlm: bits must be 2 to 4, got bits=5"),
         ({"method": "nested", "bits": 2}, "nested: bits must be 3 to 8"),
         ({"method": "qtip", "bits": 2, "group_size": 64}, "qtip has no groups"),
-        ({"method": "awq", "bits": 4, "rounding_seed": 1}, "rounding_seed is for rtn and gptq"),
+        ({"method": "awq", "bits": 4, "rounding_seed": 1}, "awq has no stochastic rounding"),
     ],
 )
 def test_what_a_method_does_not_have_is_named(row: dict[str, Any], message: str) -> None:
@@ -188,7 +190,7 @@ def test_a_library_that_is_missing_is_named(tiny_model: Path, tmp_path: Path) ->
     if importlib.util.find_spec("hqq"):
         pytest.skip("hqq is installed")
     variants = [Variant("tiny", "0", "hqq", bits=4, group_size=32)]
-    with pytest.raises(ValueError, match=r"hqq-4b-g32-s0 needs the package hqq: pip install"):
+    with pytest.raises(ValueError, match=r"method=hqq requires the package hqq: pip install"):
         build.build_pool(
             BaseModel("tiny", "0", tiny_model), variants, CALIBRATION, tmp_path, silent
         )

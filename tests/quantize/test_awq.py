@@ -11,13 +11,13 @@ from ptsearch.models.base_model import BaseModel
 from ptsearch.models.checkpoint import Tensors
 from ptsearch.pool import layerwise
 from ptsearch.quantize import awq, grid, rtn
-from ptsearch.quantize.layer import Layer
+from ptsearch.quantize.layer import Layer, ScalingSite
 from ptsearch.variant import Variant
 
 
-def first_layer(folder: Path) -> tuple[Layer, list[awq.Site]]:
+def first_layer(folder: Path) -> tuple[Layer, list[ScalingSite]]:
     """The first decoder layer, with moments of seed 0 over random tokens, and its sites."""
-    found: list[tuple[Layer, list[awq.Site]]] = []
+    found: list[tuple[Layer, list[ScalingSite]]] = []
     base = BaseModel("tiny", "0", folder)
     tokens = torch.randint(0, 200, (4, 32), generator=torch.Generator().manual_seed(0))
 
@@ -34,7 +34,7 @@ def first_layer(folder: Path) -> tuple[Layer, list[awq.Site]]:
     return found[0]
 
 
-def sources(layer: Layer, sites: list[awq.Site]) -> dict[str, tuple[str, float]]:
+def sources(layer: Layer, sites: list[ScalingSite]) -> dict[str, tuple[str, float]]:
     """First linear of each scaled input -> what undoes the scaling."""
     return {
         layer.inputs[site.slot][0].rpartition(".")[2]: (site.source, site.offset) for site in sites

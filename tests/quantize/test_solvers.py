@@ -14,7 +14,7 @@ from ptsearch.models.coded import Coded
 from ptsearch.pool import writer
 from ptsearch.quantize import aqlm, gptq, nested, qtip, rtn, squeezellm
 from ptsearch.quantize.grid import Quantized
-from ptsearch.quantize.layer import Problem
+from ptsearch.quantize.layer import LinearGroup
 from ptsearch.variant import Variant
 
 
@@ -136,7 +136,7 @@ def test_error_is_below_rounding_at_no_more_bytes(
     if method == "squeezellm":  # its own objective: errors weighted by the Fisher diagonal
         H = torch.diag(H.diagonal())
     variant = Variant("m", "r", method, bits=bits, damp_percent=0.01)
-    problem = Problem({"w": W}, H, {"w": H.diagonal().expand_as(W).contiguous()})
+    problem = LinearGroup({"w": W}, H, {"w": H.diagonal().expand_as(W).contiguous()})
     found = solvers[method](problem, [variant])[0]["w"]
     plain = rtn.quantize(W, bits, 32, True)
     assert stored_bits(found) <= stored_bits(plain)
@@ -146,7 +146,7 @@ def test_error_is_below_rounding_at_no_more_bytes(
 def test_every_width_reads_the_same_codes_and_more_bits_are_closer() -> None:
     W, H = case(5, 32, 256)
     pool = [Variant("m", "r", "nested", bits=k, group_size=64) for k in (3, 4, 6, 8)]
-    found = [linears["w"] for linears in nested.solve(Problem({"w": W}, H, {}), pool)]
+    found = [linears["w"] for linears in nested.solve(LinearGroup({"w": W}, H, {}), pool)]
     for narrow, wide in itertools.pairwise(found):
         for plane in range(narrow.bits):
             assert torch.equal(narrow.tensors[f"plane{plane}"], wide.tensors[f"plane{plane}"])
@@ -185,7 +185,7 @@ def test_random_rounding_is_right_in_the_mean(method: str) -> None:
         )
         for n in range(300)
     ]
-    found = [linears["w"] for linears in solve(Problem({"w": W}, H, {}), pool)]
+    found = [linears["w"] for linears in solve(LinearGroup({"w": W}, H, {}), pool)]
     step = found[0].grid.scale
     values = torch.stack([one.dense() for one in found])[:, :, 2:]
     d, spread = (values.mean(0) - W[:, 2:]) / step, values.std(0) / step
@@ -196,7 +196,7 @@ def test_random_rounding_is_right_in_the_mean(method: str) -> None:
 
 def test_rounding_seeds_are_reproducible_and_none_is_nearest() -> None:
     W, H = case(8, 8, 64)
-    problem = Problem({"w": W}, H, {})
+    problem = LinearGroup({"w": W}, H, {})
     one = Variant("m", "r", "gptq", bits=4, group_size=32, rounding_seed=3)
     again, once = (gptq.solve(problem, [one])[0]["w"] for _ in range(2))
     assert torch.equal(again.codes, once.codes)
