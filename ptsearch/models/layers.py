@@ -4,35 +4,32 @@ import ctypes
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
-import torch
 from torch import Tensor, nn
 
 from ptsearch.models import experts
 from ptsearch.models.base_model import BaseModel
 from ptsearch.models.loading import compute_dtype
 
+Nested = TypeVar("Nested")
 Read = Callable[[str], dict[str, Tensor]]  # prefix -> a checkpoint's tensors under it, by full name
 
 
 def skeleton(base: BaseModel) -> Any:
     """The model on the meta device; only buffers that no checkpoint holds have values."""
     import transformers
+    from accelerate import init_empty_weights
 
     config = transformers.AutoConfig.from_pretrained(
         base.path, local_files_only=True, trust_remote_code=base.trust_remote_code
     )
-    with torch.device("meta"):
+    with init_empty_weights(include_buffers=False):
         model = transformers.AutoModelForCausalLM.from_config(
             config, dtype=compute_dtype(), trust_remote_code=base.trust_remote_code
         )
     experts.split(model)
-    for name, buffer in list(model.named_non_persistent_buffers()):
-        owner, _, key = name.rpartition(".")
-        module = model.get_submodule(owner)
-        module._buffers[key] = torch.empty_like(buffer, device="cpu")
-        model._init_weights(module)
+    model.tie_weights()
     return model.eval()
 
 
@@ -53,6 +50,17 @@ def linears_of(model: Any) -> dict[str, nn.Linear]:
         for key, module in layers.named_modules()
         if isinstance(module, nn.Linear)
     }
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], value: Nested) -> Nested:
+    """`value` with every tensor changed that is in its tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        return cast(Nested, change(value))
+    if isinstance(value, dict):
+        return cast(Nested, {key: map_tensors(change, part) for key, part in value.items()})
+    if isinstance(value, tuple | list):
+        return cast(Nested, type(value)(map_tensors(change, part) for part in value))
+    return value
 
 
 @contextmanager
@@ -100,8 +108,8 @@ def materialise(
     if missing := sorted(wanted - values.keys()):
         raise ValueError(f"the checkpoint has no tensor {prefix}{missing[0]}")
     dtype = compute_dtype()
-    cast = {
+    in_dtype = {
         name: value.to(dtype) if value.is_floating_point() else value
         for name, value in values.items()
     }
-    module.load_state_dict(cast, strict=False, assign=True)
+    module.load_state_dict(in_dtype, strict=False, assign=True)

@@ -87,11 +87,17 @@ def _load_decoded(folder: Path, trust: bool, dtype: str) -> Any:
         del config.quantization_config
     with torch.device("meta"):
         kind = type(transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust))
-    model = kind.from_pretrained(
-        None, config=config, state_dict=checkpoint.dense(folder), dtype=getattr(torch, dtype)
-    )
+    generation = None
     if (folder / "generation_config.json").is_file():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+        generation = transformers.GenerationConfig.from_pretrained(folder)
+    return _from_state(kind, config, checkpoint.dense(folder), getattr(torch, dtype), generation)
+
+
+def _from_state(kind: Any, config: Any, state: Any, dtype: torch.dtype, generation: Any) -> Any:
+    """A model with these weights, as if it had never been quantized."""
+    model = kind.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+    if generation is not None:
+        model.generation_config = generation
     return model
 
 
@@ -151,23 +157,22 @@ def silence_libraries() -> None:
     """No progress bars and log lines of the libraries; their exceptions stay."""
     import transformers
     from loguru import logger
-    from tqdm import tqdm
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logger.disable("compressed_tensors")
-    shown = tqdm.__init__
-    tqdm.__init__ = lambda self, *a, **k: shown(self, *a, **{**k, "disable": True})
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     """Both as a checkpoint of dense weights."""
-    model.hf_quantizer = None  # else save_pretrained takes the model for a quantized one
-    if hasattr(model.config, "quantization_config"):
+    if hasattr(model.config, "quantization_config"):  # else it would be saved as a quantized one
         del model.config.quantization_config
-    with torch.device("meta"):
-        names = type(model)(model.config).state_dict().keys()  # no scales, no packed shapes
-    weights = {name: value for name, value in model.state_dict().items() if name in names}
-    model.save_pretrained(folder, state_dict=weights)
+        with torch.device("meta"):
+            names = type(model)(model.config).state_dict().keys()  # no scales, no packed shapes
+        weights = {name: value for name, value in model.state_dict().items() if name in names}
+        model = _from_state(
+            type(model), model.config, weights, model.dtype, model.generation_config
+        )
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -10,9 +10,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
-from ptsearch.models.layers import Read, fill_around, forwards, give_back, layers_of, materialise
+from ptsearch.models.layers import (
+    Read,
+    fill_around,
+    forwards,
+    give_back,
+    layers_of,
+    map_tensors,
+    materialise,
+)
 from ptsearch.quantize.layer import Layer, Moments
 
 MICRO_BATCH_TOKENS = 2048
@@ -200,18 +207,20 @@ def _micro_batches(count: int, length: int, seeds: Mapping[int, Sequence[int]]) 
 
 def _elsewhere(tensor: Tensor, arguments: Any) -> bool:
     """Whether one of the arguments has its memory."""
-    memory = tensor.untyped_storage().data_ptr()
-    return any(
-        isinstance(value, Tensor) and value.untyped_storage().data_ptr() == memory
-        for value in tree_leaves(arguments)
-    )
+    places: set[int] = set()
+
+    def note(value: Tensor) -> Tensor:
+        places.add(value.untyped_storage().data_ptr())
+        return value
+
+    map_tensors(note, arguments)
+    return tensor.untyped_storage().data_ptr() in places
 
 
 def _rows(arguments: Any, count: int, taken: slice) -> Any:
     """The same arguments for some of `count` samples: tensors that have one row for each."""
 
-    def part(value: Any) -> Any:
-        per_sample = isinstance(value, Tensor) and value.ndim > 0 and len(value) == count
-        return value[taken] if per_sample else value
+    def part(value: Tensor) -> Tensor:
+        return value[taken] if value.ndim > 0 and len(value) == count else value
 
-    return tree_map(part, arguments)
+    return map_tensors(part, arguments)

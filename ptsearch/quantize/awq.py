@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from ptsearch.models.layers import map_tensors
 from ptsearch.quantize import grid, rtn
 from ptsearch.quantize.grid import Quantized
 from ptsearch.quantize.layer import Layer, Moments, ScalingSite
@@ -47,7 +47,7 @@ class ScalingSites:
 def sites(layer: Layer) -> list[ScalingSite]:
     """Where this layer can be scaled without changing what it computes."""
     module = deepcopy(layer.module).float()
-    args, kwargs = tree_map(_to_float, layer.example)
+    args, kwargs = map_tensors(_to_float, layer.example)
     before = _run(module, args, kwargs)
     change = (before - args[0]).norm()
     found = []
@@ -179,9 +179,8 @@ def _run(module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, objec
     return tensor
 
 
-def _to_float(value: Any) -> Any:
-    floating = isinstance(value, Tensor) and value.is_floating_point()
-    return value.float() if floating else value
+def _to_float(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 METHOD = Method("awq", solve_layer=quantize, needs=("hessian", "sites"))

@@ -21,7 +21,7 @@ from ptsearch.models.base_model import BaseModel
 ASK = """
 import json, sys
 from pathlib import Path
-from ptsearch import models
+from ptsearch.models import base_model as models
 from ptsearch.config import ModelConfig
 for row in json.loads(sys.argv[1]):
     try:

@@ -90,7 +90,7 @@ import resource, sys
 from pathlib import Path
 from tiny_pool import CALIBRATION, build_tiny, pool
 from tiny import write_tiny_model
-from ptsearch import models
+from ptsearch.models import loading
 from ptsearch.variant import Variant
 
 base, root = map(Path, sys.argv[1:3])
@@ -100,6 +100,6 @@ held = next(line for line in open("/proc/self/status") if line.startswith("VmDat
 limit = int(held.split()[1]) * 1024 + int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 build_tiny(base, root / "second", variants)
-metas = map(models.read_json, root.glob("second/variants/*/meta.json"))
+metas = map(loading.read_json, root.glob("second/variants/*/meta.json"))
 print(limit, [meta["read_back"] for meta in metas])
 """
