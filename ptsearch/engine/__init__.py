@@ -24,7 +24,6 @@ from ptsearch.engine import (
     lanes,
     logprobs,
     memory,
-    native,
     plain,
     probe,
     vllm,
@@ -86,7 +85,6 @@ def keeping(engine: Engine, tokens: int) -> Engine:
     """
     if not engine.packed or engine.rounding is not None:
         return engine
-    native.enable(engine.model)
     return engine._replace(kept=Kept(tokens))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptsearch.engine import elementwise, packed, prefix
+from ptsearch.engine import packed, prefix
 from ptsearch.engine.kv_cache import KV
 from ptsearch.engine.logprobs import plan
 from ptsearch.engine.memory import WAVE, Limits
@@ -210,7 +210,7 @@ def _per_head(seen: Tensor, like: Tensor) -> Tensor:
 
 def _greedy(logits: Tensor) -> list[int]:
     """The most probable token of each row."""
-    largest, best = elementwise.peaks(logits)
+    largest, best = logits.max(-1)
     check_finite(largest)
     tokens: list[int] = best.tolist()
     return tokens

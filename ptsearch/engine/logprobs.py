@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ptsearch.engine import gathered, lanes, native, packed, plain, prefix
+from ptsearch.engine import lanes, packed, plain, prefix
 from ptsearch.engine import prefix_cache as keeping
 from ptsearch.engine.memory import Limits
 from ptsearch.engine.plain import Found, Report, Sequences, Target
@@ -105,9 +105,7 @@ def _lane(
         keys, [begun[key] for key in keys], held or {}, _max_run(limits), MIN_SAVING, limits.align
     )
     store: packed.Store = {n: piece.layers for n, piece in enumerate(stored)}
-    computed: packed.Store = {
-        number: packed.Layers() for numbers in new.values() for number in numbers
-    }
+    computed: packed.Store = {number: {} for numbers in new.values() for number in numbers}
     first = len(stored)
     asked = _targets(shared, keys, sequences)
     rows = [len(asked.get(number, ())) for number in range(first, len(shared.segments))]
@@ -116,16 +114,14 @@ def _lane(
     for pack_part in prefix.packs(shared.segments[first:], rows, limits.tokens, limits.rows):
         part = range(pack_part.start + first, pack_part.stop + first)
         keep = [number for number in part if shared.last[number] > number]
-        few = held is not None and gathered.pays(shared, part, model)
-        kind = gathered.Gathered if few else packed.Pack
-        pack: packed.Pack | gathered.Gathered = kind(shared, part, keep, store, model)
+        pack = packed.Pack(shared, part, keep, store, model)
         at = [
             (pack.offsets[n] + offset, asked[n][offset])
             for n in part
             for offset in asked.get(n, ())
         ]
         where = torch.tensor([row for row, _ in at], dtype=torch.long, device=model.device)
-        logits = native.forward(model, pack, where)
+        logits = packed.forward(model, pack.ids, pack.positions, where, pack)
         flat = [(row, key, target) for row, (_, uses) in enumerate(at) for key, target in uses]
         values = plain.token_logprobs(
             logits, [row for row, _, _ in flat], [target.token for _, _, target in flat]

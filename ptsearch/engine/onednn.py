@@ -60,7 +60,7 @@ class Head(nn.Module):
 
     A product rounds to the type of its factors: bf16 logits of 16 to 32 lie 0.125 apart, and labels
     tie. What rounding took away is left when the product is computed again less its rounded self.
-    It is W xᵀ, as oneDNN would copy all of W for x Wᵀ, so the logits of a token stand side by side.
+    The product is W xᵀ, as oneDNN would copy all of W for x Wᵀ.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -69,16 +69,16 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         columns = x.flatten(0, -2).mT.contiguous()
-        logits = torch.empty(len(self.weight), columns.shape[1], device=x.device)
+        logits = torch.empty(columns.shape[1], len(self.weight), device=x.device)
         step = BLOCK if x.device.type == "cpu" else len(self.weight)
         for low in range(0, len(self.weight), step):
             weight = self.weight[low : low + step]
             rounded = torch.mm(weight, columns)
             rest = torch.addmm(rounded, weight, columns, beta=-1)
-            logits[low : low + step].copy_(rounded).add_(rest)
+            logits[:, low : low + step].copy_(rounded.mT).add_(rest.mT)
         if self.bias is not None:
-            logits += self.bias[:, None]
-        return logits.mT.unflatten(0, x.shape[:-1])
+            logits += self.bias
+        return logits.unflatten(0, x.shape[:-1])
 
 
 def sharpen(model: Any) -> None:

@@ -10,15 +10,11 @@ dimension; in a bucket R rows, N = G x longest row queries a key/value head.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ptsearch.engine import elementwise
 from ptsearch.engine.kv_cache import KV, Rounding
 from ptsearch.engine.prefix import Plan
 
@@ -32,25 +28,8 @@ class UnsupportedError(Exception):
     """The model's attention does something that the packed path does not know."""
 
 
-class Layers(dict[int, KV]):
-    """layer -> a segment's keys and values (K, tokens, D), what later segments attend to."""
-
-    @cached_property
-    def places(self) -> NDArray[np.int64]:
-        """(layers, 2, 3), once all are there: the address of the keys and of the values, bytes from
-        one head to the next and from one token to the next.
-        """
-        rows = [
-            [
-                (x.data_ptr(), x.stride(0) * x.itemsize, x.stride(1) * x.itemsize)
-                for x in self[layer]
-            ]
-            for layer in sorted(self)
-        ]
-        return np.array(rows)
-
-
-Store = dict[int, Layers]  # of segments
+Layers = dict[int, KV]  # layer -> keys and values (K, tokens, D) of a segment
+Store = dict[int, Layers]  # segment -> what later segments attend to
 
 
 class Window(NamedTuple):
@@ -88,14 +67,14 @@ class Index(NamedTuple):
     back: Tensor  # (T x H,)
 
 
-class Forward:
-    """The tokens of some segments of a plan, end to end, and where their keys and values go."""
+class Pack:
+    """One forward over some segments of a plan: their tokens end to end."""
 
     def __init__(
         self, plan: Plan, part: Sequence[int], keep: Iterable[int], store: Store, model: Any
     ) -> None:
-        """Those in `keep` leave keys and values in `store`."""
-        self.offsets: dict[int, int] = {}  # segment -> its first token here
+        """The segments in `keep` leave their keys and values in `store`."""
+        self.offsets: dict[int, int] = {}  # segment -> its first token in the pack
         ids: list[int] = []
         positions: list[int] = []
         for number in part:
@@ -106,24 +85,8 @@ class Forward:
         self.ids = torch.tensor([ids], device=model.device)  # (1, T)
         self.positions = torch.tensor([positions], device=model.device)  # (1, T)
         self.store = store
-        # Segments that stay: their first tokens here, and how many
+        # segments to keep: first token in the pack, number of tokens
         self.kept = {n: (self.offsets[n], len(plan.segments[n].tokens)) for n in keep}
-
-    def keep(self, layer: int, own: KV) -> None:
-        """Copies of what later segments attend to."""
-        for segment, (first, count) in self.kept.items():
-            spans = (part[:, first : first + count] for part in own)
-            copies = (part.clone(memory_format=torch.contiguous_format) for part in spans)
-            self.store.setdefault(segment, Layers())[layer] = KV(*copies)
-
-
-class Pack(Forward):
-    """One forward, with a product for each path and about equal length of what lies behind it."""
-
-    def __init__(
-        self, plan: Plan, part: Sequence[int], keep: Iterable[int], store: Store, model: Any
-    ) -> None:
-        super().__init__(plan, part, keep, store, model)
         self.buckets = list(_buckets(plan, part, self.offsets, model))
         self.indices: dict[tuple[int, int], Index] = {}
         self.biases: dict[tuple[int, int | None], tuple[Tensor, Tensor | None]] = {}
@@ -132,7 +95,7 @@ class Pack(Forward):
         heads, tokens, _ = query.shape
         kv_heads = own.keys.shape[0]
         groups = heads // kv_heads
-        self.keep(layer, own)
+        self._keep(layer, own)
         if (heads, kv_heads) not in self.indices:
             index = index_of(self.buckets, tokens, heads, kv_heads, query.device)
             self.indices[heads, kv_heads] = index
@@ -160,6 +123,13 @@ class Pack(Forward):
             )
             q_low, k_low = q_high, k_high
         return out.index_select(0, index.back).view(tokens, heads, -1)
+
+    def _keep(self, layer: int, own: KV) -> None:
+        """Store copies of what later segments attend to."""
+        for segment, (first, count) in self.kept.items():
+            spans = (part[:, first : first + count] for part in own)
+            copies = (part.clone(memory_format=torch.contiguous_format) for part in spans)
+            self.store.setdefault(segment, {})[layer] = KV(*copies)
 
     def _bias(
         self, number: int, groups: int, window: Window, like: Tensor
@@ -277,7 +247,7 @@ def softmax_attention(
         on_own += bias[0]
     if bias[1] is not None:
         scores[..., :n_past] += bias[1]
-    elementwise.softmax_(scores)
+    torch.softmax(scores, -1, out=scores)
     flat = out.view(kv_heads * rows, queries, -1)
     if past is None:
         torch.bmm(scores, v, out=flat)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ptsearch.engine import elementwise, kv_attention
+from ptsearch.engine import kv_attention
 from ptsearch.engine.memory import Limits
 
 Report = Callable[[int, int], None]  # (items done, items in all)
@@ -115,7 +115,7 @@ def equal_lengths(keyed: Sequence[tuple[Any, Any]], limits: Limits) -> Iterator[
 def token_logprobs(logits: Tensor, rows: list[int], tokens: list[int]) -> list[float]:
     """log softmax(logits)[row, token] for each pair. logits: (rows, vocabulary)."""
     logits = logits.float()
-    norm = elementwise.logsumexp(logits)
+    norm = logits.logsumexp(-1)
     check_finite(norm)
     values: list[float] = (logits[rows, tokens] - norm[rows]).tolist()
     return values

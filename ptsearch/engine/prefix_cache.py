@@ -110,7 +110,7 @@ class Kept:
 def piece(begun: Begun, store: Store, path: Sequence[int]) -> Piece:
     """The end of a prefix to keep, from the segments that it was computed in."""
     joined = {layer: join(store, path, layer) for layer in store[path[0]]}
-    return Piece(begun.kept, Layers((layer, kv) for layer, kv in joined.items() if kv is not None))
+    return Piece(begun.kept, {layer: kv for layer, kv in joined.items() if kv is not None})
 
 
 @lru_cache(maxsize=256)  # all members of an ensemble are asked the same

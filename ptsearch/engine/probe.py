@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptsearch.engine import elementwise, onednn, packed, prefix
+from ptsearch.engine import onednn, packed, prefix
 
 # Relative to the logits' own spread. Rounding moves bf16 logits by a hundredth of it; a mistaken
 # position, mask or scale moves them by tenths.
@@ -50,7 +50,6 @@ def enable(model: Any) -> str:
         return reason
     onednn.sharpen(model)
     onednn.prepack(model)
-    elementwise.swap(model)
     return ""
 
 

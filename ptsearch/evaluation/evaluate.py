@@ -21,7 +21,7 @@ from ptsearch.evaluation import predictions
 from ptsearch.models import loading
 from ptsearch.models.base_model import BaseModel
 
-EVALUATE_VERSION = 5  # bump when equal inputs would give another reply or log-probability
+EVALUATE_VERSION = 6  # bump when equal inputs would give another reply or log-probability
 LATENCY_SEED, LATENCY_VERSION = 0, 2  # the file of latencies has `rows` since 2
 
 

@@ -13,7 +13,7 @@ from tiny_prompts import DEMOS, FP32, LABELS, OTHER, PROMPTS, WIDE, one_score, s
 
 from ptsearch import engine as engines
 from ptsearch.config import EngineConfig
-from ptsearch.engine import decoding, gathered, lanes, logprobs, memory, packed
+from ptsearch.engine import decoding, lanes, logprobs, memory, packed
 from ptsearch.engine import prefix_cache as kept
 from ptsearch.models import loading
 
@@ -123,20 +123,18 @@ def test_scores_equal_transformers(engine):
     assert_scores_equal(engine)
 
 
-def test_scores_behind_kept_prefixes_are_the_same(engine, monkeypatch):
+def test_scores_behind_kept_prefixes_are_the_same(engine):
     asked = [[*prompt, end, 3] for end in (1, 2) for prompt in PROMPTS]  # else they are not kept
     truth = engines.score(engine, asked, LABELS * 2, silent)
-    for copied in (2**40, -1):  # every row's keys gathered, and a product for each path
-        monkeypatch.setattr(gathered, "COPIED", copied)
-        keeping = engine._replace(kept=engines.Kept(10_000))
-        for call in range(3 * kept.OFTEN):
-            end = len(PROMPTS) * (call // 3 % 2)
-            some = range(end + call % 3, end + len(PROMPTS), 3)
-            labels = [LABELS[i - end] for i in some]
-            found = engines.score(keeping, [asked[i] for i in some], labels, silent)
-            for i, row in zip(some, found, strict=True):
-                assert row == pytest.approx(truth[i], abs=1e-4)
-        assert any(piece.before for piece in keeping.kept.known.values())
+    keeping = engine._replace(kept=engines.Kept(10_000))
+    for call in range(3 * kept.OFTEN):
+        end = len(PROMPTS) * (call // 3 % 2)
+        some = range(end + call % 3, end + len(PROMPTS), 3)
+        labels = [LABELS[i - end] for i in some]
+        found = engines.score(keeping, [asked[i] for i in some], labels, silent)
+        for i, row in zip(some, found, strict=True):
+            assert row == pytest.approx(truth[i], abs=1e-4)
+    assert any(piece.before for piece in keeping.kept.known.values())
 
 
 def test_replies_equal_transformers(engine):

@@ -8,7 +8,6 @@ import torch
 from ptsearch import engine as engines
 from ptsearch.config import EngineConfig
 from ptsearch.engine import Kept, logprobs, prefix_cache
-from ptsearch.engine.packed import Layers
 from ptsearch.engine.prefix_cache import Begun, Piece
 
 TEMPLATES = [tuple(range(start, start + 90)) for start in (1, 100)]
@@ -57,7 +56,7 @@ def test_scores_are_the_same_call_after_call(most, few, engine, monkeypatch) -> 
 
 
 def piece(begun: Begun) -> Piece:
-    return Piece(begun.kept, Layers())
+    return Piece(begun.kept, {})
 
 
 def keeping(most: int, *heads: tuple[int, ...]) -> Kept:
@@ -104,7 +103,7 @@ def test_what_others_go_on_from_stays_longest() -> None:
     assert list(found.known) == [heads[0], heads[2], first]
     assert found.tokens == 100
     assert found.begun([heads[1]])[0][0].kept == first
-    found.add({second: Piece((), Layers())})
+    found.add({second: Piece((), {})})
     assert list(found.known) == [second]
     assert found.tokens == 90
 
