@@ -24,7 +24,7 @@ OBJECTIVES: dict[str, Direction] = {
 }
 STUDIES = ("pareto", "slo", "benchmark", "paper")
 VOTES = ("majority", "weighted", "soft", "selective", "fair")
-SAMPLERS = ("sets", "tpe", "nsga2", "gp", "random", "exhaustive")
+SAMPLERS = ("tpe", "nsga2", "gp", "random", "exhaustive")
 RULES = ("clean", "ct", "dt")
 PROMPTS = ("chat", "raw", "ct_llama2")
 LOCAL = "local"
@@ -122,8 +122,6 @@ class BenchmarksConfig:
 
     name: str = "pocket"
     root: str = ""  # paper: folder with the data sets; "" = from the Hugging Face hub
-    adult: list[dict[str, Any]] = field(default_factory=list)  # paper: fresh fairness settings,
-    # each {n, parity, shots, demo_parity, seed}, in place of the published ones
     scenarios: list[str] = field(default_factory=list)  # patterns ("-x" leaves x out); [] = scored
     limit: int = 0  # samples a scenario, 0 = all
     rules: str = "clean"  # clean | ct | dt
@@ -267,17 +265,15 @@ class StudyConfig:
     kind: str = "pareto"  # pareto | slo | benchmark | paper
     name: str = "pareto"
     trials: int = 200
-    sampler: str = "sets"
+    sampler: str = "tpe"
     seed: int = 0
     objectives: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(OBJECTIVES, True))
     min_members: int = 1
     max_members: int = 5
     max_builds: int = 0  # so many variants, each chosen by what it promises; 0 = the whole pool
-    racing: bool = False  # ask in chunks; what no front can contain any more is asked no further
     min: Limits = field(default_factory=Limits)
     max: Limits = field(default_factory=Limits)
     baselines: list[str] = field(default_factory=list)  # names from conf/model
-    check_fp32: bool = False  # evaluate the front's members in fp32 as well, count the flips
     min_skill: str = "flag"  # off | flag | require: above the majority class in every perspective
 
     def __post_init__(self) -> None:
@@ -288,8 +284,6 @@ class StudyConfig:
         at_least("study.min_members", self.min_members, 1)
         at_least("study.max_members", self.max_members, self.min_members)
         at_least("study.max_builds", self.max_builds, 0)
-        if self.max_builds and self.racing:
-            raise ValueError("study.max_builds and study.racing are two ways to ask less: take one")
         for name in self.objectives:
             one_of("study.objectives", name, tuple(OBJECTIVES))
         for name, least in vars(self.min).items():

@@ -20,12 +20,10 @@ from ptsearch.evaluation.table import DENSE, Table, open_table
 from ptsearch.evaluation.workers import workers
 from ptsearch.report import paper, paper_report, slo_report, terminal, tracking
 from ptsearch.report import study as report
-from ptsearch.report.cascade import margins_in
-from ptsearch.report.fp32_check import near_ties
 from ptsearch.scoring import scores
 from ptsearch.scoring.rescore import rescore
 from ptsearch.scoring.scores import Scores
-from ptsearch.search import next_build, racing
+from ptsearch.search import next_build
 from ptsearch.search import study as studies
 from ptsearch.search.scorer import search_and_holdout
 
@@ -47,8 +45,6 @@ def run_search(config: Config) -> None:
             studies.check_limits(config, scorers[0])
             if search.max_builds:
                 next_build.build_some(table, scorers[0], search.max_builds)
-            if search.racing:
-                racing.race(table, scorers[0])
             studies.search(study, table, scorers[0], on_trial)
             exact = report.complete(study, table, scorers[0], on_trial)
             result = report.compile_result(table, others, study, scorers, exact)
@@ -154,7 +150,7 @@ def settings(table: Table) -> dict[str, Any]:
     """What a study is about: resuming it with anything else is an error."""
     config = table.config
     search = asdict(studies.study_config(config))
-    changeable = ["kind", "name", "trials", "sampler", "seed", "check_fp32"]
+    changeable = ["kind", "name", "trials", "sampler", "seed"]
     if search["kind"] == "slo":
         changeable += ["min", "max"]  # one study answers any
     for key in changeable:
@@ -245,7 +241,6 @@ def evaluate_variant(config: Config) -> None:
                         }
                         for key in ("majority", "constant")
                     },
-                    "near_ties": near_ties(margins_in(path)),
                     "notes": benchmark.notes,
                     "dropped": dropped[benchmark.name],
                     "predictions": str(path),

@@ -26,7 +26,6 @@ def write_ensemble(out: Path, checkpoints: dict[str, Path]) -> Path:
                 "rule": "majority",
                 "order": list(checkpoints),
                 "ask": list(reversed(checkpoints)),
-                "cascade": {"first": "middle", "margin": 0.0},
             },
             "members": [{"label": label, "folder": f"members/{label}"} for label in checkpoints],
         }

@@ -1,14 +1,13 @@
 """The five benchmarks from a source, with the overrides and the limit of a config."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ptsearch.benchmarks import (
     NAMES,
     Benchmark,
     Scenario,
-    adult,
     adversarial,
     ethics,
     fairness,
@@ -60,15 +59,6 @@ def load(config: BenchmarksConfig, cache: Path) -> list[Benchmark]:
 
 
 def _published(name: str, config: BenchmarksConfig, cache: Path) -> Benchmark:
-    if name == "fairness" and config.adult:
-        if not config.root:
-            raise ValueError("benchmarks.adult needs the UCI files: give benchmarks.root=FOLDER")
-        try:
-            settings = [adult.Setting(**row) for row in config.adult]
-        except TypeError as error:
-            known = ", ".join(field.name for field in fields(adult.Setting))
-            raise ValueError(f"benchmarks.adult takes {known}; n is required") from error
-        return adult.load(Path(config.root), settings)
     if config.root:
         return PAPER[name](Path(config.root))
     root = hub.fetch(name, cache / "benchmarks")

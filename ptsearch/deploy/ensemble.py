@@ -95,29 +95,23 @@ class PrecisionEnsemble:
         self,
         queries: Sequence[Query],
         lazy: bool = False,
-        cascade: bool = False,
         told: Callable[[int, Answer], None] | None = None,
     ) -> list[Answer]:
         """As `answer`, each prompt with labels and mode of its own.
 
-        `cascade`: one member answers alone where it is sure, which may differ from the vote as
-        often as `cascade` in ensemble.yaml says. `told` gets each query's number and answer once,
-        as soon as it is there, in some thread.
+        `told(index, answer)` is called once per query, from a worker thread.
         """
         told = told or _untold
-        if not (lazy or cascade):
+        if not lazy:
             return self._ask_together(queries, told)
-        answers = self._ask_in_turn(queries, lazy, cascade)
+        answers = self._ask_in_turn(queries)
         for number, answer in enumerate(answers):
             told(number, answer)
         return answers
 
-    def _ask_in_turn(self, queries: Sequence[Query], lazy: bool, cascade: bool) -> list[Answer]:
-        """One member after the other, each what is not settled yet."""
+    def _ask_in_turn(self, queries: Sequence[Query]) -> list[Answer]:
+        """One member after the other, each only what is undecided so far."""
         order = self.description["vote"].get("ask", self.members)
-        first = self._cascade["first"] if cascade else None
-        if first:
-            order = [first, *(member for member in order if member != first)]
         said: list[dict[str, Said]] = [{} for _ in queries]
         codes: list[dict[str, int]] = [{} for _ in queries]
         left = list(range(len(queries)))
@@ -126,10 +120,7 @@ class PrecisionEnsemble:
             for i, one in zip(left, found, strict=True):
                 said[i][member] = one
                 codes[i][member] = query.code(queries[i], member, one)
-            if lazy:
-                left = [i for i in left if not decided(codes[i], self.members)]
-            if member == first:
-                left = [i for i in left if not self._is_sure(queries[i], member, said[i][member])]
+            left = [i for i in left if not decided(codes[i], self.members)]
         return [self.count(*each) for each in zip(queries, codes, said, strict=True)]
 
     def _ask_together(
@@ -172,17 +163,6 @@ class PrecisionEnsemble:
         """What one member says to each prompt, answered together."""
         engine = self.engines[member]
         return say(engine, in_tokens(engine.tokenizer, queries))
-
-    @property
-    def _cascade(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.description["vote"].get("cascade", {})
-        if not found:
-            raise ValueError("no cascade was fitted for this ensemble: ask with cascade=False")
-        return found
-
-    def _is_sure(self, asked: Query, member: str, said: Said) -> bool:
-        sure = query.sureness(asked, member, said) >= self._cascade["margin"]
-        return sure and query.code(asked, member, said) >= 0
 
     def count(self, asked: Query, codes: dict[str, int], said: dict[str, Said]) -> Answer:
         """The answer that the codes of some or all members vote for."""

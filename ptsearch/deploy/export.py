@@ -134,7 +134,6 @@ def _description(
             "ties": "the first of the tied in this order",
             "order": list(forms),
             "ask": study["ask"][row["run_id"]],  # in this order, where asking may stop early
-            "cascade": study["cascade"].get(row["run_id"], {}),  # may differ from the vote
         },
         "members": [
             {

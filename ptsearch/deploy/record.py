@@ -1,15 +1,12 @@
 """What a study records of its front, enough to export an ensemble of it later."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from ptsearch.deploy import replay_log
 from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.models import base_model
-from ptsearch.report import cascade
 from ptsearch.report import rows as results
-from ptsearch.report.rows import Row
 from ptsearch.report.study import Result
 from ptsearch.search import study as studies
 from ptsearch.search.scorer import EnsembleScorer
@@ -38,19 +35,8 @@ def for_export(
             row.run_id: [row.members[i] for i in scorers[0].lazily(table, row.members).order]
             for row in result.front
         },
-        "cascade": cascades(table, scorers, result.front),
         "front": [asdict(row) for row in result.front],
         "objectives": studies.objectives(studies.study_config(table.config)),
         "variants": variants,
         "data": results.data_hashes(table),
     }
-
-
-def cascades(
-    table: Table, scorers: tuple[EnsembleScorer, EnsembleScorer], rows: Sequence[Row]
-) -> dict[str, Any]:
-    """Run id -> the cascade of each ensemble of several members; it stands in for a majority."""
-    majority = table.config.vote.rule == "majority"
-    several = [row for row in rows if len(row.members) > 1 and majority]
-    sure = {label: cascade.margins(table, label) for row in several for label in row.members}
-    return {row.run_id: cascade.fit(table, scorers, row.members, sure) for row in several}

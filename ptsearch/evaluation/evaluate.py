@@ -34,7 +34,6 @@ class Task:
     outputs: Mapping[str, Path]  # benchmark name -> predictions file
     latency: Path  # where the latency goes
     engine: EngineConfig
-    only: Mapping[str, frozenset[str]] | None = None  # benchmark -> samples to ask; None = all
 
 
 def key(variant_id: str, benchmark: Benchmark, settings: EngineConfig) -> str:
@@ -59,7 +58,7 @@ def check_runs(base: BaseModel, settings: EngineConfig, _report: Report) -> None
 
 
 def run(task: Task, benchmarks: Sequence[Benchmark], report: Report) -> str:
-    """Evaluate what `task.outputs` names; files appear when whole, what is asked before beside.
+    """Evaluate what `task.outputs` names; files appear when whole.
 
     Returns why the variant may not vote, "" = it may: its output is not finite, or what makes it
     another variant never acts on these benchmarks.
@@ -122,15 +121,6 @@ def _predict(
             report(f"evaluating {task.label}", before + items, total)
 
         path = task.outputs[benchmark.name]
-        table = _asked_before(path)
-        have = set(table["sample"].to_pylist())
-        wanted = (
-            [s.id for s in benchmark.samples] if task.only is None else task.only[benchmark.name]
-        )
-        missing = tuple(s for s in benchmark.samples if s.id in wanted and s.id not in have)
-        if missing:
-            more = evaluate(engine, replace(benchmark, samples=missing), progress)
-            table = _in_order(benchmark, pa.concat_tables([table, more]))
         metadata = {
             "label": task.label,
             "source": f"{benchmark.source} {benchmark.version}",
@@ -140,25 +130,9 @@ def _predict(
             "evaluate_version": str(EVALUATE_VERSION),
             "dropped_demonstrations": str(benchmark.dropped),
         }
-        whole = len(table) == len(benchmark.samples)
-        if whole or missing:
-            predictions.write(table, path if whole else predictions.partial(path), metadata)
-        if whole:
-            predictions.partial(path).unlink(missing_ok=True)
+        predictions.write(evaluate(engine, benchmark, progress), path, metadata)
         done += len(benchmark.samples)
         report(f"evaluating {task.label}", done, total)
-
-
-def _asked_before(path: Path) -> pa.Table:
-    waiting = predictions.partial(path)
-    rows = predictions.read(waiting) if waiting.exists() else predictions.SCHEMA.empty_table()
-    return rows.replace_schema_metadata(None)
-
-
-def _in_order(benchmark: Benchmark, table: pa.Table) -> pa.Table:
-    """Rows in the order of the benchmark's samples."""
-    place = {sample.id: i for i, sample in enumerate(benchmark.samples)}
-    return table.take(np.argsort([place[sample] for sample in table["sample"].to_pylist()]))
 
 
 def fitted(engine: engines.Engine, benchmark: Benchmark) -> Benchmark:

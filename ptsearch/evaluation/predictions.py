@@ -55,17 +55,6 @@ def write(table: pa.Table, path: Path, metadata: dict[str, str]) -> None:
         part.unlink(missing_ok=True)
 
 
-def partial(path: Path) -> Path:
-    """Where the rows wait that were asked before the rest of the file at `path`."""
-    return path.parent / "partial" / path.name
-
-
-def annotate(path: Path, metadata: dict[str, str]) -> None:
-    """Add to the metadata of a file; its rows stay as they are."""
-    before = pq.read_schema(path).metadata or {}
-    write(read(path), path, {key.decode(): v.decode() for key, v in before.items()} | metadata)
-
-
 def dropped(path: Path) -> int:
     """How many demonstrations were left out of the prompts, as the file's metadata has it."""
     metadata = pq.read_schema(path).metadata or {}

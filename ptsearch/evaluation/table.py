@@ -84,30 +84,6 @@ class Table:
                 else self._degenerate_entry(label, broken.get(label, ""))
             )
 
-    def ask(self, labels: Iterable[str], rows: NDArray[np.intp]) -> dict[str, AnswerCodes]:
-        """Codes (samples,) by the rules of variants that were asked at least the samples `rows`,
-        where alone they mean anything. A degenerate variant gets its entry and no codes.
-        """
-        labels = list(labels)
-        self._build_to_run(labels)
-        sound = [label for label in labels if not self.meta(label)["degenerate"]]
-        only, start = {}, 0
-        for benchmark in self.benchmarks:
-            inside = rows[(rows >= start) & (rows < start + len(benchmark.samples))] - start
-            only[benchmark.name] = frozenset(benchmark.samples[i].id for i in inside)
-            start += len(benchmark.samples)
-        tasks = [replace(self._task(label), only=only) for label in sound]
-        asked = [label for label, task in zip(sound, tasks, strict=True) if task.outputs]
-        reasons = self.workers.map(
-            evaluate.run, [(task, self.benchmarks) for task in tasks if task.outputs], self.report
-        )
-        broken = {label: why for label, why in zip(asked, reasons, strict=True) if why}
-        sound = [label for label in sound if label not in broken]
-        self._time(self._task(label) for label in sound)
-        for label in set(labels) - set(sound):
-            self.entries[label] = self._degenerate_entry(label, broken.get(label, ""))
-        return {label: self._asked(label) for label in sound}
-
     def cost_meta(self, label: str) -> dict[str, Any]:
         """What was recorded when the variant was built, with `latency_ms`."""
         timed = json.loads(self._latency(label).read_text(encoding="utf-8"))
@@ -222,22 +198,6 @@ class Table:
     def dropped(self, label: str) -> dict[str, int]:
         """Demonstrations left out of each benchmark's prompts beyond the model's context."""
         return {name: predictions.dropped(path) for name, path in self.outputs(label).items()}
-
-    def _asked(self, label: str) -> AnswerCodes:
-        """The codes of what was asked so far; of the rest unusable."""
-        rules, codes = RULES[self.config.benchmarks.rules], []
-        for benchmark in self.benchmarks:
-            path = self.outputs(label)[benchmark.name]
-            part = predictions.partial(path)
-            found = np.full(len(benchmark.samples), UNUSABLE, dtype=np.int16)
-            if path.exists() or part.exists():
-                said = predictions.read(path if path.exists() else part)
-                have = set(said["sample"].to_pylist())
-                rows = [i for i, s in enumerate(benchmark.samples) if s.id in have]
-                asked = replace(benchmark, samples=tuple(benchmark.samples[i] for i in rows))
-                found[rows] = scores.answers(asked, said, rules)
-            codes.append(found)
-        return np.concatenate(codes)
 
     def _read(self, label: str) -> tuple[AnswerCodes, list[llm_judge.Unread]]:
         """The codes of a variant's predictions under the rules, and what is left for a judge."""

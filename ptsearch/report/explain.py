@@ -1,17 +1,14 @@
-"""Why the front is what it is: the X-ray of the pool's errors, the split of the gains, and what
-another vote rule than the majority changes.
-"""
+"""Why the front is what it is: the diversity of the pool's errors and the split of the gains."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ptsearch.evaluation.table import Table
-from ptsearch.report import heatmap, plots, rows
+from ptsearch.report import heatmap, rows
 from ptsearch.report.diversity import ALL, FIELDS, Ray, pair_rows, summary, xray
 from ptsearch.report.gain_split import Split, ledger, mean_split
 from ptsearch.report.rows import BEST_SINGLE, Row
-from ptsearch.report.vote_report import Against, Curve, against_majority, risk_coverage
 from ptsearch.search.scorer import EnsembleScorer
 from ptsearch.search.study import Members
 from ptsearch.variant import Variant, short_labels
@@ -25,8 +22,6 @@ class Explanation:
     rays: dict[str, Ray]  # by benchmark, search half
     ensembles: list[Row]  # of the front, with two members or more
     splits: dict[str, list[dict[str, dict[str, Split]]]]  # by half: ensemble, baseline, score
-    against: Against | None  # the majority, where the study's vote is another one
-    curves: list[Curve]  # of each ensemble, holdout half, where the vote may abstain
     remarks: list[str]
 
 
@@ -37,7 +32,7 @@ def explain(
     baselines: Mapping[str, Members],
 ) -> Explanation:
     search, holdout = scorers
-    variants, rule = voters(table), table.config.vote.rule
+    variants = voters(table)
     ensembles = [row for row in front if len(row.members) > 1]
     members = [row.members for row in ensembles]
     return Explanation(
@@ -48,10 +43,6 @@ def explain(
             name: ledger(table, scorer, members, baselines)
             for name, scorer in (("search", search), ("holdout", holdout))
         },
-        against=against_majority(table, scorers, members)
-        if rule != "majority" and members
-        else None,
-        curves=[risk_coverage(table, holdout, m) for m in members] if rule == "selective" else [],
         remarks=_remarks(table),
     )
 
@@ -88,14 +79,6 @@ def write(explained: Explanation, folder: Path, study: str) -> list[Path]:
     heatmap.draw_html(panels, labels, html, title)
     heatmap.draw_png(panels, labels, png, title)
     rows.write_rows(_ledger_rows(explained), splits)
-    if explained.against:
-        files.append(folder / "votes.csv")
-        rows.write_rows(explained.against.rows, files[-1])
-    if explained.curves:
-        files += [folder / "risk_coverage.csv", folder / "risk_coverage.png"]
-        rows.write_rows(_curve_rows(explained), files[-2])
-        points = [(curve.coverage, curve.risk) for curve in explained.curves]
-        plots.draw_curves(points, files[-1], f"{study}: risk by coverage, held-out half")
     return files
 
 
@@ -117,43 +100,7 @@ def lines(explained: Explanation) -> list[str]:
             f"refusals dropped {mean.refusals_dropped:+.1f}, "
             f"errors mended {mean.errors_mended:+.1f}{rule}"
         )
-    return found + _vote_lines(explained)
-
-
-def _vote_lines(explained: Explanation) -> list[str]:
-    """The vote rule against the majority, the limits of the fair one, the risk of the selective."""
-    found = list(explained.remarks)
-    if explained.against:
-        found += explained.against.remarks
-        gains = [each["trust"] for each in explained.against.gains if each]
-        if gains:
-            evident = sum(gain.is_evident for gain in gains)
-            mean = sum(gain.estimate for gain in gains) / len(gains)
-            found.append(
-                f"vote against the paper's majority: mean {mean:+.1f} held-out trust, "
-                + (f"evident for {evident} of {len(gains)}" if evident else "no evidence of a gain")
-            )
-    if explained.curves:
-        risk, area = (
-            sum(values) / len(explained.curves)
-            for values in zip(*((c.risk[-1], c.aurc) for c in explained.curves), strict=True)
-        )
-        found.append(
-            f"abstaining, held out, mean of the front: {risk:.1f} % wrong when everything is "
-            f"answered, {area:.1f} % over all coverages (AURC)"
-        )
-    return found
-
-
-def _curve_rows(explained: Explanation) -> list[dict[str, str | float]]:
-    return [
-        {
-            "members": " + ".join(row.members), "margin": float(margin),
-            "coverage": float(coverage), "risk": float(risk), "aurc": curve.aurc,
-        }
-        for row, curve in zip(explained.ensembles, explained.curves, strict=True)
-        for margin, coverage, risk in zip(curve.margin, curve.coverage, curve.risk, strict=True)
-    ]  # fmt: skip
+    return found + explained.remarks
 
 
 def _correlations(explained: Explanation) -> str:

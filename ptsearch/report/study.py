@@ -17,7 +17,6 @@ from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.report import certificate, explain, plots, scenarios, terminal, tracking
 from ptsearch.report import rows as results
 from ptsearch.report.explain import Explanation
-from ptsearch.report.fp32_check import NEAR_TIE, Recheck, recheck
 from ptsearch.report.paper import about_bytes
 from ptsearch.report.rows import BEST_SINGLE, DENSE_MODEL, Row
 from ptsearch.report.scenarios import Sheet
@@ -54,7 +53,6 @@ class Result:
     reachable: list[float]  # the same of all ensembles of the variants evaluated by then
     remarks: list[str]  # why something is missing
     explained: Explanation
-    recheck: Recheck | None  # of the front in fp32
     scenarios: Sheet  # of the dense model, the best single variant and the most trusted ensemble
 
     @property
@@ -127,7 +125,6 @@ def compile_result(
         reachable=reachable(exact, [members for members, _ in proposed]) if exact else [],
         remarks=[*remarks, *classes, *results.about_data(table), *about_bytes(table)],
         explained=explain.explain(table, scorers, front, _baselines(best)),
-        recheck=recheck(table, search, front) if wanted.check_fp32 else None,
         scenarios=scenarios.of_front(search, [dense, *([best] if best else [])], front),
     )
 
@@ -196,12 +193,6 @@ def log_result(tracker: Tracker, table: Table, study: optuna.Study, result: Resu
         tracking.add(tracker, run_id, held | results.gain_columns(row), {"pareto": "true"})
         text = certificate.to_json(row.certificate)
         tracking.log_text(tracker, run_id, "certificate.json", text)
-    if result.recheck:
-        for row, flips, exact in zip(
-            result.front, result.recheck.voted, result.recheck.scores, strict=True
-        ):
-            again = {"flips": flips, **exact}
-            tracking.add(tracker, row.run_id, {f"fp32.{k}": v for k, v in again.items()}, {})
     tracking.log_steps(tracker, "hypervolume_share", enumerate(result.shares))
     tracking.log_steps(tracker, "hypervolume_reachable", enumerate(result.reachable))
     config = table.config
@@ -238,7 +229,6 @@ def log_result(tracker: Tracker, table: Table, study: optuna.Study, result: Resu
                 "trials": len(result.trials),
                 "holdout_reads": result.holdout_reads,
                 **({"regret": 100 - result.shares[-1]} if result.shares else {}),
-                **{f"fp32.flips.{name}": rate for name, rate in _flips(result).items()},
             },
             files=[*files, *explain.write(result.explained, Path(folder), name)],
             note=_note(result),
@@ -293,16 +283,6 @@ def _footnotes(result: Result) -> list[str]:
             f"the sampler's {len(result.shares)} trials "
             f"reached {result.shares[-1]:.1f} % of its hypervolume"
         )
-    if flips := _flips(result):
-        assert result.recheck is not None
-        worst = max(flips, key=lambda name: flips[name])
-        moved = {key: result.recheck.moved(result.front, key) for key in ("trust", "mmlu")}
-        notes.append(
-            f"in fp32 {sum(flips.values()) / len(flips):.2f} % of the members' answers are others "
-            f"(at most {flips[worst]:.2f} %: {worst}); the front's trust moves by at most "
-            f"{moved['trust']:.2f}, its MMLU by {moved['mmlu']:.2f} points; "
-            f"{result.recheck.open:.2f} % of the choices there are ties within {NEAR_TIE} nats"
-        )
     return notes + explain.lines(result.explained) + result.remarks
 
 
@@ -320,10 +300,6 @@ def _gain_line(result: Result) -> list[str]:
 def _kind(exact: ExactFront) -> str:
     why = exact.approximate
     return f"approximate front (greedy and NSGA-II, because {why})" if why else "true front"
-
-
-def _flips(result: Result) -> dict[str, float]:
-    return result.recheck.flips if result.recheck else {}
 
 
 def _note(result: Result) -> str:

@@ -115,7 +115,7 @@ def cost_all(
     each = np.array([meta["latency_ms"] for meta in variants])
     if latency == "lazy":
         if answers is None:
-            raise ValueError("latency.mode=lazy needs all answers: turn study.racing off")
+            raise ValueError("the lazy latency depends on the members' answers")
         return total / 1e9, lazy.asked_all(*answers, each, masks)[0] @ each
     times = np.zeros(masks.size)
     for variant, own in enumerate(each):

@@ -23,7 +23,6 @@ from sqlalchemy import event
 from ptsearch.config import OBJECTIVES, Config, Limits, StudyConfig
 from ptsearch.evaluation.table import Table
 from ptsearch.scoring.scores import Cost, Scores
-from ptsearch.search.sampler import SetSampler
 from ptsearch.search.scorer import EnsembleScorer
 
 HEARTBEAT_SECONDS = 60
@@ -313,7 +312,6 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
-    "sets": SetSampler,
     "tpe": lambda seed: TPESampler(seed=seed, multivariate=True),
     "nsga2": lambda seed: NSGAIISampler(seed=seed),
     "gp": lambda seed: GPSampler(seed=seed, deterministic_objective=True),

@@ -6,17 +6,14 @@ from pathlib import Path
 import pytest
 import yaml
 from paper_root import SUBJECTS, plus_plus, write, write_root
-from test_adult import rows
 
-from ptsearch.benchmarks import Benchmark, adult, adversarial, mmlu, sources
+from ptsearch.benchmarks import Benchmark, adversarial, mmlu, sources
 from ptsearch.config import CONF, BenchmarksConfig
 
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(sources.PAPER, "mmlu", lambda folder: mmlu.load(folder, SUBJECTS))
-    write(tmp_path, adult.TRAIN, rows(12, ""))
-    write(tmp_path, adult.TEST, rows(10, "."))
     return write_root(tmp_path)
 
 
@@ -75,13 +72,6 @@ def test_limits_and_modes_reach_the_samples(root: Path) -> None:
     modes = {name: scenario.mode for name, scenario in found["adversarial"].scenarios.items()}
     assert modes == {"sst2": "generate", "qqp": "choice", "mnli": "choice"}
     assert len(found["ethics"].samples) == 2 * 12
-
-
-def test_fresh_adult_settings_replace_the_published_ones(root: Path) -> None:
-    found = load(root, adult=[{"n": 8}, {"n": 4, "parity": 1.0, "shots": 4}])["fairness"]
-    assert len(found.scenarios) == 2 and len(found.samples) == 12
-    with pytest.raises(ValueError, match=r"benchmarks\.adult takes n, parity, shots, demo_par"):
-        load(root, adult=[{"size": 8}])
 
 
 def test_names_that_match_nothing(root: Path) -> None:

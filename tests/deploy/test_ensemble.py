@@ -11,7 +11,7 @@ from ptsearch import store
 from ptsearch.benchmarks.parsing import Question
 from ptsearch.config import EngineConfig
 from ptsearch.deploy.ensemble import PrecisionEnsemble, shares
-from ptsearch.deploy.query import Query, sureness
+from ptsearch.deploy.query import Query
 from ptsearch.models import loading
 from ptsearch.voting.votes import vote
 
@@ -58,27 +58,6 @@ def test_asking_lazily_gives_the_same_labels(ensemble) -> None:
     full, lazy = (ensemble.answer(prompts, LABELS, lazy=lazy) for lazy in (False, True))
     assert [answer.label for answer in lazy] == [answer.label for answer in full]
     assert any(len(answer.members) < 3 for answer in lazy)
-
-
-def test_a_cascade_asks_the_rest_where_the_first_is_not_sure(ensemble, monkeypatch) -> None:
-    question = Question(tuple(LABELS))
-    queries = [Query(f"{n} is a number?", question) for n in range(30)]
-    full = ensemble.ask(queries)
-    pairs = zip(queries, full, strict=True)
-    sure = [sureness(asked, "middle", answer.said["middle"]) for asked, answer in pairs]
-    limit = sorted(sure)[15] - 1e-3
-    monkeypatch.setitem(ensemble.description["vote"]["cascade"], "margin", limit)
-    found = ensemble.ask(queries, cascade=True)
-    alone = 0
-    for own, vote_, answer in zip(sure, full, found, strict=True):
-        if own >= limit:
-            assert list(answer.members) == ["middle"]
-            assert answer.label == vote_.members["middle"]
-            alone += 1
-        else:
-            assert answer.members == vote_.members
-            assert answer.label == vote_.label
-    assert 0 < alone < len(queries)
 
 
 def test_replies_are_read_and_may_refuse(ensemble) -> None:

@@ -64,7 +64,6 @@ def study(tiny_model: Path) -> dict[str, Any]:
         ],
         "objectives": ["trust", "memory_gb"],
         "ask": {"run": labels},
-        "cascade": {"run": {"first": labels[1], "margin": 0.5}},
         "variants": {v.label: {"id": v.id, "fields": asdict(v)} for v in POOL},
         "settings": {
             "model.name": "tiny", "model.revision": "0", "engine.dtype": "bfloat16",
@@ -89,7 +88,6 @@ def test_every_text_parses(target: str, study, cache, tmp_path) -> None:
     assert list(members) == [v.label for v in reversed(POOL)]  # the most precise first
     assert described["cost"]["of_dense"] == pytest.approx(90)
     assert described["vote"]["ask"] == [v.label for v in POOL]
-    assert described["vote"]["cascade"] == {"first": POOL[1].label, "margin": 0.5}
     subprocess.run(["bash", "-n", str(folder / "serve.sh")], check=True)
     assert os.access(folder / "serve.sh", os.X_OK)
     services = yaml.safe_load((folder / "compose.yaml").read_text())["services"]

@@ -103,7 +103,7 @@ def test_objectives_can_be_turned_off(tmp_path) -> None:
     assert study.metric_names == ["trust", "memory_gb"]
 
 
-@pytest.mark.parametrize("sampler", ["sets", "tpe"])
+@pytest.mark.parametrize("sampler", ["nsga2", "tpe"])
 def test_held_out_answers_decide_nothing(sampler: str, tmp_path) -> None:
     """With all of them wrong: the same trials, front, best single variant, pick and proposals."""
     chosen = []

@@ -15,7 +15,6 @@ from ptsearch.config import VoteConfig
 from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.report import explain
 from ptsearch.report import rows as results
-from ptsearch.report.vote_report import against_majority, curve
 from ptsearch.scoring import metrics
 from ptsearch.search import exact_front
 from ptsearch.search.scorer import search_and_holdout
@@ -119,16 +118,6 @@ def test_a_member_weighs_what_it_is_worth(rng: np.random.Generator) -> None:
     assert weights[1] == pytest.approx(np.log(p / (1 - p)), abs=0.02)
 
 
-def test_aurc_of_a_perfect_and_of_no_order() -> None:
-    wrong = np.array([False, False, False, True])
-    sure = curve(np.array([0.9, 0.8, 0.7, 0.1]), wrong)
-    assert sure.aurc == pytest.approx(100 * 0.25 / 4)
-    assert sure.coverage.tolist() == [25, 50, 75, 100]
-    assert sure.risk.tolist() == [0, 0, 0, 25]
-    blind = curve(np.ones(4), wrong)
-    assert (blind.aurc, blind.coverage.tolist()) == (pytest.approx(25), [100])
-
-
 @pytest.mark.parametrize("rule", sorted(VOTES))
 def test_enumeration_finds_what_scoring_each_ensemble_finds(rule: str, tmp_path) -> None:
     table = table_with(tmp_path, VoteConfig(rule), max_members=3)
@@ -159,25 +148,6 @@ def test_holdout_votes_are_fitted_on_search(rule: str, tmp_path) -> None:
     assert holdout.fitted(table, THREE) == search.fitted(table, THREE) == fitted
 
 
-@pytest.mark.parametrize("rule", ["weighted", "soft", "selective", "fair"])
-def test_the_report_sets_each_rule_beside_the_majority(rule: str, tmp_path) -> None:
-    table = table_with(tmp_path, VoteConfig(rule))
-    scorers = search, holdout = search_and_holdout(table)
-    against = against_majority(table, scorers, [THREE])
-    (trust,) = [row for row in against.rows if row["score"] == "trust"]
-    assert trust["holdout.rule"] == holdout(table, THREE)["trust"]
-    assert trust["search.rule"] == search(table, THREE)["trust"]
-    table.config.vote = VoteConfig()
-    assert trust["holdout.majority"] == holdout(table, THREE)["trust"]
-    gained = trust["holdout.rule"] - trust["holdout.majority"]
-    assert against.gains[0]["trust"].estimate == pytest.approx(gained)
-    assert trust["gain.low"] <= trust["gain.estimate"] <= trust["gain.high"]
-    assert {row["score"] for row in against.rows} >= {
-        "fairness/plain.dpd",
-        "fairness/plain.accuracy",
-    }
-
-
 @pytest.mark.parametrize("rule", ["soft", "selective"])
 def test_what_is_written_and_said_of_a_vote(rule: str, tmp_path) -> None:
     table = table_with(tmp_path, VoteConfig(rule))
@@ -188,9 +158,7 @@ def test_what_is_written_and_said_of_a_vote(rule: str, tmp_path) -> None:
     explained = explain.explain(table, scorers, front, {"dense": (DENSE,)})
     files = {path.name: path for path in explain.write(explained, tmp_path, "fake")}
     assert all(path.stat().st_size for path in files.values())
-    assert ("risk_coverage.csv" in files) == (rule == "selective")
-    said = "\n".join(explain.lines(explained))
-    assert "vote against the paper's majority" in said
+    assert explain.lines(explained)
     assert front[1].fitted == ({"margin": [0.5]} if rule == "selective" else {})
 
 
