@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from members import folder  # noqa: F401 - a fixture
 
 from ptsearch import engine as engines
 from ptsearch import store
