@@ -168,9 +168,11 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     """Both as a checkpoint of dense weights."""
     if hasattr(model.config, "quantization_config"):  # else it would be saved as a quantized one
         del model.config.quantization_config
-        with torch.device("meta"):
-            names = type(model)(model.config).state_dict().keys()  # no scales, no packed shapes
-        weights = {name: value for name, value in model.state_dict().items() if name in names}
+    with torch.device("meta"):
+        names = type(model)(model.config).state_dict().keys()
+    state = model.state_dict()
+    if state.keys() != names:  # it was decompressed: scales and packed shapes are left
+        weights = {name: value for name, value in state.items() if name in names}
         model = _from_state(
             type(model), model.config, weights, model.dtype, model.generation_config
         )

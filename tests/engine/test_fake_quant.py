@@ -17,7 +17,7 @@ from ptsearch import engine as engines
 from ptsearch.engine import fake_quant
 from ptsearch.models import loading
 from ptsearch.pool import build
-from ptsearch.quantize import activations, smoothquant
+from ptsearch.quantize import activations, rptq, smoothquant
 
 ROWS: list[dict[str, Any]] = [
     {"method": "smoothquant", "bits": 8, "act_bits": 8, "group_size": -1},
@@ -136,9 +136,9 @@ def test_clusters_hold_channels_of_similar_range() -> None:
     generator = torch.Generator().manual_seed(0)
     X = torch.randn(200, 96, generator=generator) * torch.tensor([0.01, 1.0, 100.0]).repeat(32)
     low, high = X.aminmax(dim=0)
-    found = activations.cluster(low, high, 8, seed=0)
+    found = rptq.cluster(low, high, 8, seed=0)
     scale, zero = found[activations.SCALE], found[activations.ZERO]
-    assert 3 <= len(scale.unique()) <= activations.CLUSTERS
+    assert 3 <= len(scale.unique()) <= rptq.CLUSTERS
     error = (activations.round_channels(X, scale, zero, 8) - X).abs().amax(0)
     assert (error <= (high - low) / 50 + 1e-6).all()  # a shared scale would give 200 / 255
 

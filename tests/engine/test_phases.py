@@ -5,14 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from tiny import write_tiny_model
 from tiny_pool import build_tiny, pool
 from tiny_prompts import FP32, LABELS, PROMPTS, WIDE, silent
 
 from ptsearch import engine as engines
 from ptsearch import store
-from ptsearch.benchmarks import Benchmark, Sample, Scenario
+from ptsearch.benchmarks import Benchmark, Sample, Scenario, sources
 from ptsearch.benchmarks.parsing import Question
+from ptsearch.config import CONF, BenchmarksConfig
 from ptsearch.evaluation import evaluate
 from ptsearch.models import loading
 from ptsearch.pool import build
@@ -99,3 +101,14 @@ def test_a_schedule_that_no_reply_reaches_is_no_member(
     longer = Scenario("s", "s", mode="generate", max_new_tokens=5)
     asked = Benchmark("ethics", "fake", 1, {"s": longer}, (sample,), {})
     assert evaluate.unexercised(engine, [asked]) == ""
+
+
+def test_the_embedded_benchmark_reaches_the_schedule_of_every_pool(engine: engines.Engine) -> None:
+    pools = [yaml.safe_load(path.read_text()) for path in (CONF / "pool").glob("*.yaml")]
+    variants = [row for content in pools for row in content["variants"]]
+    schedules = [row["decode_schedule"] for row in variants if "decode_schedule" in row]
+    assert schedules
+    pocket = sources.load(BenchmarksConfig(), Path("unused"))
+    for schedule in schedules:
+        first = int(schedule.split(":")[0])
+        assert evaluate.unexercised(engine._replace(first=first), pocket) == ""
