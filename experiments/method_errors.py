@@ -64,7 +64,7 @@ def main(number: int, methods: list[str]) -> None:
                 raise SystemExit
             return {}
 
-        layerwise.walk(read, layers.skeleton(base), tokens, seeds, visit)
+        layerwise.walk(read, layers.skeleton(base), layerwise.Samples(tokens, seeds), visit)
 
 
 def show(layer: Layer, variants: list[Variant]) -> None:

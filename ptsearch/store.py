@@ -127,37 +127,39 @@ def _part(path: Path) -> Path:
 
 
 @contextmanager
-def new_folder(path: Path, kept: Path | None = None) -> Iterator[Path]:
-    """A temporary sibling of `path` that becomes `path` on success and vanishes on an exception;
-    `kept` in its place is used as it is, and stays after an interruption.
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary sibling of `path` that becomes `path` on success and vanishes otherwise.
 
-    If another process has made a whole `path` meanwhile, that one stays. A full disk is a
     FullDiskError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = kept or _part(path)
-    stays = False
+    part = _part(path)
     try:
-        part.mkdir(exist_ok=kept is not None)
+        part.mkdir()
         yield part
-        _seal(part)
-        if path.exists() and not is_whole(path):
-            shutil.rmtree(path)
-        if not path.exists():
-            part.rename(path)
-            _sync(path.parent)
+        commit(part, path)
     except OSError as error:
         if error.errno in FULL:
             raise FullDiskError(
                 f"no space left in {path.parent} to write {path.name}: nothing of it was kept"
             ) from error
         raise
-    except (KeyboardInterrupt, SystemExit):
-        stays = kept is not None
-        raise
     finally:
-        if not stays:
-            shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def commit(part: Path, path: Path) -> None:
+    """Seal the folder `part` and rename it to `path`.
+
+    If another process has written a whole `path` meanwhile, that one stays, and so does `part`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _seal(part)
+    if path.exists() and not is_whole(path):
+        shutil.rmtree(path)
+    if not path.exists():
+        part.rename(path)
+        _sync(path.parent)
 
 
 def is_whole(path: Path) -> bool:

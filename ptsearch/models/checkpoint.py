@@ -1,7 +1,7 @@
 """The tensors of a checkpoint on disk, read one by one, and as the dense weights they stand for."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from compressed_tensors.compressors import BaseCompressor
@@ -11,19 +11,16 @@ from torch import Tensor
 
 from ptsearch.models import coded
 
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
 
 class Tensors:
     """The tensors of a checkpoint's safetensors files, read one by one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            listed = json.loads(index.read_text(encoding="utf-8"))
-            self.file_of: dict[str, str] = listed["weight_map"]
-        else:
-            with safe_open(folder / "model.safetensors", "pt") as file:
-                self.file_of = dict.fromkeys(file.keys(), "model.safetensors")
+        self.file_of = weight_map(folder)
 
     def read(self, names: Sequence[str]) -> dict[str, Tensor]:
         """Copies: safetensors' own tensors would keep a mapping of the whole file."""
@@ -40,23 +37,48 @@ class Tensors:
         return self.read([name for name in self.file_of if name.startswith(prefix)])
 
 
+def weight_map(folder: Path) -> dict[str, str]:
+    """Tensor -> the safetensors file that has it, by the folder's index or its one file."""
+    is_coded = (folder / coded.INDEX).is_file()
+    index = folder / (coded.INDEX if is_coded else INDEX)
+    listed = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    if "weight_map" in listed:
+        found: dict[str, str] = listed["weight_map"]
+        return found
+    name = coded.WEIGHTS if is_coded else WEIGHTS
+    return dict.fromkeys(names_in(folder / name), name)
+
+
+def names_in(path: Path) -> list[str]:
+    """The tensors of one safetensors file."""
+    with safe_open(path, "pt") as file:
+        return list(file.keys())
+
+
 def dense(folder: Path, prefix: str = "") -> dict[str, Tensor]:
-    """A checkpoint's tensors under a prefix as dense weights; compressed-tensors decompresses."""
-    if (folder / coded.INDEX).is_file():
-        return coded.dense(folder, prefix)
+    """A checkpoint's tensors under a prefix as dense weights."""
     tensors = Tensors(folder).under(prefix)
+    if (folder / coded.INDEX).is_file():
+        return coded.decode(tensors, coded.read_index(folder))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     quantization = config.get("quantization_config")
     if not quantization:
         return tensors
     scheme = QuantizationScheme.model_validate(quantization["config_groups"]["group_0"])
-    compressor = BaseCompressor.get_value_from_registry(quantization["format"])
+    return decompress(tensors, scheme, quantization["format"])
+
+
+def decompress(
+    tensors: Mapping[str, Tensor], scheme: QuantizationScheme, format_name: str
+) -> dict[str, Tensor]:
+    """The same tensors with quantized weights dense, float32, by compressed-tensors."""
+    dense, compressor = dict(tensors), BaseCompressor.get_value_from_registry(format_name)
     for name in [key.removesuffix("_scale") for key in tensors if key.endswith(".weight_scale")]:
         parts = [key for key in tensors if key.startswith(name)]
-        held = {key.removeprefix(name.removesuffix("weight")): tensors.pop(key) for key in parts}
-        held["weight_scale"] = held["weight_scale"].float()
-        tensors[name] = compressor.decompress(held, scheme)["weight"]
-    return tensors
+        held = {key.removeprefix(name.removesuffix("weight")): dense.pop(key) for key in parts}
+        held["weight_scale"] = held["weight_scale"].float()  # else it computes in bfloat16
+        dense[name] = compressor.decompress(held, scheme)["weight"]
+    return dense
 
 
 def needs_decoding(folder: Path) -> bool:

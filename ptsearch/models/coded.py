@@ -1,10 +1,11 @@
-"""Checkpoints in the layout `ptsearch-codes/1`: weights that compressed-tensors cannot express.
+"""Checkpoints in the layout `ptsearch-codes/2`: weights that compressed-tensors cannot express.
 
-The folder of such a variant has `codes.safetensors` and `codes.json`, {"format": FORMAT, "linears":
-{name: {"kind", "bits", "shape"}}}, beside the base model's config and tokenizer. A linear `name` is
-stored as tensors `name.SUFFIX`, by its kind; all other tensors are as in the base model. Floats are
-float16, and whole numbers of b bits are packed along rows, least significant bit first, (rows, n)
-to uint8 (rows, ceil(n b / 8)).
+The folder of such a variant has safetensors files and `codes.json`, {"format": ..., "linears":
+{name: {"kind", "bits", "shape"}}, "weight_map": {tensor: file}}, beside the base model's config and
+tokenizer; in layout 1 all tensors are in `codes.safetensors`. A linear `name` is stored as tensors
+`name.SUFFIX`, by its kind; all other tensors are as in the base model. Floats are float16, and
+whole numbers of b bits are packed along rows, least significant bit first, (rows, n) to uint8
+(rows, ceil(n b / 8)).
 
 planes     plane0 ... most significant first (out, in) of 1 bit; scale, offset (out, groups):
            w = scale (c - (2^bits - 1) / 2) + offset, c the number that the planes spell
@@ -25,14 +26,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 from torch import Tensor
 
-FORMAT = "ptsearch-codes/1"
-WEIGHTS = "codes.safetensors"
+FORMATS = ("ptsearch-codes/1", "ptsearch-codes/2")  # that are read; the last is written
+WEIGHTS = "codes.safetensors"  # of layout 1
 INDEX = "codes.json"
 STATE_BITS = 10  # of the trellis: 1024 states
 BLOCK = 16  # rows and columns that one sequence of the trellis covers, or what divides them
+
+
+class Entry(NamedTuple):
+    """What the index says of a linear."""
+
+    kind: str
+    bits: int
+    shape: tuple[int, int]  # (out, in)
 
 
 class Coded(NamedTuple):
@@ -48,39 +56,40 @@ class Coded(NamedTuple):
         """The weight (out, in) that is stored, float32."""
         return DECODERS[self.kind](self.tensors, self.bits, self.shape)
 
-    def entry(self) -> dict[str, Any]:
-        """What `codes.json` says of it."""
-        return {"kind": self.kind, "bits": self.bits, "shape": list(self.shape)}
+    def entry(self) -> Entry:
+        return Entry(self.kind, self.bits, self.shape)
 
 
-def dense(folder: Path, prefix: str = "") -> dict[str, Tensor]:
-    """The model's tensors under a prefix, by name; coded weights decoded to float32.
+def decode(tensors: Mapping[str, Tensor], linears: Mapping[str, Entry]) -> dict[str, Tensor]:
+    """The same tensors with the weights of `linears` decoded to float32."""
+    dense: dict[str, Tensor] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, suffix = key.rpartition(".")
+        if name in linears and suffix != "bias":
+            parts.setdefault(name, {})[suffix] = tensor
+        else:
+            dense[key] = tensor
+    for name, stored in parts.items():
+        dense[f"{name}.weight"] = Coded(*linears[name], stored).dense()
+    return dense
 
-    ValueError: another version of the layout.
-    """
+
+def read_index(folder: Path) -> dict[str, Entry]:
+    """Linear -> how it is stored. ValueError: another version of the layout."""
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    if index["format"] != FORMAT:
-        raise ValueError(f"{folder} has the layout {index['format']}, known is {FORMAT}")
-    tensors: dict[str, Tensor] = {}
-    linears = {name: e for name, e in index["linears"].items() if name.startswith(prefix)}
-    coded: dict[str, dict[str, Tensor]] = {name: {} for name in linears}
-    with safe_open(folder / WEIGHTS, "pt") as file:
-        for key in file.keys():  # noqa: SIM118, a safetensors file is no mapping
-            if not key.startswith(prefix):
-                continue
-            name, _, suffix = key.rpartition(".")
-            (coded[name] if name in coded and suffix != "bias" else tensors)[
-                suffix if name in coded and suffix != "bias" else key
-            ] = file.get_tensor(key)
-    for name, entry in linears.items():
-        stored = Coded(entry["kind"], entry["bits"], tuple(entry["shape"]), coded.pop(name))
-        tensors[f"{name}.weight"] = stored.dense()
-    return tensors
+    if index["format"] not in FORMATS:
+        raise ValueError(f"{folder} has the layout {index['format']}, known: {', '.join(FORMATS)}")
+    return {
+        name: Entry(linear["kind"], linear["bits"], tuple(linear["shape"]))
+        for name, linear in index["linears"].items()
+    }
 
 
-def write_index(folder: Path, linears: Mapping[str, Mapping[str, Any]]) -> None:
-    text = json.dumps({"format": FORMAT, "linears": linears}, indent=1)
-    (folder / INDEX).write_text(text, encoding="utf-8")
+def write_index(folder: Path, linears: Mapping[str, Entry], weight_map: Mapping[str, str]) -> None:
+    entries = {name: entry._asdict() for name, entry in linears.items()}
+    index = {"format": FORMATS[-1], "linears": entries, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
 
 
 def pack(codes: NDArray[Any], bits: int) -> Tensor:

@@ -72,7 +72,7 @@ def dense_state(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a variant's folder by name, as an ordinary checkpoint would have it."""
     where, _ = checkpoint_of(folder)
     if (where / coded.INDEX).is_file():
-        return coded.dense(where)
+        return checkpoint.dense(where)
     state: dict[str, torch.Tensor] = load(folder)[0].state_dict()
     return state
 

@@ -69,8 +69,7 @@ def _recipe(variant: Variant) -> list[Any]:
     from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
     from llmcompressor.modifiers.transform import AWQModifier
 
-    group = writer.quantization_config(variant, [])["config_groups"]["group_0"]
-    weights = {name: value for name, value in group["weights"].items() if value is not None}
+    weights = writer.scheme_of(variant).weights.model_dump(mode="json", exclude_none=True)
     scheme = {
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
         "ignore": ["lm_head"],

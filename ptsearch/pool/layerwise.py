@@ -6,6 +6,7 @@ micro-batches while the moments of its linear inputs are summed, is handed to `v
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -27,31 +28,29 @@ H_BLOCK = 256  # columns: only blocks on and below the diagonal of H are compute
 Parts = list[tuple[Tensor, tuple[int, ...]]]  # rows of a micro-batch, and the seeds that drew them
 
 
-class Start(NamedTuple):
-    """Where a walk begins."""
+class Samples(NamedTuple):
+    """Calibration samples, and which of them each seed draws."""
 
-    layers: int = 0  # that were done before
-    hidden: Tensor | None = None  # what left the last of them
-    keep: Callable[[int, Tensor], None] = lambda _layers, _hidden: None  # told after each layer
+    tokens: Tensor  # (n, length)
+    seeds: Mapping[int, Sequence[int]] = MappingProxyType({})  # seed -> rows whose moments it sums
 
 
-def walk(  # noqa: PLR0913
+def walk(
     read: Read,
     model: Any,
-    tokens: Tensor,
-    seeds: Mapping[int, Sequence[int]],
+    samples: Samples,
     visit: Callable[[Layer], Mapping[str, Tensor]],
-    start: Start = Start(),  # noqa: B008 - immutable
+    first: int = 0,
     sequential: bool = False,
 ) -> Tensor:
-    """Run `tokens` (n, length) through the model, with `visit` for each layer in turn.
+    """Run the samples through the model, with `visit` for each layer from `first` on.
 
-    `seeds`: seed -> rows of `tokens` whose moments it sums. `visit`, where the walk is
-    `sequential`, returns tensors that take the place of the layer's, by full name, before its
-    output goes to the next one; else layers' inputs are the dense model's, and held once: what
-    leaves a layer is written over what entered it. `start`: where an earlier walk stopped.
-    Returns what leaves the last layer, (n, length, hidden).
+    Where the walk is `sequential`, `visit` returns tensors that replace the layer's, by full name,
+    before its output enters the next one; else all inputs are the dense model's, and held once:
+    a layer's output is written over its input. Returns the last layer's output, (n, length,
+    hidden).
     """
+    tokens, seeds = samples
     root, layers = layers_of(model)
     decoder = model.get_submodule(root.rpartition(".")[0])
     parts = _micro_batches(len(tokens), tokens.shape[1], seeds)
@@ -61,18 +60,20 @@ def walk(  # noqa: PLR0913
 
     def run_layer(index: int, *args: Any, **kwargs: Any) -> Tensor:
         nonlocal last
-        if index < start.layers:
-            last = args[0] if start.hidden is None else start.hidden
-            return last
-        if index == start.layers:
-            _forget_embeddings(model, decoder)  # what they gave is in `args`
+        if index == 0:
+            _forget_embeddings(model, decoder)  # their output is in `args`
         prefix, layer = f"{root}.{index}.", layers[index]
         stored = read(prefix)
         materialise(layer, stored, prefix)
+        over = not _elsewhere(args[0], (args[1:], kwargs))
+        if index < first:
+            last = _run(layer, (args, kwargs), parts, None, over)
+            layer.to("meta")
+            give_back()
+            return last if index + 1 < len(layers) else last[:1]
         sums = _Sums(prefix, layer)
         rest = _rows((args[1:], kwargs), len(tokens), slice(0, 1))
         example = (args[0][:1].clone(), *rest[0]), rest[1]
-        over = not _elsewhere(args[0], (args[1:], kwargs))
         last = _run(layer, (args, kwargs), parts, sums, over and not sequential)
         sums.close()
         give_back()
@@ -80,11 +81,10 @@ def walk(  # noqa: PLR0913
         changed = visit(layer_of)
         if sequential and changed:
             materialise(layer, {**stored, **changed}, prefix)
-            last = _run(layer, (args, kwargs), parts, sums, over)
+            last = _run(layer, (args, kwargs), parts, None, over)
         layer.to("meta")
-        start.keep(index + 1, last)
         give_back()
-        return last if index + 1 < len(layers) else last[:1]  # what comes behind is not asked for
+        return last if index + 1 < len(layers) else last[:1]  # nothing after it is needed
 
     give_back()
     fill_around(read, decoder, root.rpartition(".")[0] + ".", layers)
@@ -104,7 +104,7 @@ def _run(
     layer: nn.Module,
     arguments: tuple[tuple[Any, ...], dict[str, Any]],
     parts: Parts,
-    sums: "_Sums",
+    sums: "_Sums | None",
     over: bool,
 ) -> Tensor:
     """What leaves a layer, in micro-batches; `over`: written over what enters it."""
@@ -113,7 +113,8 @@ def _run(
     for rows, drawn_by in parts:
         taken = slice(done, done := done + len(rows))
         args, kwargs = _rows(arguments, len(entering), taken)
-        sums.drawn_by = drawn_by
+        if sums:
+            sums.drawn_by = drawn_by
         output = type(layer).forward(layer, *args, **kwargs)
         outputs[taken] = output[0] if isinstance(output, tuple) else output
     return outputs

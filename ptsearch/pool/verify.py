@@ -1,15 +1,14 @@
 """A built variant is read back, measured and described before it may vote."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -23,8 +22,9 @@ from ptsearch.models.layers import fill_around, forwards, give_back, layers_of, 
 from ptsearch.pool import calibration as calibrations
 from ptsearch.pool import layerwise
 from ptsearch.pool.calibration import Calibration
-from ptsearch.pool.writer import Writer, table_of
-from ptsearch.quantize import METHODS
+from ptsearch.pool.layerwise import Samples
+from ptsearch.pool.variant_build import VariantBuild
+from ptsearch.pool.writer import table_of
 from ptsearch.quantize.layer import Layer
 from ptsearch.store import KvStorage, VariantMeta
 from ptsearch.variant import Variant
@@ -35,45 +35,26 @@ ROWS = 64  # of logits that are in memory as fp32
 ROOM = 1.5  # of a model's dense weights, to load a variant whole
 
 
-@dataclass
-class Work:
-    """One variant while it is built."""
+class Check(NamedTuple):
+    """How the variants of a pool are checked."""
 
-    variant: Variant
-    folder: Path  # becomes the variant's folder when `finish` is called
-    finish: Callable[[], None]
-    writer: Writer | None = None
-    cpu_seconds: float = 0.0  # of this variant alone, beside what the pass costs all
-    damp_raised: dict[str, float] = field(default_factory=dict)  # linear -> damping it needed
-    to_nearest: list[str] = field(default_factory=list)  # linears that calibration hardly reached
-    drawn: list[int] = field(default_factory=list)  # calibration samples, by index
-    coded: dict[str, dict[str, Any]] = field(default_factory=dict)  # linear -> kind, bits, shape
-    gradient_seconds: float = 0.0  # processor time of the pass for gradients, shared by a seed
-    runtime: dict[str, Tensor] = field(default_factory=dict)  # what rounds while it runs
-    failure: str = ""  # why there will be no such variant
+    base: BaseModel
+    calibration: Calibration
+    dense_folder: Path  # where the dense model's perplexity is found
+    max_ratio: float  # of perplexity to the dense model's; a variant beyond it is degenerate
+    seconds: float  # wall time of the pool
 
 
-def check(
-    base: BaseModel,
-    work: Work,
-    calibration: Calibration,
-    dense_folder: Path,
-    max_ratio: float,
-    seconds: float,
-) -> None:
-    """Read the checkpoint back, measure its perplexity and write meta.json."""
-    variant = work.variant
-    folder = work.folder
-    if METHODS[variant.method].dense:
+def check(build: VariantBuild, how: Check) -> VariantMeta:
+    """Read the checkpoint back and measure its perplexity."""
+    variant, base, folder = build.variant, how.base, build.folder
+    if build.method.dense:
         folder = Path(dict(variant.method_args).get("path", base.path))
-    tensors = work.writer.table if work.writer else table_of(folder)
-    if work.runtime:
-        save_file(work.runtime, work.folder / runtime.TENSORS)
-        tensors = tensors | table_of(work.folder, runtime.TENSORS)
-    asked = runtime.of_variant(variant, work.folder)
+    tensors = table_of(folder) | table_of(build.folder)
+    asked = runtime.of_variant(variant, build.folder)
     tokenizer = loading.load_tokenizer(base.path, base.trust_remote_code)
-    how = (PERPLEXITY_LENGTH, calibration.rendering)
-    chunks = calibrations.chunks(tokenizer, calibration.held_out, *how)[:PERPLEXITY_SAMPLES]
+    cut = (PERPLEXITY_LENGTH, how.calibration.rendering)
+    chunks = calibrations.chunks(tokenizer, how.calibration.held_out, *cut)[:PERPLEXITY_SAMPLES]
     whole = variant.method == "path" or variant.kv_bits != 16 or _fits(base)
     read = _read_whole if whole else _read_by_layers
     value, finite, kv = read(base, folder, asked, chunks)
@@ -81,11 +62,12 @@ def check(
     give_back()
     dense = value
     if variant.method != "none":
-        dense = store.read_meta(dense_folder).perplexity or math.nan
-    meta = VariantMeta(
+        dense = store.read_meta(how.dense_folder).perplexity or math.nan
+    notes = build.notes()
+    return VariantMeta(
         variant,
         variant.label,
-        checkpoint="." if folder == work.folder else str(folder.resolve()),
+        checkpoint="." if folder == build.folder else str(folder.resolve()),
         trust_remote_code=base.trust_remote_code,
         tensors=tensors,
         tensor_bytes=sum(tensor.bytes for tensor in tensors.values()),
@@ -93,35 +75,33 @@ def check(
         kv=kv,
         perplexity=value if math.isfinite(value) else None,
         dense_perplexity=dense if math.isfinite(dense) else None,
-        degenerate=not finite or not value <= max_ratio * dense,
-        damp_raised=work.damp_raised,
-        rounded_to_nearest=work.to_nearest,
-        seconds=seconds,
-        cpu_seconds=work.cpu_seconds,
-        gradient_cpu_seconds=work.gradient_seconds,
-        calibration_indices=work.drawn,
+        degenerate=not finite or not value <= how.max_ratio * dense,
+        damp_raised={name: damp for n in notes for name, damp in n.damp_raised.items()},
+        rounded_to_nearest=[name for n in notes for name in n.rounded_to_nearest],
+        seconds=how.seconds,
+        cpu_seconds=build.cpu_seconds + sum(n.cpu_seconds for n in notes),
+        gradient_cpu_seconds=build.gradient_cpu_seconds,
+        calibration_indices=build.calibration_indices,
         versions={name: version(name) for name in _packages(variant)},
     )
-    store.write_meta(work.folder, meta)
 
 
-def join_phases(work: Work, folders: Sequence[Path]) -> None:
-    """meta.json of a variant whose replies have two phases: of prompts it is the first one."""
+def joined_meta(build: VariantBuild, folders: Sequence[Path]) -> VariantMeta:
+    """Of a variant whose replies have two phases; prompts are read by the first."""
     if not all(map(store.is_whole, folders)):
-        raise store.FullDiskError(f"{work.variant.label}: there was no room for its two models")
+        raise store.FullDiskError(f"{build.variant.label}: there was no room for its two models")
     first, later = map(store.read_meta, folders)
     tensors = first.tensors | {f"later.{name}": t for name, t in later.tensors.items()}
     sizes = {tensor.sha256: tensor.bytes for tensor in tensors.values()}
-    meta = replace(
+    return replace(
         first,
-        variant=work.variant,
-        label=work.variant.label,
+        variant=build.variant,
+        label=build.variant.label,
         checkpoint=str(Path("..", folders[0].name)),
         tensors=tensors,
         tensor_bytes=sum(sizes.values()),
         degenerate=first.degenerate or later.degenerate,
     )
-    store.write_meta(work.folder, meta)
 
 
 def perplexity(model: Any, chunks: Tensor) -> float:
@@ -164,7 +144,7 @@ def _read_by_layers(base: BaseModel, folder: Path, asked: Runtime, chunks: Tenso
         return {}
 
     read = partial(checkpoint.dense, folder)
-    hidden = layerwise.walk(read, model, chunks, {}, look)
+    hidden = layerwise.walk(read, model, Samples(chunks), look)
     fill_around(read, model, "", layers)
     model.tie_weights()
     losses = []

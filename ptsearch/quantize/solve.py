@@ -33,8 +33,8 @@ def jobs(layer: Layer, variants: Sequence[Variant], sites: list[ScalingSite]) ->
         else:
             shared = (method.solve, *(getattr(variant, field) for field in method.agree_on))
             together.setdefault(shared, []).append(variant)
-    for slot in range(len(layer.inputs)):
-        for alike in together.values():
+    for alike in together.values():
+        for slot in range(len(layer.inputs)):
             yield Job(alike, partial(_solve_group, layer, slot, alike))
 
 
@@ -76,4 +76,4 @@ def _input_rounding(layer: Layer, slot: int, variant: Variant) -> dict[str, Tens
     if method.fit_inputs is None or variant.act_bits == 16 or moments is None:
         return {}
     fitted = method.fit_inputs(moments.low, moments.high, variant.act_bits, variant.seed)
-    return {f"{name}.{key}": t.clone() for name in layer.inputs[slot] for key, t in fitted.items()}
+    return {f"{name}.{key}": t for name in layer.inputs[slot] for key, t in fitted.items()}

@@ -298,7 +298,7 @@ def test_a_meta_that_leads_elsewhere_is_refused(change, study, cache, tmp_path) 
 def test_weights_are_linked_where_they_can_be_and_copied_elsewhere(
     study, cache, tmp_path, monkeypatch
 ) -> None:
-    source = build.folder_of(cache, POOL[1]) / "model.safetensors"
+    source = build.folder_of(cache, POOL[1]) / "model-00001.safetensors"
     linked = write(study, cache, tmp_path / "linked").members[POOL[1].label]
     assert (linked / source.name).samefile(source)
     assert not (linked / "config.json").samefile(source.with_name("config.json"))

@@ -10,9 +10,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from ptsearch import store
-from ptsearch.models import coded, layers, loading
+from ptsearch.models import checkpoint, coded, layers, loading
 from ptsearch.models.base_model import BaseModel
 from ptsearch.pool import build, writer
 from ptsearch.pool.calibration import Calibration
@@ -91,10 +92,10 @@ def test_loaded_weights_are_those_that_are_stored(built: Path, tiny_model: Path)
 
 
 def test_what_a_solver_gives_is_what_is_read(built: Path, tmp_path: Path) -> None:
-    """A second copy of a checkpoint, written from decoded parts, decodes to the same."""
+    """Also from a folder of layout 1, as earlier versions wrote it: one file, no weight map."""
     folder = build.folder_of(built, pool()[0])
     index = json.loads((folder / coded.INDEX).read_text())
-    assert index["format"] == coded.FORMAT
+    assert index["format"] == coded.FORMATS[-1]
     solved = coded.Coded(
         "codebook",
         2,
@@ -109,14 +110,18 @@ def test_what_a_solver_gives_is_what_is_read(built: Path, tmp_path: Path) -> Non
     )
     expected = torch.tensor([[-1.0, 0, 2], [0.5, 7, -4]])
     assert torch.equal(solved.dense(), expected)
-    with writer.Writer(tmp_path / coded.WEIGHTS, 4096) as file:
-        for name, tensor in writer.tensors("a.b", solved, True).items():
-            file.add(name, tensor)
-        file.add("a.b.bias", torch.ones(2))
-    coded.write_index(tmp_path, {"a.b": solved.entry()})
-    read = coded.dense(tmp_path)
-    assert read.keys() == {"a.b.weight", "a.b.bias"}
-    assert torch.equal(read["a.b.weight"], expected)
+    stored = writer.tensors("a.b", solved, Variant("tiny", "0")) | {"a.b.bias": torch.ones(2)}
+    save_file(stored, tmp_path / coded.WEIGHTS)
+    linear = {"kind": "codebook", "bits": 2, "shape": [2, 3]}
+    first = {"format": "ptsearch-codes/1", "linears": {"a.b": linear}}
+    (tmp_path / coded.INDEX).write_text(json.dumps(first))
+    one = checkpoint.dense(tmp_path)
+    (tmp_path / coded.WEIGHTS).rename(tmp_path / "codes-00001.safetensors")
+    files = dict.fromkeys(stored, "codes-00001.safetensors")
+    coded.write_index(tmp_path, {"a.b": solved.entry()}, files)
+    for read in (one, checkpoint.dense(tmp_path)):
+        assert read.keys() == {"a.b.weight", "a.b.bias"}
+        assert torch.equal(read["a.b.weight"], expected)
 
 
 def test_bytes_are_those_on_the_disk(built: Path) -> None:
@@ -152,8 +157,8 @@ def test_nested_members_share_their_planes(built: Path) -> None:
 
 def test_another_version_of_the_layout_is_refused(tmp_path: Path) -> None:
     (tmp_path / coded.INDEX).write_text('{"format": "ptsearch-codes/9", "linears": {}}')
-    with pytest.raises(ValueError, match=r"has the layout ptsearch-codes/9, known is .*/1"):
-        coded.dense(tmp_path)
+    with pytest.raises(ValueError, match=r"has the layout ptsearch-codes/9, known: .*/2"):
+        coded.read_index(tmp_path)
 
 
 @pytest.mark.parametrize(

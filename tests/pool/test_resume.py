@@ -10,7 +10,7 @@ from tiny_pool import CALIBRATION, ROWS, build_tiny, pool
 from ptsearch import store
 from ptsearch.models import loading
 from ptsearch.models.base_model import BaseModel
-from ptsearch.pool import build, resume, writer
+from ptsearch.pool import build, variant_build
 from ptsearch.quantize import gptq
 from ptsearch.variant import Variant
 
@@ -21,7 +21,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(writer.Writer, "add", full)
+    monkeypatch.setattr(variant_build, "save_file", full)
     with pytest.raises(ValueError, match=r"rtn-3b-g32-s0, .*: no space left on the disk"):
         build_tiny(tiny_model, tmp_path, pool([ROWS[0]]))
     left = [folder.name for folder in (tmp_path / "variants").iterdir()]
@@ -47,7 +47,7 @@ def test_what_was_checked_before_an_interruption_is_kept(tiny_model: Path, tmp_p
 
 @pytest.mark.parametrize("stage", ["building the pool: layer", "checking the built variants"])
 def test_an_interrupted_pool_goes_on_where_it_stopped(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+    tiny_model: Path, tmp_path: Path, stage: str
 ) -> None:
     rows = [
         *ROWS,
@@ -56,7 +56,6 @@ def test_an_interrupted_pool_goes_on_where_it_stopped(
     ]
     variants = pool([*rows, {"method": "gptq", "bits": 4, "damp_percent": 0.05, "seed": 2}])
     variants.append(variants[6].sequential())
-    monkeypatch.setattr(resume, "KEEP_SECONDS", 0.0)
     base, seen = BaseModel("tiny", "0", tiny_model), list[tuple[str, int]]()
 
     def interrupt(now: str, done: int, _total: int) -> None:
@@ -87,14 +86,15 @@ def test_a_disk_with_room_for_some_gets_these(
 ) -> None:
     variants = pool([{"method": "rtn", "bits": [3, 4]}, {"method": "rtn", "bits": 8,
                      "decode_schedule": "4:3"}])  # fmt: skip
-    add = writer.Writer.add
+    save = variant_build.save_file
 
-    def crowded(writer: writer.Writer, name: str, tensor: torch.Tensor) -> None:
-        if "down_proj.weight_packed" in name and tensor.shape[1] == 128 * 8 // 32:
+    def crowded(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        packed = [t for name, t in tensors.items() if name.endswith("down_proj.weight_packed")]
+        if packed and packed[0].shape[1] == 128 * 8 // 32:
             raise OSError(errno.ENOSPC, "No space left on device")
-        add(writer, name, tensor)
+        save(tensors, path, metadata)
 
-    monkeypatch.setattr(writer.Writer, "add", crowded)
+    monkeypatch.setattr(variant_build, "save_file", crowded)
     left = r"rtn-8b-g32-s0, rtn-8b-g32-then3b-s0: no space .*\(the other 3 variants are built\)"
     with pytest.raises(ValueError, match=left):
         build_tiny(tiny_model, tmp_path, variants)

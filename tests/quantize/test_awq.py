@@ -27,8 +27,7 @@ def first_layer(folder: Path) -> tuple[Layer, list[ScalingSite]]:
     layerwise.walk(
         Tensors(base.path).under,
         layers.skeleton(base),
-        tokens,
-        {0: [0, 1, 2, 3]},
+        layerwise.Samples(tokens, {0: [0, 1, 2, 3]}),
         keep,
     )
     return found[0]
