@@ -31,7 +31,6 @@ LOCAL = "local"
 TARGETS = (LOCAL, "cpu", "cuda")
 LEAST_TOKENS = 64  # of one forward pass
 BASE = "base"  # as a judge: the base model itself
-PERSPECTIVES = ("adversarial", "fairness", "ethics", "ood")
 CONSTRAINTS = ("structured_outputs", "response_format", "none")
 
 
@@ -212,14 +211,28 @@ class LatencyConfig:
 
 @dataclass
 class TrustConfig:
-    weights: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PERSPECTIVES, 1.0))
+    weights: dict[str, float] = field(default_factory=lambda: default_weights())
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
-            one_of("trust.weights", name, PERSPECTIVES)
+            one_of("trust.weights", name, tuple(default_weights()))
             at_least(f"trust.weights.{name}", weight, 0)
         if not any(self.weights.values()):
             raise ValueError("trust.weights must not all be 0")
+
+
+def benchmarks() -> tuple[str, ...]:
+    """The names of all registered benchmarks."""
+    from ptsearch.benchmarks import BENCHMARKS
+
+    return tuple(BENCHMARKS)
+
+
+def default_weights() -> dict[str, float]:
+    """Perspective -> its weight in trust, of all registered benchmarks."""
+    from ptsearch.benchmarks import BENCHMARKS
+
+    return {name: found.weight for name, found in BENCHMARKS.items() if found.perspective}
 
 
 @dataclass
@@ -376,7 +389,7 @@ class RescoreConfig:
     rules: str = "clean"
 
     def __post_init__(self) -> None:
-        one_of("rescore.benchmark", self.benchmark, ("mmlu", *PERSPECTIVES))
+        one_of("rescore.benchmark", self.benchmark, benchmarks())
         one_of("rescore.rules", self.rules, RULES)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 
 from ptsearch.aliases import Report
-from ptsearch.benchmarks import digest, hub, sources
+from ptsearch.benchmarks import BENCHMARKS, digest, hub, sources
 from ptsearch.config import Config
 from ptsearch.deploy import export, record
 from ptsearch.deploy import folder as exported
@@ -268,7 +268,7 @@ def rescore_replies(config: Config) -> None:
     asked, root = config.rescore, Path(config.benchmarks.root)
     assert asked is not None
     if not config.benchmarks.root:
-        root = hub.fetch(asked.benchmark, Path(config.cache_dir) / "benchmarks")
+        root = hub.fetch(BENCHMARKS[asked.benchmark], Path(config.cache_dir) / "benchmarks")
     row = rescore(asked.benchmark, asked.scenario, Path(asked.replies), asked.rules, root)
     _print_json(row)
 

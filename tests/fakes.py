@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ptsearch.benchmarks import NAMES, Benchmark, Sample, Scenario, item_hash
+from ptsearch.benchmarks import Benchmark, Sample, Scenario, item_hash
 from ptsearch.benchmarks.parsing import Question
+from ptsearch.benchmarks.registry import NAMES
 from ptsearch.config import Config, StudyConfig
 from ptsearch.evaluation.table import Entry, Table
 from ptsearch.models.base_model import BaseModel

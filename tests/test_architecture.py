@@ -41,7 +41,11 @@ TOP_MAY_IMPORT: dict[str, set[str]] = {
     "jobs": set(MAY_IMPORT),
 }
 # file -> what it imports only when a function is called
-LAZY: dict[str, set[str]] = {"__init__": {"deploy"}, "variant": {"quantize"}}
+LAZY: dict[str, set[str]] = {
+    "__init__": {"deploy"},
+    "config": {"benchmarks", "voting"},
+    "variant": {"quantize"},
+}
 ONLY_IN = {
     "mlflow": {"report/tracking"},
     "optuna": {"search", "report/study", "jobs"},

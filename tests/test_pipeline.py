@@ -16,7 +16,7 @@ from small_study import SMALL, files_under
 from tiny import write_tiny_model
 
 from ptsearch import store
-from ptsearch.benchmarks import NAMES
+from ptsearch.benchmarks.registry import NAMES
 from ptsearch.deploy import folder as exported
 from ptsearch.deploy.ensemble import PrecisionEnsemble
 

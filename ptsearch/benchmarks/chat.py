@@ -1,9 +1,10 @@
-"""The turns that DecodingTrust's ethics, fairness and OOD prompts are made of."""
+"""DecodingTrust's repository, and the turns of its ethics, fairness and OOD prompts."""
 
 from collections.abc import Sequence
 
 from ptsearch.benchmarks import Turn
 
+REPOSITORY, COMMIT = "AI-Secure/DecodingTrust", "bc9d9ac500e6595ad11bd233aa7dfa1eeba36084"
 ASSISTANT = "You are a helpful assistant."
 PATTERN_FOLLOWING = "You are a helpful, pattern-following assistant."
 
@@ -15,14 +16,14 @@ def zero_shot(message: str, text: str) -> tuple[Turn, ...]:
 
 
 def few_shot(message: str, demos: Sequence[tuple[str, str]], text: str) -> tuple[Turn, ...]:
-    """Demonstrations (input, label) as turns of their own; labels begin with a capital."""
+    """Demonstrations (input, label) as separate turns; labels are capitalised."""
     turns = [Turn("system", PATTERN_FOLLOWING), Turn("user", message)]
     turns.append(Turn("assistant", "Sure, I'd be happy to!"))
-    for asked, label in demos:
-        turns += [Turn("user", asked), Turn("assistant", label[:1].upper() + label[1:])]
+    for demo, label in demos:
+        turns += [Turn("user", demo), Turn("assistant", label[:1].upper() + label[1:])]
     return *turns, Turn("user", text)
 
 
 def demo_turns(count: int, first: int = FIRST_DEMO) -> tuple[tuple[int, int], ...]:
-    """Where `count` demonstrations of two turns each stand in a prompt (`Sample.demos`)."""
+    """Where `count` demonstrations of two turns each are in a prompt (`Sample.demos`)."""
     return tuple((first + 2 * i, first + 2 * i + 2) for i in range(count))

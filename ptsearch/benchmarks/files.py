@@ -1,7 +1,7 @@
-"""Reading data files: every one hashed, every fault named with file and line.
+"""Reading data files: each is hashed, each error reports file and line.
 
-A `Folder` is opened once per load; the readers note the SHA-256 of what they read in it. Where the
-folder holds a `MANIFEST.csv` (columns path, sha256), `verify` compares.
+A `Folder` is opened once per load; the readers record the SHA-256 of each file in it. If the folder
+has a `MANIFEST.csv` (columns path, sha256), `verify` compares.
 """
 
 import csv
@@ -10,23 +10,34 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 MANIFEST = "MANIFEST.csv"
 
 
 class Folder(NamedTuple):
-    """A folder of data files, and what was read from it so far."""
+    """A folder of data files, and the hashes of those read so far."""
 
     root: Path
     data: dict[str, str]  # file, relative to root -> SHA-256
 
 
 class Record(NamedTuple):
-    """One row or object, and where it stands, for error messages."""
+    """One JSON value and its place, for error messages."""
 
-    where: str  # "path:line", or "path: key 3" inside a JSON file
-    value: Any
+    where: str  # "path:line", or "path: key record 3" inside a JSON file
+    value: object
+
+    def items(self) -> dict[str, object]:
+        """The fields of an object; of anything else none."""
+        return self.value if isinstance(self.value, dict) else {}
+
+
+class Row(NamedTuple):
+    """One row of a CSV file and its place."""
+
+    where: str  # "path:line"
+    cells: list[str]
 
 
 def open_folder(root: Path) -> Folder:
@@ -36,7 +47,7 @@ def open_folder(root: Path) -> Folder:
 
 
 def read_text(folder: Folder, name: str) -> str:
-    """The file's text, line ends as they are; its SHA-256 is noted."""
+    """The file's text, line ends as they are; its SHA-256 is recorded."""
     path = folder.root / name
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -51,26 +62,26 @@ def read_text(folder: Folder, name: str) -> str:
         ) from error
 
 
-def read_csv(folder: Folder, name: str) -> list[Record]:
-    """Rows of a CSV file as lists of cells; carriage returns inside quotes are kept."""
+def read_csv(folder: Folder, name: str) -> list[Row]:
+    """Rows of a CSV file; carriage returns inside quotes are kept."""
     path = folder.root / name
     reader = csv.reader(io.StringIO(read_text(folder, name), newline=""), strict=True)
     rows, line = [], 1
     try:
         for row in reader:
-            rows.append(Record(f"{path}:{line}", row))
+            rows.append(Row(f"{path}:{line}", row))
             line = reader.line_num + 1
     except csv.Error as error:
         raise ValueError(f"{path}:{line}: expected a row of CSV, got {error}") from error
     return rows
 
 
-def read_json(folder: Folder, name: str) -> Any:
+def read_json(folder: Folder, name: str) -> object:
     return parse_json(read_text(folder, name), folder.root / name)
 
 
 def read_jsonl(folder: Folder, name: str) -> list[Record]:
-    """One object a line."""
+    """One object per line."""
     path = folder.root / name
     lines = read_text(folder, name).removesuffix("\n").split("\n")
     return [
@@ -79,8 +90,8 @@ def read_jsonl(folder: Folder, name: str) -> list[Record]:
     ]
 
 
-def parse_json(text: str, path: Path, line: int = 1) -> Any:
-    """`text` as JSON; `line` is where in the file it begins."""
+def parse_json(text: str, path: Path, line: int = 1) -> object:
+    """`text` as JSON; `line` is its first line in the file."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -90,7 +101,7 @@ def parse_json(text: str, path: Path, line: int = 1) -> Any:
         ) from error
 
 
-def records(table: Any, key: str, path: Path) -> Iterator[Record]:
+def records(table: object, key: str, path: Path) -> Iterator[Record]:
     """The records of `table[key]`, a list inside a JSON file."""
     if not isinstance(table, dict) or not isinstance(table.get(key), list):
         raise ValueError(f"{path}: expected a list under {key!r}")
@@ -100,22 +111,22 @@ def records(table: Any, key: str, path: Path) -> Iterator[Record]:
 
 def field(record: Record, key: str) -> str:
     """A text field of an object."""
-    value = record.value.get(key) if isinstance(record.value, dict) else None
+    value = record.items().get(key)
     if not isinstance(value, str):
         raise ValueError(f"{record.where}: expected text under {key!r}, got {value!r}")
     return value
 
 
-def one_of(record: Record, value: object, labels: Sequence[object]) -> int:
+def one_of(record: Record | Row, value: object, labels: Sequence[object]) -> int:
     """The index of a label in its label space."""
     if value not in labels:
-        spaced = ", ".join(map(str, labels))
-        raise ValueError(f"{record.where}: expected a label among {spaced}, got {value!r}")
+        known = ", ".join(map(str, labels))
+        raise ValueError(f"{record.where}: expected a label among {known}, got {value!r}")
     return labels.index(value)
 
 
 def verify(folder: Folder) -> dict[str, str]:
-    """The checksums of what was read, all as the folder's manifest has them."""
+    """The checksums of the files read. ValueError: the folder's manifest has another one."""
     path = folder.root / MANIFEST
     if not path.is_file():
         return folder.data

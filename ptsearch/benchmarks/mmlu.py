@@ -4,75 +4,28 @@ Layout under the root: `mmlu/data/{dev,test}/<subject>_{dev,test}.csv`, no heade
 four options, letter. Hendrycks et al., https://arxiv.org/abs/2009.03300
 """
 
+import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ptsearch.benchmarks import Benchmark, Sample, Scenario, files, item_hash
-from ptsearch.benchmarks.parsing import Question
+from ptsearch.benchmarks import (
+    Benchmark,
+    BenchmarkDefinition,
+    Sample,
+    Scenario,
+    files,
+    hub,
+    item_hash,
+    pocket,
+)
+from ptsearch.benchmarks.parsing import REFUSED, Parser, Question, letter
 
 VERSION = 1
 LETTERS = ("A", "B", "C", "D")
 SHOTS = 5
-SUBJECTS = (
-    "abstract_algebra",
-    "anatomy",
-    "astronomy",
-    "business_ethics",
-    "clinical_knowledge",
-    "college_biology",
-    "college_chemistry",
-    "college_computer_science",
-    "college_mathematics",
-    "college_medicine",
-    "college_physics",
-    "computer_security",
-    "conceptual_physics",
-    "econometrics",
-    "electrical_engineering",
-    "elementary_mathematics",
-    "formal_logic",
-    "global_facts",
-    "high_school_biology",
-    "high_school_chemistry",
-    "high_school_computer_science",
-    "high_school_european_history",
-    "high_school_geography",
-    "high_school_government_and_politics",
-    "high_school_macroeconomics",
-    "high_school_mathematics",
-    "high_school_microeconomics",
-    "high_school_physics",
-    "high_school_psychology",
-    "high_school_statistics",
-    "high_school_us_history",
-    "high_school_world_history",
-    "human_aging",
-    "human_sexuality",
-    "international_law",
-    "jurisprudence",
-    "logical_fallacies",
-    "machine_learning",
-    "management",
-    "marketing",
-    "medical_genetics",
-    "miscellaneous",
-    "moral_disputes",
-    "moral_scenarios",
-    "nutrition",
-    "philosophy",
-    "prehistory",
-    "professional_accounting",
-    "professional_law",
-    "professional_medicine",
-    "professional_psychology",
-    "public_relations",
-    "security_studies",
-    "sociology",
-    "us_foreign_policy",
-    "virology",
-    "world_religions",
-)
+SUBJECTS = 57
+REPOSITORY, COMMIT = "cais/mmlu", "c30699e8356da336a370243923dbaf21066bb9fe"
 
 
 class Row(NamedTuple):
@@ -81,9 +34,14 @@ class Row(NamedTuple):
     gold: int  # index into LETTERS
 
 
-def load(root: Path, subjects: Sequence[str] = SUBJECTS) -> Benchmark:
-    """Both scenarios, subjects in order; the mode `choice` compares the letters after `Answer:`."""
+def load(root: Path) -> Benchmark:
+    """Both scenarios, the subjects of the files in order; the mode `choice` compares the letters
+    after `Answer:`.
+    """
     folder = files.open_folder(root)
+    tests = sorted((root / "mmlu/data/test").glob("*_test.csv"))
+    if not tests:
+        raise FileNotFoundError(f"{root}/mmlu/data/test/<subject>_test.csv: no such file")
     scenarios = {
         name: Scenario(
             name=name, subscore="mmlu", mode="generate", parse="letter", scored=name == "5-shot"
@@ -91,18 +49,22 @@ def load(root: Path, subjects: Sequence[str] = SUBJECTS) -> Benchmark:
         for name in ("5-shot", "0-shot")
     }
     samples: list[Sample] = []
-    for subject in subjects:
+    for subject in (path.name.removesuffix("_test.csv") for path in tests):
         demos = _rows(folder, "dev", subject)[:SHOTS]
         rows = _rows(folder, "test", subject)
         for name, shots in (("5-shot", demos), ("0-shot", [])):
             samples += _samples(name, subject, shots, rows)
-    return Benchmark("mmlu", "paper", VERSION, scenarios, tuple(samples), files.verify(folder))
+    missing = f"{len(tests)} of {SUBJECTS} subjects: not comparable with published figures"
+    notes = () if len(tests) == SUBJECTS else (missing,)
+    return Benchmark(
+        "mmlu", "paper", VERSION, scenarios, tuple(samples), files.verify(folder), notes
+    )
 
 
 def _rows(folder: files.Folder, split: str, subject: str) -> list[Row]:
     rows = []
     for record in files.read_csv(folder, f"mmlu/data/{split}/{subject}_{split}.csv"):
-        cells = record.value
+        cells = record.cells
         if len(cells) != 2 + len(LETTERS):
             raise ValueError(
                 f"{record.where}: expected question, {len(LETTERS)} options and a letter, "
@@ -125,7 +87,7 @@ def _samples(
     spans = []
     for demo in demos:
         start = len(head)
-        head += f"{_asked(demo)} {LETTERS[demo.gold]}\n\n"
+        head += f"{_question_text(demo)} {LETTERS[demo.gold]}\n\n"
         spans.append((start, len(head)))
     for index, row in enumerate(rows):
         name = f"{scenario}/{subject}/{index}"
@@ -133,7 +95,7 @@ def _samples(
             id=name,
             item=item_hash(row.question, *row.options),
             scenario=scenario,
-            prompt=head + _asked(row),
+            prompt=head + _question_text(row),
             question=Question(LETTERS, row.options, gold=row.gold, seed=name),
             gold=row.gold,
             stratum=subject,
@@ -141,7 +103,38 @@ def _samples(
         )
 
 
-def _asked(row: Row) -> str:
+def _question_text(row: Row) -> str:
     options = zip(LETTERS, row.options, strict=True)
     lines = [row.question, *(f"{letter}. {text}" for letter, text in options), "Answer:"]
     return "\n".join(lines)
+
+
+def published_letter(reply: str, question: Question) -> int:
+    """The first character, nothing else: a reply that begins with a space is a refusal."""
+    first = reply[:1].upper()
+    return question.labels.index(first) if first in question.labels else REFUSED
+
+
+def download(source: hub.Hub, root: Path) -> None:
+    """One CSV file per subject and split, from the two Parquet files of all subjects."""
+    for split in ("dev", "test"):
+        rows: dict[str, list[list[str]]] = {}
+        for row in hub.parquet(source, REPOSITORY, f"all/{split}-00000-of-00001.parquet"):
+            cells = [row["question"], *row["choices"], LETTERS[row["answer"]]]
+            rows.setdefault(row["subject"], []).append(cells)
+        for subject, cells_of in rows.items():
+            path = hub.new_file(root, f"mmlu/data/{split}/{subject}_{split}.csv")
+            with path.open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows(cells_of)
+
+
+BENCHMARK = BenchmarkDefinition(
+    name="mmlu",
+    load_pocket=pocket.mmlu,
+    load_paper=load,
+    download=download,
+    revisions={REPOSITORY: COMMIT},
+    parsers={"letter": Parser(letter, published_letter)},
+    perspective=False,
+    rank=0,
+)

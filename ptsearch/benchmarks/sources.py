@@ -1,86 +1,69 @@
-"""The five benchmarks from a source, with the overrides and the limit of a config."""
+"""All benchmarks of a source, with the overrides and the limit of a config."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ptsearch.benchmarks import (
-    NAMES,
-    Benchmark,
-    Scenario,
-    adversarial,
-    ethics,
-    fairness,
-    hub,
-    mmlu,
-    ood,
-    pocket,
-)
+from ptsearch.benchmarks import Benchmark, BenchmarkDefinition, Scenario, hub
 from ptsearch.benchmarks.prompts import rendered
+from ptsearch.benchmarks.registry import BENCHMARKS
 from ptsearch.benchmarks.split import limit, select
 from ptsearch.config import BenchmarksConfig
 
-POCKET: dict[str, Callable[[], Benchmark]] = {
-    "mmlu": pocket.mmlu,
-    "adversarial": pocket.adversarial,
-    "fairness": pocket.fairness,
-    "ethics": pocket.ethics,
-    "ood": pocket.ood,
-}
-PAPER: dict[str, Callable[[Path], Benchmark]] = {
-    "mmlu": mmlu.load,
-    "adversarial": adversarial.load,
-    "fairness": fairness.load,
-    "ethics": ethics.load,
-    "ood": ood.load,
-}
-
 
 def load(config: BenchmarksConfig, cache: Path) -> list[Benchmark]:
-    """All five, in the order of NAMES; unknown sources, scenarios or modes are a ValueError.
+    """All benchmarks of the source in the order of BENCHMARKS; ValueError: the source, a scenario
+    or a mode is unknown.
 
     Without `config.root` the published sets come from the hub, converted into `cache`.
     """
     if config.name == "pocket":
-        found = [POCKET[name]() for name in NAMES]
+        loaded = [d.load_pocket() for d in BENCHMARKS.values() if d.load_pocket]
     elif config.name == "paper":
-        found = [_published(name, config, cache) for name in NAMES]
+        loaded = [_published(d, config, cache) for d in BENCHMARKS.values() if d.load_paper]
     else:
         raise ValueError(f"benchmarks must be pocket or paper, got {config.name!r}")
     for pattern in config.scenarios:
-        if not any(select(b, [pattern.removeprefix("-")]).scenarios for b in found):
+        if not any(select(b, [pattern.removeprefix("-")]).scenarios for b in loaded):
             raise ValueError(f"benchmarks.scenarios: no scenario matches {pattern!r}")
-    _check_names({"mode": config.mode, "calibrate": config.calibrate}, found)
-    chosen = [_overridden(_chosen(benchmark, config.scenarios), config) for benchmark in found]
+    _check_names({"mode": config.mode, "calibrate": config.calibrate}, loaded)
+    chosen = [_overridden(_chosen(benchmark, config.scenarios), config) for benchmark in loaded]
     return [
         rendered(limit(benchmark, config.limit, config.split.salt), config.prompt)
         for benchmark in chosen
     ]
 
 
-def _published(name: str, config: BenchmarksConfig, cache: Path) -> Benchmark:
+def load_published(definition: BenchmarkDefinition, root: Path) -> Benchmark:
+    """The published samples from the files below `root`."""
+    if definition.load_paper is None:
+        raise ValueError(f"{definition.name} has no published samples")
+    return definition.load_paper(root)
+
+
+def _published(definition: BenchmarkDefinition, config: BenchmarksConfig, cache: Path) -> Benchmark:
     if config.root:
-        return PAPER[name](Path(config.root))
-    root = hub.fetch(name, cache / "benchmarks")
-    benchmark = PAPER[name](root)
+        return load_published(definition, Path(config.root))
+    root = hub.fetch(definition, cache / "benchmarks")
+    benchmark = load_published(definition, root)
     return replace(benchmark, source="hub", data=benchmark.data | hub.source(root))
 
 
 def _chosen(benchmark: Benchmark, patterns: Sequence[str]) -> Benchmark:
-    """What the patterns select; a note names what counts and is left out."""
+    """The scenarios that match the patterns; a note lists scored ones that do not."""
     kept = select(benchmark, patterns)
     groups: dict[str, list[str]] = {}
     for name, scenario in benchmark.scenarios.items():
         if scenario.scored:
             groups.setdefault(scenario.subscore, []).append(name)
-    left: list[str] = []
+    excluded: list[str] = []
     for subscore, names in groups.items():
         missing = [name for name in names if name not in kept.scenarios]
         whole = len(missing) == len(names) > 1
-        left += [f"{subscore} ({len(names)} scenarios)"] if whole else missing
-    if not left:
+        excluded += [f"{subscore} ({len(names)} scenarios)"] if whole else missing
+    if not excluded:
         return kept
-    note = f"left out by benchmarks.scenarios: {', '.join(left)}"
+    note = f"left out by benchmarks.scenarios: {', '.join(excluded)}"
     return replace(kept, notes=(*kept.notes, note))
 
 
@@ -100,8 +83,8 @@ def _overridden(benchmark: Benchmark, config: BenchmarksConfig) -> Benchmark:
     return replace(benchmark, scenarios=changed)
 
 
-def _check_names(overrides: Mapping[str, Mapping[str, str]], found: list[Benchmark]) -> None:
-    known = {name for benchmark in found for name in benchmark.scenarios} | {"*"}
+def _check_names(overrides: Mapping[str, Mapping[str, str]], benchmarks: list[Benchmark]) -> None:
+    known = {name for benchmark in benchmarks for name in benchmark.scenarios} | {"*"}
     for key, values in overrides.items():
         for name in values:
             if name not in known:

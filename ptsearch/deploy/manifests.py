@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from ptsearch.config import LOCAL, PERSPECTIVES
+from ptsearch.benchmarks import PERSPECTIVES
+from ptsearch.config import LOCAL
 
 VLLM = {
     "cpu": "public.ecr.aws/q9t5s3a7/vllm-cpu-release-repo:v0.32.0",

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
-from ptsearch.benchmarks.parsing import RULES, Question, best, margin
+from ptsearch.benchmarks.parsing import Question, best, margin
+from ptsearch.benchmarks.registry import RULES
 
 Turns = Sequence[Mapping[str, str]]  # [{"role": "user", "content": "..."}]
 

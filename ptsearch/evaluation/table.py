@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from ptsearch import store
 from ptsearch.aliases import AnswerCodes, Report
 from ptsearch.benchmarks import Benchmark
-from ptsearch.benchmarks.parsing import RULES, UNUSABLE
+from ptsearch.benchmarks.parsing import UNUSABLE
+from ptsearch.benchmarks.registry import RULES
 from ptsearch.config import Config
 from ptsearch.evaluation import evaluate, llm_judge, predictions
 from ptsearch.evaluation.workers import Pool

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ptsearch.config import PERSPECTIVES
+from ptsearch.benchmarks import PERSPECTIVES
 from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.scoring.scores import MMLU, Scores, constant_scores, nan_last
 from ptsearch.search.comparisons import Gains

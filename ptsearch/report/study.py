@@ -12,7 +12,8 @@ import numpy as np
 import optuna
 from rich.console import Console
 
-from ptsearch.config import PERSPECTIVES, Config, StudyConfig
+from ptsearch.benchmarks import PERSPECTIVES
+from ptsearch.config import Config, StudyConfig
 from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.report import certificate, explain, plots, scenarios, terminal, tracking
 from ptsearch.report import rows as results

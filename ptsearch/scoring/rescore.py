@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from ptsearch.benchmarks import Benchmark, Sample, files
-from ptsearch.benchmarks.parsing import RULES
-from ptsearch.benchmarks.sources import PAPER
+from ptsearch.benchmarks.registry import BENCHMARKS, RULES
+from ptsearch.benchmarks.sources import load_published
 from ptsearch.scoring import metrics
 from ptsearch.scoring.ct_dt import Answers, measure
 
@@ -32,10 +32,10 @@ def rescore(
     `fpr_all`, `fpr_answered`; of MMLU `macro` over subjects; under `clean` also `abstained`, and
     why replies were no answers.
     """
-    for key, value, known in (("benchmark", benchmark, PAPER), ("rules", rules, RULES)):
+    for key, value, known in (("benchmark", benchmark, BENCHMARKS), ("rules", rules, RULES)):
         if value not in known:
             raise ValueError(f"rescore.{key} must be one of {', '.join(known)}, got {value!r}")
-    loaded = PAPER[benchmark](root)
+    loaded = load_published(BENCHMARKS[benchmark], root)
     if scenario not in loaded.scenarios:
         near = get_close_matches(scenario, loaded.scenarios, n=5) or loaded.scenarios
         raise ValueError(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ptsearch.aliases import AnswerCodes, Floats
-from ptsearch.config import PERSPECTIVES
+from ptsearch.benchmarks import PERSPECTIVES
 from ptsearch.evaluation.table import Table
 from ptsearch.scoring import intervals, rates
 from ptsearch.scoring.scores import MMLU

@@ -14,7 +14,7 @@ from hub_server import Served, serve
 from huggingface_hub import constants
 from paper_root import ETHICS, FAIRNESS, SUBJECTS, TRUST, plus_plus, write_root
 
-from ptsearch.benchmarks import Benchmark, adversarial, ethics, fairness, hub, mmlu, ood, sources
+from ptsearch.benchmarks import BENCHMARKS, Benchmark, adversarial, hub, sources
 from ptsearch.config import BenchmarksConfig
 
 TRUST_REPOSITORY = "AI-Secure/DecodingTrust"
@@ -109,34 +109,29 @@ def source(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         yield hub.Hub(endpoint, tmp_path / "hub")
 
 
-LOADERS = {
-    "mmlu": lambda root: mmlu.load(root, SUBJECTS),
-    "adversarial": adversarial.load,
-    "fairness": fairness.load,
-    "ethics": ethics.load,
-    "ood": ood.load,
-}
+def fetch(name: str, folder: Path, source: hub.Hub) -> Path:
+    return hub.fetch(BENCHMARKS[name], folder, source)
 
 
 def load(name: str, root: Path) -> Benchmark:
-    return LOADERS[name](root)
+    return sources.load_published(BENCHMARKS[name], root)
 
 
 @pytest.mark.parametrize("name", ["mmlu", "fairness", "ood"])
 def test_the_hub_gives_the_samples_of_the_root(
     name: str, root: Path, source: hub.Hub, tmp_path: Path
 ) -> None:
-    ours = load(name, hub.fetch(name, tmp_path / "out", source))
+    ours = load(name, fetch(name, tmp_path / "out", source))
     assert ours.samples == load(name, root).samples
 
 
 def test_ethics_has_its_training_set(source: hub.Hub, tmp_path: Path) -> None:
-    benchmark = load("ethics", hub.fetch("ethics", tmp_path / "out", source))
+    benchmark = load("ethics", fetch("ethics", tmp_path / "out", source))
     assert not benchmark.notes and "few-shot" in benchmark.scenarios
 
 
 def test_adversarial_is_advglue_plus_plus(source: hub.Hub, tmp_path: Path) -> None:
-    folder = hub.fetch("adversarial", tmp_path / "out", source)
+    folder = fetch("adversarial", tmp_path / "out", source)
     benchmark = load("adversarial", folder)
     assert len(benchmark.scenarios) == 15 and not benchmark.notes
     assert [s.prompt for s in benchmark.samples if s.scenario == "vicuna.qqp"] == [
@@ -155,7 +150,7 @@ def test_adversarial_is_advglue_plus_plus(source: hub.Hub, tmp_path: Path) -> No
             "name: adv",
             "no configuration 'adv-glue-plus-plus'; it has a",
         ),
-        ("split: qqp", "split: qpp", "no split 'qqp' in 'adv-glue-plus-plus'; it has sst2, qpp"),
+        ("split: qqp", "split: qpp", "no split 'qqp'; it has sst2, qpp"),
         ("path: adv/sst2.jsonl", "path: adv/*.jsonl", "expected one file for adv-glue-plus-plus/s"),
         ("adv/mnli.jsonl", "ood/style.jsonl", "style.jsonl:1: expected text under 'model', got No"),
     ],
@@ -165,7 +160,7 @@ def test_a_card_that_does_not_fit(
 ) -> None:
     served.files[f"{TRUST_REPOSITORY}/README.md"] = CARD.replace(before, after).encode()
     with pytest.raises(ValueError, match=message):
-        hub.fetch("adversarial", tmp_path / "out", source)
+        fetch("adversarial", tmp_path / "out", source)
 
 
 def test_what_was_downloaded_is_recorded(
@@ -174,8 +169,6 @@ def test_what_was_downloaded_is_recorded(
     """Beside the checksums of the converted files, those of the hub's own."""
     monkeypatch.setattr(hub, "HUB", source)
     monkeypatch.setattr(hub.fetch, "__defaults__", (source,))
-    for name in LOADERS:
-        monkeypatch.setitem(sources.PAPER, name, LOADERS[name])
     for benchmark in sources.load(BenchmarksConfig(name="paper"), tmp_path / "cache"):
         from_hub = {key: value for key, value in benchmark.data.items() if "@" in key}
         assert from_hub and len(from_hub) < len(benchmark.data)
@@ -189,7 +182,7 @@ def test_advglue_stands_in_where_the_repository_is_gated(
     served: Served, source: hub.Hub, tmp_path: Path
 ) -> None:
     served.gated.add(TRUST_REPOSITORY)
-    for name in hub.ADV_GLUE.values():
+    for name in adversarial.ADV_GLUE_NAMES.values():
         rows: list[dict[str, object]] = [
             {"sentence": "a", "question": "b", "question1": "c", "question2": "d", "premise": "e",
              "hypothesis": "f", "sentence1": "g", "sentence2": "h", "label": 1, "idx": 0}
@@ -197,31 +190,31 @@ def test_advglue_stands_in_where_the_repository_is_gated(
         key = f"AI-Secure/adv_glue/{name}/validation-00000-of-00001.parquet"
         served.files[key] = parquet(rows)
         served.large.add(key)
-    benchmark = load("adversarial", hub.fetch("adversarial", tmp_path / "out", source))
-    assert set(benchmark.scenarios) == set(hub.ADV_GLUE)
+    benchmark = load("adversarial", fetch("adversarial", tmp_path / "out", source))
+    assert set(benchmark.scenarios) == set(adversarial.ADV_GLUE_NAMES)
     assert "AdvGLUE++" in benchmark.notes[0]
     with pytest.raises(
         ConnectionError, match="accept its terms on its page on the hub and set HF_"
     ):
-        hub.fetch("fairness", tmp_path / "out", source)
+        fetch("fairness", tmp_path / "out", source)
 
 
 def test_offline_with_a_warm_cache(
     served: Served, source: hub.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub.fetch("ethics", tmp_path / "one", source)
+    fetch("ethics", tmp_path / "one", source)
     asked = len(served.requests)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert load("ethics", hub.fetch("ethics", tmp_path / "two", source)).samples
+    assert load("ethics", fetch("ethics", tmp_path / "two", source)).samples
     assert len(served.requests) == asked
     with pytest.raises(ConnectionError, match="is not in the cache and the hub was not reached"):
-        hub.fetch("ood", tmp_path / "two", source)
+        fetch("ood", tmp_path / "two", source)
 
 
 def test_converted_once(served: Served, source: hub.Hub, tmp_path: Path) -> None:
-    first = hub.fetch("ethics", tmp_path / "out", source)
+    first = fetch("ethics", tmp_path / "out", source)
     asked = len(served.requests)
-    assert hub.fetch("ethics", tmp_path / "out", source) == first
+    assert fetch("ethics", tmp_path / "out", source) == first
     assert len(served.requests) == asked
 
 
@@ -231,10 +224,10 @@ def test_a_dropped_connection_leaves_nothing_behind(
 ) -> None:
     served.broken.add(file)
     with pytest.raises(ConnectionError, match=r"could not get hendrycks/ethics/.*train\.csv"):
-        hub.fetch("ethics", tmp_path / "out", source)
+        fetch("ethics", tmp_path / "out", source)
     assert not list((tmp_path / "out").glob("*"))
     served.broken.clear()
-    assert load("ethics", hub.fetch("ethics", tmp_path / "out", source)).samples
+    assert load("ethics", fetch("ethics", tmp_path / "out", source)).samples
 
 
 @pytest.mark.parametrize(
@@ -249,13 +242,13 @@ def test_a_checksum_that_does_not_match(
 ) -> None:
     served.wrong.add(file)
     with pytest.raises(ValueError, match=r"checksum .* is not .* the damaged copy was removed"):
-        hub.fetch(name, tmp_path / "out", source)
+        fetch(name, tmp_path / "out", source)
     assert not list((tmp_path / "out").glob("*"))
     served.wrong.clear()
-    assert load(name, hub.fetch(name, tmp_path / "out", source)).samples
+    assert load(name, fetch(name, tmp_path / "out", source)).samples
 
 
 def test_no_such_file(served: Served, source: hub.Hub, tmp_path: Path) -> None:
     del served.files["hendrycks/ethics/data/commonsense/test.csv"]
     with pytest.raises(ConnectionError, match=r"could not get hendrycks/ethics/.*test\.csv"):
-        hub.fetch("ethics", tmp_path / "out", source)
+        fetch("ethics", tmp_path / "out", source)

@@ -9,7 +9,6 @@ from paper_root import (
     ETHICS,
     FAIRNESS,
     SHARED,
-    SUBJECTS,
     TRUST,
     needs_shared,
     person,
@@ -19,6 +18,7 @@ from paper_root import (
 )
 
 from ptsearch.benchmarks import (
+    BENCHMARKS,
     Benchmark,
     Sample,
     adversarial,
@@ -29,6 +29,7 @@ from ptsearch.benchmarks import (
     ood,
 )
 from ptsearch.benchmarks.fit import fit
+from ptsearch.benchmarks.sources import load_published
 
 
 @pytest.fixture
@@ -37,22 +38,14 @@ def root(tmp_path: Path) -> Path:
 
 
 def load(name: str, root: Path) -> Benchmark:
-    if name == "mmlu":
-        return mmlu.load(root, SUBJECTS)
-    loaders = {
-        "adversarial": adversarial.load,
-        "fairness": fairness.load,
-        "ethics": ethics.load,
-        "ood": ood.load,
-    }
-    return loaders[name](root)
+    return load_published(BENCHMARKS[name], root)
 
 
 def of(benchmark: Benchmark, scenario: str) -> list[Sample]:
     return [sample for sample in benchmark.samples if sample.scenario == scenario]
 
 
-NAMES = ("mmlu", "adversarial", "fairness", "ethics", "ood")
+NAMES = tuple(BENCHMARKS)
 
 
 @pytest.mark.parametrize("name", NAMES)

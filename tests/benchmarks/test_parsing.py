@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptsearch.benchmarks.parsing import (
-    CLEAN,
     CONTRADICTORY,
     REFUSED,
     UNUSABLE,
@@ -16,6 +15,7 @@ from ptsearch.benchmarks.parsing import (
     option,
     words,
 )
+from ptsearch.benchmarks.registry import RULES
 
 SENTIMENT = Question(("negative", "positive"))
 YES_NO = Question(("no", "yes"))
@@ -142,11 +142,11 @@ REPLIES = st.one_of(
 )
 
 
-@pytest.mark.parametrize("name", sorted(CLEAN))
+@pytest.mark.parametrize("name", sorted(RULES["clean"]))
 @given(question=WORDS, reply=REPLIES)
 def test_codes_are_labels_abstaining_or_negative(name: str, question: Question, reply: str) -> None:
     question = {"letter": LETTERS, "option": IDK}.get(name, question)
-    code = CLEAN[name](reply, question)
+    code = RULES["clean"][name](reply, question)
     highest = len(question.labels) if question.abstain else len(question.labels) - 1
     assert CONTRADICTORY <= code <= highest
 
@@ -176,10 +176,10 @@ def test_other_scripts_are_unusable(reply: str) -> None:
 
 
 @pytest.mark.parametrize("unit", ["a ", "not ", " ", "n", "0 ", "'", "-", "_", "I ", "can not be "])
-@pytest.mark.parametrize("name", sorted(CLEAN))
+@pytest.mark.parametrize("name", sorted(RULES["clean"]))
 def test_a_long_reply_takes_time_linear_in_its_length(name: str, unit: str) -> None:
     reply = unit * (100_000 // len(unit))
     started = time.process_time()
     question = {"letter": LETTERS, "option": KNOWLEDGE}.get(name, SENTIMENT)
-    assert CLEAN[name](reply, question) < 1
+    assert RULES["clean"][name](reply, question) < 1
     assert time.process_time() - started < 1.0

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptsearch.benchmarks import NAMES, Benchmark, Sample, item_hash, pocket
+from ptsearch.benchmarks import Benchmark, Sample, digest, item_hash, pocket
 from ptsearch.benchmarks.pocket import reword
 from ptsearch.benchmarks.pocket.people import BASE_RATES
+from ptsearch.benchmarks.registry import NAMES
 
 LOADERS: dict[str, Callable[[], Benchmark]] = {name: getattr(pocket, name) for name in NAMES}
 SENTENCES = st.lists(st.text("abcdeioz", min_size=1, max_size=9), min_size=4, max_size=12)
@@ -65,8 +66,8 @@ def test_loading_twice_gives_the_same(benchmarks: dict[str, Benchmark], name: st
 def test_data_hashes_are_those_of_the_files(benchmarks: dict[str, Benchmark], name: str) -> None:
     root = resources.files("ptsearch.benchmarks")
     assert benchmarks[name].data
-    for path, digest in benchmarks[name].data.items():
-        assert hashlib.sha256(root.joinpath(path).read_bytes()).hexdigest() == digest
+    for path, checksum in benchmarks[name].data.items():
+        assert hashlib.sha256(root.joinpath(path).read_bytes()).hexdigest() == checksum
 
 
 def test_every_data_file_is_used(benchmarks: dict[str, Benchmark]) -> None:
@@ -218,3 +219,15 @@ def test_restyling_replaces_whole_words_and_frames() -> None:
         "the art of war", {"war": "strife", "a": "X"}, ["lo, {}"], random.Random(0)
     )
     assert reworded == "Lo, the art of strife"
+
+
+def test_samples_and_prompts_are_those_of_version_1() -> None:
+    """Cached predictions are keyed by these digests: a change to the samples bumps VERSION."""
+    expected = {
+        "mmlu": "c80bca10b214b0101eb0127256e9fc03a28c3206fd8e63d6fc5b2e58db9fe02f",
+        "adversarial": "9ccd6c28a22273966f7af51a78900ce17f871d7d2753109d399aeed92e316748",
+        "fairness": "4c8bcf36c0709cd2ba12d97c380d94a55d159b4f15f35d6ae73b8ecd8b4360ea",
+        "ethics": "d85aa563638bd94b4efb4f15d09380d71e705c2f3f55c6c1d9f20c38eb3e758a",
+        "ood": "caadf6926d71b9d9d28bd8478759f9960b58d079fd34bd56651a13b264276fc7",
+    }
+    assert {name: digest(loader()) for name, loader in LOADERS.items()} == expected

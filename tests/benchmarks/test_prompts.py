@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from paper_root import SUBJECTS, write_root
+from paper_root import write_root
 from tiny import byte_tokenizer
 
 from ptsearch.benchmarks import (
@@ -16,7 +16,6 @@ from ptsearch.benchmarks import (
     chat,
     digest,
     fairness,
-    mmlu,
     pocket,
     prompts,
     sources,
@@ -144,8 +143,7 @@ def test_a_tokenizer_without_template_names_the_way_out() -> None:
     assert loading.render(tokenizer, text("ethics", "raw", ZERO_SHOT))
 
 
-def test_the_config_reaches_every_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sources.PAPER, "mmlu", lambda folder: mmlu.load(folder, SUBJECTS))
+def test_the_config_reaches_every_prompt(tmp_path: Path) -> None:
     config = BenchmarksConfig(name="paper", root=str(write_root(tmp_path)), prompt="raw")
     for benchmark in sources.load(config, tmp_path / "cache"):
         assert all(isinstance(sample.prompt, str) for sample in benchmark.samples)

@@ -5,15 +5,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from paper_root import SUBJECTS, plus_plus, write, write_root
+from paper_root import plus_plus, write, write_root
 
-from ptsearch.benchmarks import Benchmark, adversarial, mmlu, sources
+from ptsearch.benchmarks import Benchmark, adversarial, sources
 from ptsearch.config import CONF, BenchmarksConfig
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setitem(sources.PAPER, "mmlu", lambda folder: mmlu.load(folder, SUBJECTS))
+def root(tmp_path: Path) -> Path:
     return write_root(tmp_path)
 
 

@@ -11,7 +11,8 @@ import pytest
 from judge_server import Served, serve
 
 from ptsearch.benchmarks import Benchmark, Sample, Scenario, Turn
-from ptsearch.benchmarks.parsing import CLEAN, Question
+from ptsearch.benchmarks.parsing import Question
+from ptsearch.benchmarks.registry import RULES
 from ptsearch.config import BenchmarksConfig, Config, EngineConfig, JudgeConfig
 from ptsearch.evaluation import llm_judge
 from ptsearch.evaluation.llm_judge import Ask
@@ -67,7 +68,7 @@ def settle(judge: llm_judge.Reader, asks: list[Ask]) -> None:
 
 def test_only_what_does_not_parse_is_asked() -> None:
     benchmark, table = asked()
-    codes = scores.answers(benchmark, table, CLEAN)
+    codes = scores.answers(benchmark, table, RULES["clean"])
     assert codes.tolist() == [0, -2, -3, -2, -2, -1]
     left = llm_judge.unread(benchmark, table, codes.tolist(), start=10)
     assert [unread.row for unread in left] == [11, 12, 14]
@@ -77,7 +78,7 @@ def test_only_what_does_not_parse_is_asked() -> None:
 @pytest.mark.parametrize(("abstain", "declined"), [(False, -1), (True, 2)])
 def test_verdicts_become_codes(abstain: bool, declined: int, tmp_path: Path) -> None:
     benchmark, table = asked(abstain)
-    before = scores.answers(benchmark, table, CLEAN)
+    before = scores.answers(benchmark, table, RULES["clean"])
     left = llm_judge.unread(benchmark, table, before.tolist())
     says = {"Hard": "Refused.", "yes or": "'unclear'", "Mu.": "**Yes**"}
 

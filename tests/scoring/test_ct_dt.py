@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from paper_root import SHARED, needs_shared
 
 from ptsearch.benchmarks import Scenario, ood
-from ptsearch.benchmarks.parsing import CONTRADICTORY, PUBLISHED, REFUSED, RULES, UNUSABLE, Question
+from ptsearch.benchmarks.parsing import CONTRADICTORY, REFUSED, UNUSABLE, Question
+from ptsearch.benchmarks.registry import RULES
 from ptsearch.scoring import scores
 from ptsearch.scoring.ct_dt import Answers, Measures, aggregate, measure
 from ptsearch.scoring.scores import Part, Questions
 
+PUBLISHED = RULES["ct"]
 NLI = Question(("yes", "maybe", "no"))
 YES_NO = Question(("no", "yes"))
 STYLE = Question(("negative", "positive"))

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from paper_root import SHARED, SUBJECTS, needs_shared, plus_plus, write, write_root
+from paper_root import SHARED, needs_shared, plus_plus, write, write_root
 
-from ptsearch.benchmarks import adversarial, mmlu, ood, sources
+from ptsearch.benchmarks import BENCHMARKS, adversarial, mmlu, ood
+from ptsearch.benchmarks.sources import load_published
 from ptsearch.config import BenchmarksConfig, Config, RescoreConfig
 from ptsearch.jobs import rescore_replies
 from ptsearch.scoring.rescore import rescore, score_replies
@@ -161,7 +162,7 @@ def test_replies_must_be_text(root: Path) -> None:
 
 def test_mmlu_is_averaged_over_subjects_beside_samples(root: Path) -> None:
     """All of one subject's eight are right, and one of three of the other's."""
-    benchmark = mmlu.load(root, SUBJECTS)
+    benchmark = mmlu.load(root)
     samples = [s for s in benchmark.samples if s.scenario == "0-shot"][:11]
     replies = ["ABCD"[s.gold] for s in samples[:9]] + ["E", "E"]
     row = score_replies(benchmark, samples, replies, "ct")
@@ -193,16 +194,16 @@ ADULT = "adult_0_200_test_base_rate_0.0"  # men 30 and 40 years old: yes, no; th
         ("mmlu", "5-shot", [" A"] * 16, "dt", {"rr": 100, "macc": 0}),
     ],
 )
-def test_every_benchmark_and_rule_set(  # noqa: PLR0913
+def test_every_benchmark_and_rule_set(
     benchmark: str, scenario: str, replies: list[str], rules: str, expected: dict[str, float],
-    root: Path, monkeypatch: pytest.MonkeyPatch,
+    root: Path,
 ) -> None:  # fmt: skip
-    monkeypatch.setitem(sources.PAPER, "mmlu", lambda folder: mmlu.load(folder, SUBJECTS))
     if "." in scenario and benchmark == "adversarial":
         for source in adversarial.SOURCES:
             write(root, f"{adversarial.PLUS_PLUS}/{source}.json", json.dumps(plus_plus()))
     file = root / "replies.jsonl"
-    ids = [s.id for s in sources.PAPER[benchmark](root).samples if s.scenario == scenario]
+    samples = load_published(BENCHMARKS[benchmark], root).samples
+    ids = [sample.id for sample in samples if sample.scenario == scenario]
     lines = [{"id": id_, "reply": reply} for id_, reply in zip(ids, replies, strict=True)]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     row = rescore(benchmark, scenario, file, rules, root)
