@@ -23,7 +23,6 @@ OBJECTIVES: dict[str, Direction] = {
     "latency_ms": "minimize",
 }
 STUDIES = ("pareto", "slo", "benchmark", "paper")
-VOTES = ("majority", "weighted", "soft", "selective", "fair")
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "exhaustive")
 RULES = ("clean", "ct", "dt")
 PROMPTS = ("chat", "raw", "ct_llama2")
@@ -246,14 +245,17 @@ class VoteConfig:
     by_group: bool = False  # fair: a label's weight may depend on the group, known when voting
 
     def __post_init__(self) -> None:
-        one_of("vote.rule", self.rule, VOTES)
+        from ptsearch.voting import VOTES
+
+        one_of("vote.rule", self.rule, tuple(VOTES))
         if not 0 <= self.margin <= 1:
             raise ValueError(f"vote.margin must be 0 to 1, got {self.margin}")
         for name, limit in (("max_dpd", self.max_dpd), ("max_eod", self.max_eod)):
             if limit is not None:
                 at_least(f"vote.{name}", limit, 0)
-                if self.rule != "fair":
-                    raise ValueError(f"vote.{name} needs vote=fair, got vote={self.rule}")
+                if not VOTES[self.rule].takes_limits:
+                    takers = ", ".join(rule for rule in VOTES if VOTES[rule].takes_limits)
+                    raise ValueError(f"vote.{name} needs vote={takers}, got vote={self.rule}")
 
 
 @dataclass

@@ -12,7 +12,7 @@ import optuna
 
 from ptsearch.aliases import Report
 from ptsearch.benchmarks import BENCHMARKS, digest, hub, sources
-from ptsearch.config import Config
+from ptsearch.config import Config, VoteConfig
 from ptsearch.deploy import export, record
 from ptsearch.deploy import folder as exported
 from ptsearch.evaluation import predictions
@@ -155,7 +155,7 @@ def settings(table: Table) -> dict[str, Any]:
         changeable += ["min", "max"]  # one study answers any
     for key in changeable:
         del search[key]
-    vote = {} if config.vote.rule == "majority" else {"vote": asdict(config.vote)}
+    vote = {} if config.vote.rule == VoteConfig().rule else {"vote": asdict(config.vote)}
     return vote | {
         "model": {"name": table.base.name, "revision": table.base.revision},
         "pool": {label: variant.id for label, variant in table.variants.items()},

@@ -21,6 +21,7 @@ from ptsearch.models import base_model, loading
 from ptsearch.report import certificate
 from ptsearch.report.rows import COST, LAZY, knee
 from ptsearch.variant import Variant, from_fields
+from ptsearch.voting import VOTES
 
 WRITTEN_WITH = ("ptsearch", "transformers", "compressed-tensors", "torch")
 OTHER_DEVICE = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)  # no hard links there
@@ -74,8 +75,9 @@ def _chosen(study: Mapping[str, Any], config: ExportConfig) -> Mapping[str, Any]
     if "front" not in study:
         raise ValueError(f"study {config.study!r} has not finished; run it first")
     rule = study["settings"].get("vote.rule", "majority")
-    if rule != "majority":
-        raise ValueError(f"study {config.study!r} has vote={rule}: only vote=majority is served")
+    if rule not in VOTES or not VOTES[rule].deployable:
+        served = ", ".join(name for name, known in VOTES.items() if known.deployable)
+        raise ValueError(f"study {config.study!r} has vote={rule}: only vote={served} is served")
     row = choose(study["front"], config.pick, study["objectives"])
     if "base" not in study or not row.get("latency"):
         raise ValueError(f"study {config.study!r} is of an older version; run it again, it resumes")

@@ -28,6 +28,7 @@ from ptsearch.models.base_model import BaseModel
 from ptsearch.pool import build, calibration
 from ptsearch.scoring import scores
 from ptsearch.variant import Variant, expand_pool, unique_labels
+from ptsearch.voting import VOTES
 
 DENSE = "none"
 IN_FULL = {"bits": 16.0, "window": 0}  # a cache that is not rounded
@@ -221,7 +222,7 @@ class Table:
         )
 
     def _logprobs(self, label: str) -> NDArray[np.float64] | None:
-        if self.config.vote.rule != "soft":
+        if not VOTES[self.config.vote.rule].needs_logprobs:
             return None
         outputs = self.outputs(label)
         width = max(len(s.question.labels) for b in self.benchmarks for s in b.samples) + 1

@@ -12,6 +12,7 @@ from ptsearch.report.rows import BEST_SINGLE, Row
 from ptsearch.search.scorer import EnsembleScorer
 from ptsearch.search.study import Members
 from ptsearch.variant import Variant, short_labels
+from ptsearch.voting import VOTES
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,14 @@ def explain(
 
 def _remarks(table: Table) -> list[str]:
     """What the vote rule cannot do on these benchmarks."""
-    if table.config.vote.rule != "soft":
+    rule = VOTES[table.config.vote.rule]
+    if not rule.needs_logprobs:
         return []
     scenarios = [s for b in table.benchmarks for s in b.scenarios.values() if s.scored]
     generated = sum(scenario.mode == "generate" for scenario in scenarios)
     return [
-        f"soft vote: {generated} of {len(scenarios)} scenarios have generated replies and no "
-        "log-probabilities; there the majority decides"
+        f"{rule.name} vote: {generated} of {len(scenarios)} scenarios have generated replies and "
+        "no log-probabilities; there the majority decides"
     ] * bool(generated)
 
 

@@ -16,7 +16,7 @@ from ptsearch.search.comparisons import Gains
 from ptsearch.search.scorer import EnsembleScorer
 from ptsearch.search.study import CompletedTrial, Members
 from ptsearch.variant import short_labels
-from ptsearch.voting.vote_rules import Fitted
+from ptsearch.voting import Fitted
 
 DENSE_MODEL, BEST_SINGLE = "dense", "best_single"  # what gains are over
 BOUNDS = ("", ".low", ".high")

@@ -77,11 +77,11 @@ def enumerate_scores(table: Table, scorer: EnsembleScorer) -> Everything:
     ValueError: there are none, or too many; one by one under the published rules and under other
     votes than the majority.
     """
-    wanted, rule = study_config(table.config), table.config.vote.rule
+    wanted, rule = study_config(table.config), scorer.rule
     labels = table.voters()
     masks = enumeration.enumerate_ensembles(len(labels), wanted.max_members)
     slow = f"rules={scorer.asked.rules}" if scorer.asked.rules != "clean" else ""
-    slow = f"vote={rule}" if rule != "majority" else slow
+    slow = slow if rule.enumerable else f"vote={rule.name}"
     if slow and masks.size > MAX_SLOW:
         raise ValueError(
             f"{masks.size:,} ensembles are too many under {slow}, where they are scored one by one "
@@ -89,7 +89,7 @@ def enumerate_scores(table: Table, scorer: EnsembleScorer) -> Everything:
         )
     masks = masks[np.bitwise_count(masks) >= wanted.min_members]
     everything = Everything(labels, masks, {})
-    if rule != "majority":
+    if not rule.enumerable:
         each = [scorer(table, everything.members(place)) for place in range(masks.size)]
         keys = [key for key in each[0] if all(key in scores for scores in each)]
         return everything._replace(

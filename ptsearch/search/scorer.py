@@ -11,8 +11,7 @@ from ptsearch.config import Config
 from ptsearch.evaluation.table import Table
 from ptsearch.scoring import scores
 from ptsearch.scoring.scores import Questions, Scores
-from ptsearch.voting import lazy
-from ptsearch.voting.vote_rules import VOTES, Fitted, VoteInputs
+from ptsearch.voting import VOTES, Fitted, VoteInputs, VoteRule, lazy
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,17 @@ class EnsembleScorer:
         """Answer codes (samples of this half,) of the ensemble; one member answers as itself."""
         inputs = self.inputs(table, members)
         if len(members) == 1:
-            return inputs.said[0]
-        return VOTES[self.config.vote.rule].cast(inputs, self.fitted(table, members))
+            return inputs.answers[0]
+        return self.rule.vote(inputs, self.fitted(table, members))
+
+    @property
+    def rule(self) -> VoteRule:
+        return VOTES[self.config.vote.rule]
 
     def fitted(self, table: Table, members: Sequence[str]) -> Fitted:
         """What the vote rule fits on the search half."""
         inputs = (self.search or self).inputs(table, members)
-        return VOTES[self.config.vote.rule].fit(inputs, self.config.vote)
+        return self.rule.fit(inputs, self.config.vote)
 
     def inputs(self, table: Table, members: Sequence[str]) -> VoteInputs:
         entries = [table.entries[label] for label in members]
@@ -70,7 +73,7 @@ class EnsembleScorer:
         """Whom to ask when if asking stops once the majority is decided, and how often that is;
         always all of them under another vote.
         """
-        if self.config.vote.rule != "majority":
+        if not self.rule.enumerable:
             order = list(range(len(members)))
             return lazy.Plan(order, np.ones(len(members)), len(members))
         latency = np.array([table.entries[label].meta["latency_ms"] for label in members])
@@ -86,7 +89,7 @@ class EnsembleScorer:
             return {}
         ms = 1000 * np.array([each["seconds"] for each in timed])  # (members, prompts)
         asked = np.ones(ms.shape, dtype=bool)
-        if self.config.vote.rule == "majority":
+        if self.rule.enumerable:
             codes = np.stack([entry.codes[timed[0]["rows"]] for entry in entries])
             precision = np.array([entry.variant.precision for entry in entries])
             asked = lazy.asked_each(codes, precision, self.lazily(table, members).order)

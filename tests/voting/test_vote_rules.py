@@ -1,6 +1,7 @@
 """Vote rules fitted on the search half: their laws, and a study under each of them."""
 
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,10 @@ from ptsearch.scoring import metrics
 from ptsearch.search import exact_front
 from ptsearch.search.scorer import search_and_holdout
 from ptsearch.search.study import CompletedTrial
-from ptsearch.voting.vote_rules import VOTES, VoteInputs, fair_weights, label_weights, log_odds
+from ptsearch.voting import VOTES, VoteInputs, VoteRule, registry
+from ptsearch.voting.fair import fair_weights, label_weights
 from ptsearch.voting.votes import majority
+from ptsearch.voting.weighted import log_odds
 
 SEEDS = st.integers(0, 2**32 - 1)
 THREE = ("v0-3b", "v2-4b", "v4-8b")
@@ -52,8 +55,8 @@ def table_with(folder: Path, vote: VoteConfig, **study: int) -> Table:
 def test_fair_without_a_limit_or_within_it_is_the_majority(seed: int, members: int) -> None:
     given = inputs(seed, members)
     for config in (VoteConfig("fair"), VoteConfig("fair", max_dpd=100.0, max_eod=100.0)):
-        voted = VOTES["fair"].cast(given, fair_weights(given, config))
-        assert_array_equal(voted, majority(given.said, given.precision))
+        voted = VOTES["fair"].vote(given, fair_weights(given, config))
+        assert_array_equal(voted, majority(given.answers, given.precision))
 
 
 @given(SEEDS, st.integers(2, 5), st.booleans())
@@ -61,12 +64,12 @@ def test_fair_comes_as_close_to_its_limit_as_any_weight(seed: int, members: int,
     given, config = inputs(seed, members), VoteConfig("fair", max_dpd=5.0, by_group=own)
     fitted = fair_weights(given, config)
     weights = label_weights(members)
-    for part in (part for part in given.asked.parts if part.scenario.metric == "parity"):
+    for part in (part for part in given.questions.parts if part.scenario.metric == "parity"):
         key, rows = f"{part.benchmark}/{part.scenario.name}", part.rows
 
         def measured(pair: list[float], key: str = key, rows: np.ndarray = rows) -> tuple:
-            voted = VOTES["fair"].cast(given, {key: pair})[rows]
-            gold, group = given.asked.gold[rows], given.asked.group[rows]
+            voted = VOTES["fair"].vote(given, {key: pair})[rows]
+            gold, group = given.questions.gold[rows], given.questions.group[rows]
             return metrics.parity(voted, gold, group).dpd, (voted == gold).sum()
 
         pairs = [[a, b] for a in weights for b in (weights if own else [a])]
@@ -86,11 +89,11 @@ def test_fair_comes_as_close_to_its_limit_as_any_weight(seed: int, members: int,
 def test_no_rule_looks_at_the_order_of_members(seed: int, members: int, random) -> None:
     given = inputs(seed, members)
     order = random.sample(range(members), members)
-    shuffled = VoteInputs(given.asked, given.said[order], given.precision[order])
+    shuffled = VoteInputs(given.questions, given.answers[order], given.precision[order])
     config = VoteConfig("fair", max_dpd=5.0, max_eod=5.0)
-    for rule in (VOTES[name] for name in ("majority", "weighted", "selective", "fair")):
-        voted = rule.cast(given, rule.fit(given, config))
-        assert_array_equal(rule.cast(shuffled, rule.fit(shuffled, config)), voted)
+    for rule in (rule for rule in VOTES.values() if not rule.needs_logprobs):
+        voted = rule.vote(given, rule.fit(given, config))
+        assert_array_equal(rule.vote(shuffled, rule.fit(shuffled, config)), voted)
 
 
 def test_label_weights_reach_every_outcome() -> None:
@@ -189,3 +192,17 @@ def test_log_probabilities_are_read_calibrated(tmp_path) -> None:
 def test_wrong_vote_settings(given: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         VoteConfig(**given)
+
+
+UNSURE = VoteRule("unsure", lambda inputs, _: np.full_like(inputs.answers[0], -1))
+
+
+def test_a_package_adds_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint("unsure", f"{__name__}:UNSURE", registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    assert registry.load()["unsure"] is UNSURE
+    monkeypatch.setitem(VOTES, "unsure", UNSURE)
+    assert VoteConfig("unsure").rule == "unsure"
+    monkeypatch.setattr(registry, "built_in", lambda: [UNSURE])
+    with pytest.raises(ValueError, match="a vote rule named unsure exists already"):
+        registry.load()

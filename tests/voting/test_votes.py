@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from ptsearch.benchmarks.parsing import CONTRADICTORY, REFUSED, UNUSABLE
-from ptsearch.voting.votes import majority, majority_counting, margins, selective, soft, weighted
+from ptsearch.voting.selective import majority_or_refusal, margins
+from ptsearch.voting.soft import log_opinion_pool
+from ptsearch.voting.votes import majority, majority_counting
+from ptsearch.voting.weighted import weighted_majority
 
 
 def plain_vote(answers: list[int], precision: list[float]) -> int:
@@ -64,7 +67,7 @@ def test_tie_goes_to_the_most_precise_of_the_tied_not_of_all() -> None:
 def test_equal_weights_are_the_majority(table, weight: float) -> None:
     answers, precision = table
     weights = np.full((len(answers), 1), weight)
-    assert_array_equal(weighted(answers, precision, weights), majority(answers, precision))
+    assert_array_equal(weighted_majority(answers, precision, weights), majority(answers, precision))
 
 
 @given(tables(), st.randoms(use_true_random=False), st.integers(0, 99))
@@ -72,13 +75,13 @@ def test_weighted_is_the_plain_sum_in_any_order(table, random, seed: int) -> Non
     answers, precision = table
     precision = precision + np.linspace(0.5, 0, len(precision))
     weights = np.random.default_rng(seed).integers(0, 5, answers.shape) / 4
-    voted = weighted(answers, precision, weights)
+    voted = weighted_majority(answers, precision, weights)
     for column, own, label in zip(answers.T, weights.T, voted, strict=True):
         support = {a: own[column == a].sum() for a in column if a >= 0}
         assert support.get(label, 0) == max(support.values(), default=0)
         assert (label == REFUSED) == (not support)
     order = random.sample(range(len(answers)), len(answers))
-    assert_array_equal(weighted(answers[order], precision[order], weights[order]), voted)
+    assert_array_equal(weighted_majority(answers[order], precision[order], weights[order]), voted)
 
 
 def logprobs_of(answers: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -99,24 +102,26 @@ def test_soft_laws(table, seed: int, random) -> None:
     answers, precision = table
     precision = precision + np.linspace(0.5, 0, len(precision))
     logprobs = logprobs_of(answers, np.random.default_rng(seed))
-    alone = soft(answers[:1], precision[:1], logprobs[:1])
+    alone = log_opinion_pool(answers[:1], precision[:1], logprobs[:1])
     assert_array_equal(alone, majority(answers[:1], precision[:1]))
     order = random.sample(range(len(answers)), len(answers))
-    voted = soft(answers, precision, logprobs)
-    assert_array_equal(soft(answers[order], precision[order], logprobs[order]), voted)
+    voted = log_opinion_pool(answers, precision, logprobs)
+    assert_array_equal(log_opinion_pool(answers[order], precision[order], logprobs[order]), voted)
     generated = np.full_like(logprobs, np.nan)
-    assert_array_equal(soft(answers, precision, generated), majority(answers, precision))
+    assert_array_equal(
+        log_opinion_pool(answers, precision, generated), majority(answers, precision)
+    )
 
 
 def test_soft_lets_one_who_is_sure_outweigh_two_who_are_not() -> None:
     logprobs = np.log([[[0.99, 0.01]], [[0.45, 0.55]], [[0.45, 0.55]]])
     answers, precision = np.array([[0], [1], [1]], dtype=np.int16), np.ones(3)
-    assert soft(answers, precision, logprobs).tolist() == [0]
+    assert log_opinion_pool(answers, precision, logprobs).tolist() == [0]
     assert majority(answers, precision).tolist() == [1]
     tied = np.log([[[0.3, 0.7]], [[0.7, 0.3]]])
     said = np.array([[1], [0]], dtype=np.int16)
-    assert soft(said, np.array([3.0, 4.0]), tied).tolist() == [0]
-    assert soft(said, np.array([4.0, 3.0]), tied).tolist() == [1]
+    assert log_opinion_pool(said, np.array([3.0, 4.0]), tied).tolist() == [0]
+    assert log_opinion_pool(said, np.array([4.0, 3.0]), tied).tolist() == [1]
 
 
 @given(tables())
@@ -126,8 +131,8 @@ def test_selective_refuses_exactly_below_its_margin(table) -> None:
     for column, margin in zip(answers.T, wide, strict=True):
         first, second, *_ = *sorted(Counter(column[column >= 0]).values(), reverse=True), 0, 0
         assert margin == (first - second) / len(answers)
-    assert_array_equal(selective(answers, precision, 0.0), majority(answers, precision))
-    voted = selective(answers, precision, 0.5)
+    assert_array_equal(majority_or_refusal(answers, precision, 0.0), majority(answers, precision))
+    voted = majority_or_refusal(answers, precision, 0.5)
     assert (voted[wide < 0.5] == REFUSED).all()
     assert_array_equal(voted[wide >= 0.5], majority(answers, precision)[wide >= 0.5])
 
