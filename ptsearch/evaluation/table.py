@@ -27,6 +27,7 @@ from ptsearch.models import base_model, loading
 from ptsearch.models.base_model import BaseModel
 from ptsearch.pool import build, calibration
 from ptsearch.scoring import scores
+from ptsearch.scoring.cost import kv_bytes
 from ptsearch.variant import Variant, expand_pool, unique_labels
 from ptsearch.voting import VOTES
 
@@ -233,7 +234,7 @@ class Table:
     def _costed(self, label: str) -> dict[str, Any]:
         """The meta.json of a variant, with the bytes of its KV cache."""
         meta, base = self.meta(label), loading.read_json(self.base.path / "config.json")
-        return meta | {"kv_bytes": scores.kv_bytes(base, meta["kv"], self.config.memory.context)}
+        return meta | {"kv_bytes": kv_bytes(base, meta["kv"], self.config.memory.context)}
 
     def _degenerate_entry(self, label: str, reason: str) -> Entry:
         """Without predictions: it is shown and never votes."""

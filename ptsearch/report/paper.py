@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.report.rows import BEST_SINGLE, BOUNDS, COST, DENSE_MODEL, about_data, data_hashes
 from ptsearch.report.scenarios import Sheet, sheet
-from ptsearch.scoring import scores
+from ptsearch.scoring.cost import total_cost
 from ptsearch.scoring.scores import Scores, nan_last
 from ptsearch.search.comparisons import KEYS, Gains, gains
 from ptsearch.search.scorer import EnsembleScorer, scorers
@@ -216,7 +216,7 @@ def _line(
 def _stored(table: Table, members: Sequence[str]) -> float:
     """10^9 bytes of tensors; those that members share are stored once."""
     metas = [table.entries[member].meta | {"kv_bytes": 0} for member in members]
-    return scores.cost(metas, "parallel").memory_gb
+    return total_cost(metas, "parallel").memory_gb
 
 
 def _dense_lines(table: Table, others: Sequence[Table]) -> list[Line]:

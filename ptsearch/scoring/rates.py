@@ -1,9 +1,9 @@
 """Every score as a function of rates: how often the votes hit what is counted.
 
 A rate is a set of samples and, for each, the answer code that counts: the correct label for an
-accuracy, label 1 among one group for a parity. Scores are linear in rates and in gaps between
-rates. So the numbers of hits are all that the enumeration of ensembles has to find, and their sums
-by cluster are all that the bootstrap has to resample. `scores.score` is the reference.
+accuracy, label 1 within one group for a parity. Scores are linear in rates and in gaps between
+rates. Hence enumeration only computes numbers of hits, and the bootstrap only resamples their sums
+per cluster. Tests compare the scores with those of `scores.score`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ptsearch.aliases import AnswerCodes, Floats
 from ptsearch.scoring.intervals import ClusterSums
-from ptsearch.scoring.scores import MMLU, Part, Questions
+from ptsearch.scoring.scores import MMLU, Part, Questions, trust_weights
 
 ANSWERED = np.iinfo(np.int16).min  # as a target: any usable answer counts
 
@@ -80,13 +80,8 @@ def plan(asked: Questions, weights: Mapping[str, float]) -> Plan:
             scores[MMLU] = {("rate", len(rates) - 1): 1.0}
         else:
             scores[benchmark] = _average([_average(terms) for terms in means.values()])
-    voters = {name: weight for name, weight in weights.items() if weight}
-    missing = [name for name in voters if name not in scores]
-    if missing:
-        raise ValueError(
-            f"no data for {', '.join(missing)}: add it or set trust.weights.{missing[0]}=0"
-        )
-    scores["trust"] = _average([scores[name] for name in voters], list(voters.values()))
+    trust = trust_weights(weights, scores)
+    scores["trust"] = _average([scores[name] for name in trust], list(trust.values()))
     everyone = np.concatenate([part.rows for part in scored])
     rates.append((everyone, np.full(everyone.size, ANSWERED, dtype=np.int16)))
     scores["refusal_rate"] = {("one", 0): 100.0, ("rate", len(rates) - 1): -1.0}

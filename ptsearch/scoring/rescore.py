@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -87,10 +86,11 @@ def read_replies(path: Path, samples: Sequence[Sample]) -> list[str]:
     return _by_id(files.read_jsonl(folder, path.name), path, samples)
 
 
-def _recorded(pairs: Any, path: Path, samples: Sequence[Sample]) -> list[str]:
-    if len(pairs) != len(samples):
+def _recorded(pairs: object, path: Path, samples: Sequence[Sample]) -> list[str]:
+    if not isinstance(pairs, list) or len(pairs) != len(samples):
+        number = len(pairs) if isinstance(pairs, list) else 0
         raise ValueError(
-            f"{path}: expected {len(samples)} records of {samples[0].scenario}, got {len(pairs)}"
+            f"{path}: expected {len(samples)} records of {samples[0].scenario}, got {number}"
         )
     replies = []
     for index, (pair, sample) in enumerate(zip(pairs, samples, strict=True)):

@@ -1,12 +1,12 @@
-"""From predictions and members to scores: votes against gold, perspective by perspective, and cost.
+"""From predictions and members to scores: votes against gold, per perspective.
 
-`Questions` is everything but the answers, one row a sample, all benchmarks in one; a variant's
-answers are one array of codes (samples,) beside it. All scores are in percent.
+`Questions` is everything but the answers, one row per sample, all benchmarks in one; a variant's
+answers are one array of codes (samples,). All scores are in percent.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -156,19 +156,25 @@ def score(asked: Questions, codes: AnswerCodes, weights: Mapping[str, float]) ->
     for benchmark, measured in cells.items():
         scores |= _perspective_scores(benchmark, measured, asked, codes)
     scores |= _denominators(asked, codes)
-    present = {name: weight for name, weight in weights.items() if weight and name in cells}
-    missing = [name for name, weight in weights.items() if weight and name not in cells]
-    if missing:
-        raise ValueError(
-            f"no data for {', '.join(missing)}: add it or set trust.weights.{missing[0]}=0"
-        )
-    values = np.array([scores[name] for name in present])
-    scores["trust"] = float(np.average(values, weights=list(present.values())))
+    trust = trust_weights(weights, cells)
+    values = np.array([scores[name] for name in trust])
+    scores["trust"] = float(np.average(values, weights=list(trust.values())))
     if asked.rules == "clean":
         rate = metrics.refusals(codes[_scored_rows(asked, list(cells))]).rate
     else:
         rate = float(np.mean([scores[f"{name}.refusal_rate"] for name in cells]))
     return scores | {"refusal_rate": rate}
+
+
+def trust_weights(weights: Mapping[str, float], present: Container[str]) -> dict[str, float]:
+    """The perspectives in trust with their weights. ValueError: one of them has no data."""
+    trust = {name: weight for name, weight in weights.items() if weight}
+    missing = [name for name in trust if name not in present]
+    if missing:
+        raise ValueError(
+            f"no data for {', '.join(missing)}: add it or set trust.weights.{missing[0]}=0"
+        )
+    return trust
 
 
 def _scenario_scores(part: Part, found: Measures, asked: Questions, codes: AnswerCodes) -> Scores:
@@ -292,44 +298,3 @@ def unskilled(scores: Mapping[str, float], majority: Mapping[str, float]) -> lis
 def nan_last(value: float) -> float:
     """To rank by: a score that does not exist (NaN) comes last."""
     return -math.inf if math.isnan(value) else value
-
-
-class Cost(NamedTuple):
-    memory_gb: float  # 10^9 bytes: stored tensors, shared ones once, and KV cache
-    latency_ms: float
-
-
-def kv_bytes(model: Mapping[str, Any], kv: Mapping[str, float], context: int) -> int:
-    """Keys and values of `context` tokens: of a model's config.json, at the bits that `kv` says.
-
-    kv: {`bits` a value, `window`: the newest tokens, which are kept in 16 bits}.
-    """
-    model = model.get("text_config", model)
-    heads = model["num_attention_heads"]
-    width = model.get("head_dim") or model["hidden_size"] // heads
-    kv_heads = model.get("num_key_value_heads") or heads
-    full = min(context, kv["window"])
-    bits = 16 * full + kv["bits"] * (context - full)
-    return round(2 * model["num_hidden_layers"] * kv_heads * width * bits / 8)
-
-
-def cost(
-    members: Sequence[Mapping[str, Any]], latency: str, asked: Sequence[float] | None = None
-) -> Cost:
-    """Cost of members given as {`tensors`: {name: {bytes, sha256}}, `kv_bytes`, `latency_ms`}.
-
-    Tensors with equal checksums are stored once; every member holds its own cache. `latency` is
-    sequential (sum), parallel (slowest) or lazy (expected, `asked` being the share of samples for
-    which each member is asked).
-    """
-    tensors = {
-        tensor["sha256"]: tensor["bytes"]
-        for member in members
-        for tensor in member["tensors"].values()
-    }
-    shares = asked if latency == "lazy" and asked is not None else [1.0] * len(members)
-    times = [s * member["latency_ms"] for s, member in zip(shares, members, strict=True)]
-    return Cost(
-        memory_gb=(sum(tensors.values()) + sum(member["kv_bytes"] for member in members)) / 1e9,
-        latency_ms=max(times) if latency == "parallel" else sum(times),
-    )

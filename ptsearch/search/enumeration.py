@@ -95,7 +95,7 @@ def cost_all(
     masks: Masks,
     answers: tuple[AnswerCodes, Floats] | None = None,
 ) -> tuple[Floats, Floats]:
-    """`memory_gb` and `latency_ms` (ensembles,) of every mask, as `scores.cost` of the members.
+    """`memory_gb` and `latency_ms` (ensembles,) of every mask, as `cost.total_cost` of the members.
 
     `answers`, codes and precision as for `score_all`, are what the lazy latency depends on.
     """

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ptsearch.aliases import Floats
 from ptsearch.config import OBJECTIVES
 from ptsearch.evaluation.table import Table
-from ptsearch.scoring import scores
+from ptsearch.scoring.cost import Cost
 from ptsearch.scoring.scores import Scores, nan_last
 from ptsearch.search import enumeration, pareto
 from ptsearch.search import study as studies
@@ -101,7 +101,7 @@ def enumerate_scores(table: Table, scorer: EnsembleScorer) -> Everything:
     metas = [entry.meta for entry in entries]
     mode = table.config.latency.mode
     cost = enumeration.cost_all(metas, mode, masks, (codes, precision))
-    return everything._replace(found=found | dict(zip(scores.Cost._fields, cost, strict=True)))
+    return everything._replace(found=found | dict(zip(Cost._fields, cost, strict=True)))
 
 
 def approximate_front(table: Table, scorer: EnsembleScorer, why: str) -> ExactFront:

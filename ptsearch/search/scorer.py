@@ -10,6 +10,7 @@ from ptsearch.aliases import AnswerCodes
 from ptsearch.config import Config
 from ptsearch.evaluation.table import Table
 from ptsearch.scoring import scores
+from ptsearch.scoring.cost import total_cost
 from ptsearch.scoring.scores import Questions, Scores
 from ptsearch.voting import VOTES, Fitted, VoteInputs, VoteRule, lazy
 
@@ -30,7 +31,7 @@ class EnsembleScorer:
         """
         metas = [table.entries[label].meta for label in members]
         asked = self.lazily(table, members).asked
-        cost = scores.cost(metas, self.config.latency.mode, asked.tolist())
+        cost = total_cost(metas, self.config.latency.mode, asked.tolist())
         voted = self.vote(table, members)
         found = scores.score(self.asked, voted, self.config.trust.weights) | cost._asdict()
         sizes = [sum(t["bytes"] for t in meta["tensors"].values()) for meta in metas]

@@ -22,7 +22,8 @@ from sqlalchemy import event
 
 from ptsearch.config import OBJECTIVES, Config, Limits, StudyConfig
 from ptsearch.evaluation.table import Table
-from ptsearch.scoring.scores import Cost, Scores
+from ptsearch.scoring.cost import Cost
+from ptsearch.scoring.scores import Scores
 from ptsearch.search.scorer import EnsembleScorer
 
 HEARTBEAT_SECONDS = 60

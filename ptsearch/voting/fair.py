@@ -1,15 +1,18 @@
 """The majority with weights on label 1 that keep DPD and EOD within limits on the search half."""
 
 import itertools
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptsearch.aliases import AnswerCodes, Floats
 from ptsearch.config import VoteConfig
-from ptsearch.scoring.scores import Part
 from ptsearch.voting.rule import Fitted, VoteInputs, VoteRule
 from ptsearch.voting.weighted import DECIMALS, weighted_majority
+
+if TYPE_CHECKING:
+    from ptsearch.scoring.scores import Part
 
 
 def fair_weights(inputs: VoteInputs, config: VoteConfig) -> Fitted:
@@ -46,7 +49,7 @@ def label_weights(members: int) -> list[float]:
     return [1.0, *sorted(between, key=lambda weight: abs(np.log(weight)))]
 
 
-def _fit_part(inputs: VoteInputs, part: Part, config: VoteConfig) -> list[float]:
+def _fit_part(inputs: VoteInputs, part: "Part", config: VoteConfig) -> list[float]:
     gold, group = inputs.questions.gold[part.rows], inputs.questions.group[part.rows]
     answers, weights = inputs.answers[:, part.rows], label_weights(len(inputs.answers))
     voted = np.stack(

@@ -1,8 +1,8 @@
-"""Lazy voting: members are asked one after the other until no answer can change the vote.
+"""Lazy voting: members are evaluated one after the other until no answer can change the vote.
 
-The labels are the full vote's, always (`voting.decided`); what is saved depends on how often the
-first members agree. Cheapest members are asked first; of equally cheap ones, those that most often
-give the vote's answer.
+The labels always equal those of the full vote (`votes.decided`); the saving depends on how often
+the first members agree. The cheapest members come first; among equally cheap ones, those that agree
+with the vote most often.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from ptsearch.voting.votes import decided
 
 
 class Plan(NamedTuple):
-    """Whom to ask when, and how often each is asked."""
+    """The order of members, and how often each is asked."""
 
     order: list[int]  # positions of members
     asked: Floats  # (members,) share of samples, by position
@@ -52,7 +52,7 @@ def asked_all(
     and variants (ensembles, variants) in the order they are asked, the mask's first.
 
     `codes` (variants, samples); bit v of a mask = variant v; `precision` (variants,) as in
-    `voting.majority`; `latency` (variants,) of one call.
+    `votes.majority`; `latency` (variants,) of one call.
     """
     first, counts = _patterns(codes)
     ranked = np.argsort(-precision, kind="stable")  # the vote's total order
@@ -61,7 +61,7 @@ def asked_all(
 
 
 def _patterns(codes: AnswerCodes) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Where each distinct column stands first, and how often there is one."""
+    """Index of the first occurrence and number of occurrences of each distinct column."""
     least = int(codes.min(initial=0))
     base = int(codes.max(initial=0)) - least + 1
     if base ** len(codes) < 2**62:  # columns as numbers: they sort much faster
@@ -108,7 +108,7 @@ def _asked(
 
 @numba.njit(cache=True)
 def _vote(said: AnswerCodes) -> int:
-    """`voting.vote` of codes (members,), the most precise first."""
+    """`votes.vote` of codes (members,), the most precise first."""
     best, most = -1, 0
     for m in range(said.size):
         votes = (said == said[m]).sum()
@@ -119,23 +119,23 @@ def _vote(said: AnswerCodes) -> int:
 
 @numba.njit(cache=True)
 def _decided(said: AnswerCodes, known: NDArray[np.bool_]) -> bool:
-    """`voting.decided` where `known` members have answered."""
-    left, next_one = 0, said.size
+    """`votes.decided` where `known` members have answered."""
+    pending, next_one = 0, said.size
     for m in range(said.size - 1, -1, -1):
         if not known[m]:
-            left, next_one = left + 1, m
+            pending, next_one = pending + 1, m
     leader, most = -1, 0
     for m in range(said.size):
         votes = (known & (said == said[m])).sum() if known[m] and said[m] >= 0 else 0
         if votes > most:
             leader, most = m, votes
-    if left == 0 or leader < 0:
-        return left == 0
-    if left > most or (left == most and next_one < leader):
+    if pending == 0 or leader < 0:
+        return pending == 0
+    if pending > most or (pending == most and next_one < leader):
         return False
     for m in range(said.size):
         if known[m] and said[m] >= 0 and said[m] != said[leader]:
-            votes = (known & (said == said[m])).sum() + left
+            votes = (known & (said == said[m])).sum() + pending
             if votes > most or (votes == most and min(m, next_one) < leader):
                 return False
     return True

@@ -18,7 +18,7 @@ from ptsearch.models.base_model import BaseModel
 from ptsearch.pool import build, writer
 from ptsearch.pool.calibration import Calibration
 from ptsearch.quantize import METHODS
-from ptsearch.scoring import scores
+from ptsearch.scoring.cost import total_cost
 from ptsearch.variant import Variant, expand_pool
 
 TEXT = "\n".join(f"Line {n}: {n * n} little foxes jump over {n} dogs." for n in range(400))
@@ -144,14 +144,14 @@ def test_nested_members_share_their_planes(built: Path) -> None:
         assert len(planes) == narrow["variant"]["bits"] * 14
         assert all(narrow["tensors"][name] == wide["tensors"][name] for name in planes)
     members = [{**meta, "kv_bytes": 0, "latency_ms": 1.0} for meta in (three, four, eight)]
-    together = scores.cost(members, "sequential").memory_gb
+    together = total_cost(members, "sequential").memory_gb
     own = [
         tensor["bytes"]
         for meta in (three, four)
         for name, tensor in meta["tensors"].items()
         if name.endswith((".scale", ".offset"))
     ]
-    alone = scores.cost(members[2:], "sequential").memory_gb
+    alone = total_cost(members[2:], "sequential").memory_gb
     assert together * 1e9 == pytest.approx(alone * 1e9 + sum(own))
 
 

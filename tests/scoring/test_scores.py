@@ -8,6 +8,7 @@ from fakes import fake_meta, fake_table
 
 from ptsearch.benchmarks import Scenario
 from ptsearch.scoring import scores
+from ptsearch.scoring.cost import kv_bytes, total_cost
 from ptsearch.scoring.scores import Part, Questions
 from ptsearch.search.scorer import search_and_holdout
 
@@ -92,17 +93,17 @@ def test_the_same_item_never_stands_in_both_halves(tmp_path) -> None:
 
 def test_shared_tensors_are_stored_once() -> None:
     members = [fake_meta("a", 3), fake_meta("b", 4)]
-    cost = scores.cost(members, latency="sequential")
+    cost = total_cost(members, latency="sequential")
     assert cost.memory_gb == pytest.approx((50 + 30 + 40 + 2) / 1000)
     assert cost.latency_ms == pytest.approx(20.7)
-    assert scores.cost(members, "parallel").latency_ms == pytest.approx(10.4)
+    assert total_cost(members, "parallel").latency_ms == pytest.approx(10.4)
 
 
 def test_a_rounded_cache_is_smaller_but_for_its_window() -> None:
     model = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 64}
-    assert scores.kv_bytes(model, {"bits": 16, "window": 0}, 10) == 2 * 3 * 64 * 10 * 2
-    assert scores.kv_bytes(model, {"bits": 4, "window": 2}, 10) == 2 * 3 * 64 * (2 * 2 + 8 // 2)
-    assert scores.kv_bytes(model, {"bits": 4, "window": 99}, 10) == 2 * 3 * 64 * 10 * 2
+    assert kv_bytes(model, {"bits": 16, "window": 0}, 10) == 2 * 3 * 64 * 10 * 2
+    assert kv_bytes(model, {"bits": 4, "window": 2}, 10) == 2 * 3 * 64 * (2 * 2 + 8 // 2)
+    assert kv_bytes(model, {"bits": 4, "window": 99}, 10) == 2 * 3 * 64 * 10 * 2
 
 
 def test_the_judge_scores_one_member_as_itself(tmp_path) -> None:

@@ -11,6 +11,7 @@ from optuna._hypervolume import compute_hypervolume
 from tables import random_asked, random_codes
 
 from ptsearch.scoring import rates, scores
+from ptsearch.scoring.cost import total_cost
 from ptsearch.search import enumeration, pareto
 from ptsearch.voting import lazy
 from ptsearch.voting import votes as voting
@@ -118,7 +119,7 @@ def test_costs_equal_those_of_the_members(rng, latency: str) -> None:
     for i, mask in enumerate(masks):
         members = list(enumeration.members(mask))
         shares = lazy.plan(codes[members], precision[members], each[members]).asked.tolist()
-        slow = scores.cost([metas[v] for v in members], latency, shares)
+        slow = total_cost([metas[v] for v in members], latency, shares)
         assert memory[i] == slow.memory_gb
         assert times[i] == pytest.approx(slow.latency_ms, abs=1e-9)
 

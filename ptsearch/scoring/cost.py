@@ -1,0 +1,46 @@
+"""What members cost: memory of stored tensors and KV cache, and latency."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+
+class Cost(NamedTuple):
+    memory_gb: float  # 10^9 bytes: stored tensors, shared ones once, and KV cache
+    latency_ms: float
+
+
+def kv_bytes(model: Mapping[str, Any], kv: Mapping[str, float], context: int) -> int:
+    """Bytes of the keys and values of `context` tokens; `model` is its config.json.
+
+    kv: {`bits` per value, `window`: the newest tokens, which are kept in 16 bits}.
+    """
+    model = model.get("text_config", model)
+    heads = model["num_attention_heads"]
+    width = model.get("head_dim") or model["hidden_size"] // heads
+    kv_heads = model.get("num_key_value_heads") or heads
+    full = min(context, kv["window"])
+    bits = 16 * full + kv["bits"] * (context - full)
+    return round(2 * model["num_hidden_layers"] * kv_heads * width * bits / 8)
+
+
+def total_cost(
+    members: Sequence[Mapping[str, Any]], latency: str, shares: Sequence[float] | None = None
+) -> Cost:
+    """Cost of members given as {`tensors`: {name: {bytes, sha256}}, `kv_bytes`, `latency_ms`}.
+
+    Tensors with equal checksums are stored once; every member holds its own cache. `latency` is
+    sequential (sum), parallel (slowest) or lazy (expected, `shares` being the share of samples
+    for which each member is asked).
+    """
+    tensors = {
+        tensor["sha256"]: tensor["bytes"]
+        for member in members
+        for tensor in member["tensors"].values()
+    }
+    if latency != "lazy" or shares is None:
+        shares = [1.0] * len(members)
+    times = [s * member["latency_ms"] for s, member in zip(shares, members, strict=True)]
+    return Cost(
+        memory_gb=(sum(tensors.values()) + sum(member["kv_bytes"] for member in members)) / 1e9,
+        latency_ms=max(times) if latency == "parallel" else sum(times),
+    )
