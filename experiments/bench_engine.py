@@ -141,16 +141,18 @@ def ours(args: argparse.Namespace) -> Row:
     letters = [[engine.tokenizer(f" {letter}").input_ids[-1]] for letter in mmlu.LETTERS]
     labels = [letters] * len(prompts)
     engines.score(engine, prompts[:2], labels[:2], silent)  # first-call costs
-    peak = gemm_peak(engine.model.dtype, args.clock)
+    local = engine.local
+    assert local is not None
+    peak = gemm_peak(local.model.dtype, args.clock)
     meters = []
     for _ in range(args.repeat):
         with Meter() as meter:
             logprobs = engines.score(engine, prompts, labels, silent)
         meters.append(meter)
     row: Row = mmlu.report(args, items, logprobs, meters)
-    plan = scoring.plan(list(dict.fromkeys(map(tuple, prompts))), engine.limits)
-    layers = [m for m in engine.model.modules() if hasattr(m, "out_features")]
-    head = engine.model.get_output_embeddings()
+    plan = scoring.plan(list(dict.fromkeys(map(tuple, prompts))), local.limits)
+    layers = [m for m in local.model.modules() if hasattr(m, "out_features")]
+    head = local.model.get_output_embeddings()
     weights = sum(m.in_features * m.out_features for m in layers if m is not head)
     tokens = sum(len(segment.tokens) for segment in plan.segments)
     asked = sum(map(len, prompts))
@@ -170,6 +172,7 @@ def pareto(args: argparse.Namespace) -> Row:
     from ptsearch import engine as engines
     from ptsearch.benchmarks import sources
     from ptsearch.config import BenchmarksConfig, EngineConfig
+    from ptsearch.engine.local import LocalModel
     from ptsearch.engine.memory import Limits
     from ptsearch.evaluation import evaluate
     from ptsearch.models import loading
@@ -179,7 +182,7 @@ def pareto(args: argparse.Namespace) -> Row:
     )
     if args.plain:  # transformers as it is, every prompt by itself
         model, _ = loading.load(Path(args.model), args.dtype, "cpu")
-        engine = engine._replace(model=model, packed=False, limits=Limits(1, 1))
+        engine = engine._replace(runner=LocalModel(model, Limits(1, 1), packed=False))
     benchmarks = sources.load(BenchmarksConfig(limit=args.pocket), Path("unused"))
     wall, cpu = time.perf_counter(), time.process_time()
     for benchmark in benchmarks:

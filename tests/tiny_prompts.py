@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from ptsearch.config import EngineConfig
+from ptsearch.engine import Engine
 
 DEMOS = [(5 * k + 1) % 250 for k in range(70)]  # a prefix that pays, longer than a window
 OTHER = [(3 * k + 2) % 250 for k in range(20)]
@@ -21,6 +22,12 @@ LABELS = [[[10], [11, 12, 13], [11, 14], [200 + k]][: 2 + k % 3] for k in range(
 
 def silent(done: int, total: int) -> None:
     pass
+
+
+def changed(engine: Engine, **fields: object) -> Engine:
+    """The engine with other fields of its local model."""
+    assert engine.local is not None
+    return engine._replace(runner=engine.local._replace(**fields))
 
 
 @torch.inference_mode()

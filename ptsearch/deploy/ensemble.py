@@ -53,7 +53,9 @@ class PrecisionEnsemble:
         loaded: dict[str, Engine] = {}
         for label, checkpoint in opened.members.items():
             engine = engines.load(checkpoint, settings)
-            memory.share(engine.model, [other.model for other in loaded.values()])
+            if engine.local is not None:
+                others = [other.local.model for other in loaded.values() if other.local is not None]
+                memory.share(engine.local.model, others)
             alike = [e.tokenizer for e in loaded.values() if _alike(e.tokenizer, engine.tokenizer)]
             loaded[label] = engine._replace(tokenizer=[*alike, engine.tokenizer][0])
         return cls(opened, loaded)
@@ -132,7 +134,8 @@ class PrecisionEnsemble:
         first = next(iter(asked.values()))
         order = sorted(range(len(queries)), key=lambda i: first[i].prompt)
         count = min(engines.lanes_of(engine) for engine in self.engines.values())
-        if all(engine.kept for engine in self.engines.values()):  # else what begins alike stays
+        caches = [e.local.kept for e in self.engines.values() if e.local is not None]
+        if all(caches):  # else prompts with equal beginnings stay together
             order = [i for lane in range(count) for i in order[lane::count]]  # equally long parts
         said: list[dict[str, Said]] = [{} for _ in queries]
         answers: dict[int, Answer] = {}
@@ -206,7 +209,7 @@ def say(engine: Engine, asked: Sequence[Asked]) -> list[Said]:
             [asked[i].max_new_tokens for i in replying],
         )
         replies = engines.generate(engine, prompts, limits, _silent)
-        texts = [engine.tokenizer.decode(ids, skip_special_tokens=True) for ids in replies]
+        texts = [str(engine.tokenizer.decode(ids, skip_special_tokens=True)) for ids in replies]
         said |= {i: Said(reply=text) for i, text in zip(replying, texts, strict=True)}
     return [said[i] for i in range(len(asked))]
 

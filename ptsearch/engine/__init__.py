@@ -2,8 +2,8 @@
 
 In: prompts and labels as token ids. Out: log-probabilities per label, or generated ids.
 Prompts are packed without padding and share their prefixes; `plain.py` is the reference path,
-`vllm.py` asks a vLLM server. What is rounded at run time is in `fake_quant.py` and `kv_*.py`.
-Open `plain.py` first, then `packed.py`.
+`vllm.py` asks a vLLM server. What is rounded at run time is in `fake_quant.py` and `kv_*.py`,
+private names of libraries in `_compat.py`. Open `requests.py` first, then `plain.py`, `packed.py`.
 """
 
 import logging
@@ -12,26 +12,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from ptsearch.config import EngineConfig
-from ptsearch.engine import (
-    decoding,
-    fake_quant,
-    lanes,
-    logprobs,
-    memory,
-    plain,
-    probe,
-    vllm,
-)
-from ptsearch.engine.kv_cache import Rounding
-from ptsearch.engine.plain import NonFiniteLogitsError, Report, Target
+from ptsearch.engine import _compat, fake_quant, lanes, memory, probe, vllm
+from ptsearch.engine.local import LocalModel
 from ptsearch.engine.prefix_cache import Kept
+from ptsearch.engine.requests import NonFiniteLogitsError, Progress, Runner, Target
 from ptsearch.models import loading
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 __all__ = [
     "Engine",
@@ -55,47 +48,46 @@ Tokens = Sequence[int]
 
 
 class Engine(NamedTuple):
-    """A loaded model and how to run it."""
+    """A loaded model, how to run it, and how to make tokens for it."""
 
-    model: Any  # or the server that has it
-    tokenizer: Any
+    runner: Runner
+    tokenizer: "PreTrainedTokenizerBase"
     settings: EngineConfig
-    limits: memory.Limits
     context: int  # longest sequence the model was made for; 0 = no limit
     eos: frozenset[int]  # a reply ends before any of these
-    packed: bool  # False: the plain path, or a server
-    form: str = "dense"  # of the weights that answer
-    kept: Kept | None = None  # prefixes that stay between calls of `score`
-    rounding: Rounding | None = None  # of keys and values
-    first: int = 0  # tokens of a reply after which `later` takes over
-    later: Any = None  # another model of the same architecture, behind the same cache
 
     @property
-    def is_served(self) -> bool:
-        return isinstance(self.model, vllm.Server)
+    def form(self) -> str:
+        """The form of the weights that answer."""
+        return self.runner.form
 
-    def writer(self, done: int) -> Any:
-        """The model that writes the next token of a reply that has `done`."""
-        return self.later if self.later is not None and done >= self.first else self.model
+    @property
+    def local(self) -> LocalModel | None:
+        """The model where it runs in this process; None: a server has it."""
+        return self.runner if isinstance(self.runner, LocalModel) else None
 
 
 def keeping(engine: Engine, tokens: int) -> Engine:
-    """The engine with so many tokens of prefixes kept from call to call of `score`; as it is where
-    it rounds its cache, as what is kept would depend on what stands behind it.
+    """The engine with so many tokens of prefixes kept between calls of `score`; unchanged where it
+    rounds its cache, as what is kept would depend on what follows it.
     """
-    if not engine.packed or engine.rounding is not None:
+    local = engine.local
+    if local is None or not local.packed or local.rounding is not None:
         return engine
-    return engine._replace(kept=Kept(tokens))
+    return engine._replace(runner=local._replace(kept=Kept(tokens)))
 
 
 def lanes_of(engine: Engine) -> int:
     """How many calls of `score` or `generate` may run at the same time, each with a `lane`."""
-    return lanes.count(engine.model, engine.limits) if engine.packed else 1
+    local = engine.local
+    return lanes.count(local.model, local.limits) if local is not None and local.packed else 1
 
 
 def lane(engine: Engine, count: int) -> Engine:
     """The engine with its share of the limits where `count` run at the same time."""
-    return engine._replace(limits=lanes.share(engine.limits, count))
+    if (local := engine.local) is None:
+        return engine
+    return engine._replace(runner=local._replace(limits=lanes.share(local.limits, count)))
 
 
 @contextmanager
@@ -105,8 +97,7 @@ def opened(folder: Path, settings: EngineConfig) -> Iterator[Engine]:
     try:
         yield engine
     finally:
-        if engine.is_served:
-            engine.model.close()
+        engine.runner.close()
 
 
 def load(folder: Path, settings: EngineConfig) -> Engine:
@@ -120,12 +111,14 @@ def load(folder: Path, settings: EngineConfig) -> Engine:
     settings = with_dtype(settings)
     if settings.name == "vllm":
         return _served(folder, settings)
-    asked = fake_quant.of(folder)
-    if asked.folders:
-        first, later = (load(part, settings) for part in asked.folders)
-        if first.packed != later.packed:
+    runtime = fake_quant.of(folder)
+    if runtime.folders:
+        first, later = (load(part, settings) for part in runtime.folders)
+        assert first.local is not None and later.local is not None
+        if first.local.packed != later.local.packed:
             raise ValueError(f"{folder}: one of its two models runs in plain batches only")
-        return first._replace(first=asked.first, later=later.model)
+        both = first.local._replace(first=runtime.first, later=later.local.model)
+        return first._replace(runner=both)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     checkpoint = loading.checkpoint_of(folder)
@@ -134,26 +127,19 @@ def load(folder: Path, settings: EngineConfig) -> Engine:
     model, tokenizer = loading.load(folder, settings.dtype, device)
     model.requires_grad_(False)
     if device == "cpu":
-        memory.keep_freed()
-    eos = eos_ids(model)
+        _compat.keep_freed_memory()
+    eos = eos_ids(model.config, model.generation_config)
     # Nothing of the checkpoint's sampling or penalty settings may reach a greedy reply.
     model.generation_config = transformers.GenerationConfig()
     linears = fake_quant.linear_names(model)
     reason = probe.enable(model)
     if reason:
         log.warning("%s runs in plain batches: %s", type(model).__name__, reason)
-    rounding = fake_quant.apply(model, linears, asked, packed=not reason)
-    align = rounding.align if rounding else 1
-    return Engine(
-        model=model,
-        tokenizer=tokenizer,
-        settings=settings,
-        limits=memory.limits(model, settings.max_tokens)._replace(align=align),
-        context=getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0,
-        eos=eos,
-        packed=not reason,
-        rounding=rounding,
-    )
+    rounding = fake_quant.apply(model, linears, runtime, packed=not reason)
+    limits = memory.limits(model, settings.max_tokens)
+    limits = limits._replace(align=rounding.align if rounding else 1)
+    local = LocalModel(model, limits, packed=not reason, rounding=rounding)
+    return Engine(local, tokenizer, settings, context_of(model.config), eos)
 
 
 def with_dtype(settings: EngineConfig) -> EngineConfig:
@@ -181,7 +167,7 @@ def score(
     engine: Engine,
     prompts: Sequence[Tokens],
     labels: Sequence[Sequence[Tokens]],
-    report: Report,
+    report: Progress,
 ) -> list[list[float]]:
     """log p(label | prompt) in nats; prompt i has labels[i], of one or several tokens each.
 
@@ -201,21 +187,17 @@ def score(
             sequences.setdefault(sequence, {}).update(dict.fromkeys(targets))
             rows.append([(sequence, target) for target in targets])
         wanted.append(rows)
-    asked = {sequence: list(targets) for sequence, targets in sequences.items()}
+    targets_of = {sequence: list(targets) for sequence, targets in sequences.items()}
 
     def report_prompts(done: int, total: int) -> None:
         report(done * len(prompts) // total, len(prompts))
 
-    if engine.packed:
-        found = logprobs.logprobs(engine.model, asked, engine.limits, report_prompts, engine.kept)
-    else:
-        path = vllm if engine.is_served else plain
-        found = path.logprobs(engine.model, asked, engine.limits, report_prompts)
-    return [[sum(found[key][target] for key, target in row) for row in rows] for rows in wanted]
+    logprobs = engine.runner.logprobs(targets_of, report_prompts)
+    return [[sum(logprobs[key][target] for key, target in row) for row in rows] for rows in wanted]
 
 
 def generate(
-    engine: Engine, prompts: Sequence[Tokens], max_new_tokens: int | list[int], report: Report
+    engine: Engine, prompts: Sequence[Tokens], max_new_tokens: int | list[int], report: Progress
 ) -> list[list[int]]:
     """Greedy replies: the most probable token at each step, up to an end-of-sequence token.
 
@@ -225,8 +207,7 @@ def generate(
         max_new_tokens = [max_new_tokens] * len(prompts)
     for index, (prompt, new) in enumerate(zip(prompts, max_new_tokens, strict=True)):
         check_length(engine, index, prompt, new)
-    path = vllm if engine.is_served else decoding if engine.packed else plain
-    return path.generate(engine, prompts, max_new_tokens, report)
+    return engine.runner.generate(prompts, max_new_tokens, engine.eos, report)
 
 
 def latency(
@@ -239,8 +220,7 @@ def latency(
 
     With `labels` the prompts are scored, without them up to `max_new_tokens` are generated.
     """
-    if engine.is_served:
-        engine = engine._replace(model=engine.model._replace(forgets=True))
+    engine = engine._replace(runner=engine.runner.uncached())
 
     def ask(index: int) -> None:
         if labels is None:
@@ -276,45 +256,43 @@ def _served(folder: Path, settings: EngineConfig) -> Engine:
     """
     import transformers
 
-    asked = fake_quant.of(folder)
-    if asked.kv or asked.folders:
+    runtime = fake_quant.of(folder)
+    if runtime.kv or runtime.folders:
         raise ValueError(
             f"{folder}: vLLM does not round keys and values as this variant does, nor does it "
             "change models within a reply; take engine=transformers"
         )
     checkpoint, trust = loading.checkpoint_of(folder)
-    options = {"local_files_only": True, "trust_remote_code": trust}
-    config = transformers.AutoConfig.from_pretrained(checkpoint, **options)
+    config = transformers.AutoConfig.from_pretrained(
+        checkpoint, local_files_only=True, trust_remote_code=trust
+    )
     try:
         generation = transformers.GenerationConfig.from_pretrained(checkpoint)
     except OSError:  # it has none
         generation = transformers.GenerationConfig()
-    context = getattr(config.get_text_config(), "max_position_embeddings", None) or 0
+    context = context_of(config)
     tokenizer = loading.load_tokenizer(checkpoint, trust)
     server = vllm.connect(folder, settings, context)
-    if asked.act_bits < 16 and server.form.startswith("dense"):
+    if runtime.act_bits < 16 and server.form.startswith("dense"):
         server.close()
         raise ValueError(
             f"{folder} rounds the inputs of its layers, which dense weights do not, and vLLM does "
             f"not run it as stored ({server.form}); take engine=transformers"
         )
-    return Engine(
-        model=server,
-        tokenizer=tokenizer,
-        settings=settings,
-        limits=memory.Limits(0, 0),
-        context=max(0, context - 1),  # the server always adds a token
-        eos=eos_ids(SimpleNamespace(config=config, generation_config=generation)),
-        packed=False,
-        form=server.form,
-    )
+    # The server always adds a token to the prompt.
+    return Engine(server, tokenizer, settings, max(0, context - 1), eos_ids(config, generation))
 
 
-def eos_ids(model: Any) -> frozenset[int]:
+def context_of(config: "PreTrainedConfig") -> int:
+    """The longest sequence that the model was made for; 0 = no limit."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or 0
+
+
+def eos_ids(config: "PreTrainedConfig", generation: "GenerationConfig") -> frozenset[int]:
     """End-of-sequence ids of the generation config and of the model's own config."""
     ids: set[int] = set()
-    for config in (model.generation_config, model.config.get_text_config()):
-        value = getattr(config, "eos_token_id", None)
+    for part in (generation, config.get_text_config()):
+        value = getattr(part, "eos_token_id", None)
         if value is not None:
             ids.update(value if isinstance(value, list) else [value])
     return frozenset(ids)

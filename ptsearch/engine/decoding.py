@@ -7,7 +7,7 @@ row's own ones lie in a buffer that grows to the right. A finished row leaves it
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,7 +17,10 @@ from ptsearch.engine.kv_cache import KV
 from ptsearch.engine.logprobs import plan
 from ptsearch.engine.memory import WAVE, Limits
 from ptsearch.engine.packed import Window
-from ptsearch.engine.plain import Report, check_finite, until
+from ptsearch.engine.requests import Progress, check_finite, until_eos
+
+if TYPE_CHECKING:
+    from ptsearch.engine.local import LocalModel
 
 
 @dataclass
@@ -90,46 +93,51 @@ class Step:
 
 @torch.inference_mode()
 def generate(
-    engine: Any, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], report: Report
+    local: "LocalModel",
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: Sequence[int],
+    eos: frozenset[int],
+    report: Progress,
 ) -> list[list[int]]:
     """Greedy replies without their end-of-sequence token."""
     new: dict[tuple[int, ...], int] = {}
     for prompt, count in zip(prompts, max_new_tokens, strict=True):
         new[tuple(prompt)] = max(count, new.get(tuple(prompt), 0))
     distinct = list(new)
-    shared = plan(distinct, engine.limits)
+    shared = plan(distinct, local.limits)
     asked = {chain[-1]: new[prompt] for prompt, chain in zip(distinct, shared.chains, strict=True)}
     replies: dict[int, list[int]] = {}
     store: packed.Store = {}
-    for parts in _waves(shared, asked, engine.limits):
+    for parts in _waves(shared, asked, local.limits):
         wave = {
-            n: [token] for part in parts for n, token in _first(engine, shared, part, asked, store)
+            n: [token] for part in parts for n, token in _first(local, shared, part, asked, store)
         }
-        decode(engine, shared, wave, asked, store)
+        decode(local, shared, wave, asked, store, eos)
         replies |= wave
         for number in [n for n in store if shared.last[n] < parts[-1].stop]:
             del store[number]
         report(len(replies) * len(prompts) // len(asked), len(prompts))
     ends = {prompt: chain[-1] for prompt, chain in zip(distinct, shared.chains, strict=True)}
     return [
-        until(replies[ends[tuple(prompt)]][:count], engine.eos)
+        until_eos(replies[ends[tuple(prompt)]][:count], eos)
         for prompt, count in zip(prompts, max_new_tokens, strict=True)
     ]
 
 
 def decode(
-    engine: Any,
+    local: "LocalModel",
     shared: prefix.Plan,
     wave: dict[int, list[int]],
     asked: dict[int, int],
     store: packed.Store,
+    eos: frozenset[int],
 ) -> None:
     """Append tokens to each row of `wave` until it ends or has as many as asked."""
 
     def going(segment: int) -> bool:
-        return len(wave[segment]) < asked[segment] and wave[segment][-1] not in engine.eos
+        return len(wave[segment]) < asked[segment] and wave[segment][-1] not in eos
 
-    device = engine.model.device
+    device = local.model.device
     behind: dict[tuple[int, ...], list[int]] = {}
     for segment in filter(going, wave):
         behind.setdefault(shared.segments[segment].path, []).append(segment)
@@ -146,7 +154,7 @@ def decode(
         positions = torch.tensor([at], device=device)
         everything = torch.arange(len(rows), device=device)
         step = Step(groups, store)
-        model = engine.writer(len(wave[rows[0]]))  # all rows have written as much
+        model = local.writer(len(wave[rows[0]]))  # all rows have written as much
         tokens = _greedy(packed.forward(model, ids, positions, everything, step))
         for row, token in zip(rows, tokens, strict=True):
             wave[row].append(token)
@@ -159,7 +167,7 @@ def decode(
 
 
 def _first(
-    engine: Any,
+    local: "LocalModel",
     shared: prefix.Plan,
     part: range,
     asked: dict[int, int],
@@ -167,11 +175,11 @@ def _first(
 ) -> Iterator[tuple[int, int]]:
     """Run one pack: (segment, first new token) of the prompts that end in it."""
     keep = [n for n in part if shared.last[n] > n or asked.get(n, 0) > 1]
-    pack = packed.Pack(shared, part, keep, store, engine.model)
+    pack = packed.Pack(shared, part, keep, store, local.model)
     ends = [n for n in part if n in asked]
     at = [pack.offsets[n] + len(shared.segments[n].tokens) - 1 for n in ends]
-    where = torch.tensor(at, dtype=torch.long, device=engine.model.device)
-    logits = packed.forward(engine.model, pack.ids, pack.positions, where, pack)
+    where = torch.tensor(at, dtype=torch.long, device=local.model.device)
+    logits = packed.forward(local.model, pack.ids, pack.positions, where, pack)
     return zip(ends, _greedy(logits), strict=True)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptsearch.engine import packed
+from ptsearch.engine import _compat, packed
 from ptsearch.engine.kv_cache import KV, Recorded, Rotate, Rounding
 
 NAME = "ptsearch_rounded"
@@ -236,7 +236,7 @@ def _joined(parts: list[Recorded]) -> Recorded:
 @contextmanager
 def _implementation(model: Any, name: str) -> Iterator[None]:
     """The model's attention is `name` for a while. ValueError: the model has its own."""
-    before = model.config._attn_implementation
+    before = _compat.attention_of(model)
     model.set_attn_implementation(name)
     try:
         yield

@@ -4,18 +4,21 @@ is not a product, Python included, runs on all cores as well then.
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from ptsearch.engine.memory import LANE, Limits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LANES = 4  # at most: Python runs one at a time
 
 T = TypeVar("T")
 
 
-def count(model: Any, limits: Limits) -> int:
+def count(model: "PreTrainedModel", limits: Limits) -> int:
     """How many lanes pay, each with its share of the limits."""
     if model.device.type != "cpu":
         return 1

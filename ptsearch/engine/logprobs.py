@@ -5,15 +5,18 @@ import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from ptsearch.engine import lanes, packed, plain, prefix
+from ptsearch.engine import lanes, packed, prefix
 from ptsearch.engine import prefix_cache as keeping
 from ptsearch.engine.memory import Limits
-from ptsearch.engine.plain import Found, Report, Sequences, Target
 from ptsearch.engine.prefix_cache import Begun, Held, Kept, Piece, Tokens
+from ptsearch.engine.requests import Progress, Sequences, Target, TargetLogprobs, token_logprobs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MIN_SAVING = 64  # tokens that a shared prefix must save to become a segment of its own
 MAX_RUN = 512  # longer runs are cut, so that half-empty causal squares stay small
@@ -28,8 +31,12 @@ def plan(sequences: list[Tokens], limits: Limits) -> prefix.Plan:
 
 
 def logprobs(
-    model: Any, sequences: Sequences, limits: Limits, report: Report, kept: Kept | None = None
-) -> Found:
+    model: "PreTrainedModel",
+    sequences: Sequences,
+    limits: Limits,
+    report: Progress,
+    kept: Kept | None = None,
+) -> TargetLogprobs:
     """log p(target token | sequence up to its position) in nats, for every target.
 
     What `kept` has of the sequences' prefixes is not computed again, and it keeps more.
@@ -87,18 +94,18 @@ def _split(begun: Mapping[Tokens, Begun], parts: int) -> Iterator[list[Tokens]]:
 class Lane(NamedTuple):
     """What a lane gives."""
 
-    found: Found
+    found: TargetLogprobs
     pieces: dict[Tokens, Piece]  # of prefixes to keep
 
 
 @torch.inference_mode()
 def _lane(
-    model: Any,
+    model: "PreTrainedModel",
     sequences: Sequences,
     begun: Mapping[Tokens, Begun],
     held: Held | None,
     limits: Limits,
-    report: Report,
+    report: Progress,
 ) -> Lane:
     keys = list(sequences)
     shared, stored, new = keeping.plan(
@@ -110,7 +117,7 @@ def _lane(
     asked = _targets(shared, keys, sequences)
     rows = [len(asked.get(number, ())) for number in range(first, len(shared.segments))]
     ends = sorted(chain[-1] for chain in shared.chains)
-    found: Found = {key: {} for key in keys}
+    found: TargetLogprobs = {key: {} for key in keys}
     for pack_part in prefix.packs(shared.segments[first:], rows, limits.tokens, limits.rows):
         part = range(pack_part.start + first, pack_part.stop + first)
         keep = [number for number in part if shared.last[number] > number]
@@ -123,7 +130,7 @@ def _lane(
         where = torch.tensor([row for row, _ in at], dtype=torch.long, device=model.device)
         logits = packed.forward(model, pack.ids, pack.positions, where, pack)
         flat = [(row, key, target) for row, (_, uses) in enumerate(at) for key, target in uses]
-        values = plain.token_logprobs(
+        values = token_logprobs(
             logits, [row for row, _, _ in flat], [target.token for _, _, target in flat]
         )
         for (_, key, target), value in zip(flat, values, strict=True):

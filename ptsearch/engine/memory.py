@@ -1,15 +1,16 @@
 """What a model needs and what the machine has, in bytes."""
 
-import ctypes
 import gc
 import resource
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 WAVE = 4  # forwards' worth of tokens whose keys and values a generation holds
 SHARE = 0.5  # of the free memory, for the engine's tensors
@@ -18,9 +19,6 @@ LANE = 768  # of one of several forwards on the CPU at the same time, at least
 LEAST = 256
 LARGE = 2**25  # bytes of a checkpoint whose model must not be in memory twice
 LOGITS = 2**24  # values of one forward
-# mallopt(3): M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD at its largest. The first alone would
-# map every large block anew.
-MALLOC = {-1: 2**31 - 1, -2: 2**26, -3: 2**25}
 
 
 class Limits(NamedTuple):
@@ -31,7 +29,7 @@ class Limits(NamedTuple):
     align: int = 1  # shared runs of tokens have a multiple of this many
 
 
-def limits(model: Any, max_tokens: int) -> Limits:
+def limits(model: "PreTrainedModel", max_tokens: int) -> Limits:
     """Tokens (as asked, or 0 = from free memory) and rows of logits of one forward."""
     config = model.config.get_text_config()
     rows = max(16, LOGITS // config.vocab_size)
@@ -92,23 +90,11 @@ def weights(folder: Path, trust_remote_code: bool) -> int:
         folder, local_files_only=True, trust_remote_code=trust_remote_code
     )
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return sum(weight.numel() for weight in model.parameters())
 
 
-def keep_freed() -> None:
-    """From now on glibc keeps for this process what it frees, as a GPU's allocator does.
-
-    Otherwise each layer's activations go back to the system and are mapped, page by page, for the
-    next: a twentieth of the time of a forward. Other C libraries are left as they are.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        for parameter, size in MALLOC.items():
-            mallopt(parameter, size)
-
-
-def share(model: Any, others: Sequence[Any]) -> None:
+def share(model: "PreTrainedModel", others: Sequence["PreTrainedModel"]) -> None:
     """Let tensors of `model` that equal another's of the same name be that one's memory."""
     for other in others:
         theirs = dict(other.named_modules())

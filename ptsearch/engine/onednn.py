@@ -5,14 +5,17 @@ CPUs, and bf16 ones with oneDNN from plain weights, which is slow for few rows. 
 swapped in place; no model code changes. On other devices nothing is done.
 """
 
-from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-# A gate's activation that oneDNN applies inside the product: class -> its name there.
-FUSED = {"SiLUActivation": "swish", "SiLU": "swish"}
+from ptsearch.engine import _compat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FUSED = {"SiLUActivation", "SiLU"}  # a gate's activation that oneDNN applies inside the product
 GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}  # the parts of a gated MLP
 # Rounding once instead of three times, of the output's norm.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -21,32 +24,26 @@ BLOCK = 4096  # rows of a head's weights that stay in the CPU's cache from one p
 
 
 class PackedLinear(nn.Module):
-    """x -> activation(x Wᵀ + b), W in oneDNN's layout. x: (..., in) -> (..., out)."""
+    """x -> x Wᵀ + b, then SiLU where asked, W in oneDNN's layout. x: (..., in) -> (..., out)."""
 
-    def __init__(self, linear: nn.Linear, activation: str = "none") -> None:
+    def __init__(self, linear: nn.Linear, silu: bool = False) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        self.weight = _compat.reordered(linear.weight.detach())
         self.bias = None if linear.bias is None else linear.bias.detach()
-        self.activation = activation
+        self.silu = silu
 
     def forward(self, x: Tensor, times: Tensor | None = None) -> Tensor:
         """`times`: (..., out), multiplied with the result inside the product."""
-        product = torch.ops.mkldnn._linear_pointwise
-        y: Tensor
-        if times is None:
-            y = product(x, self.weight, self.bias, self.activation, [], "")
-        else:
-            y = product.binary(x, times, self.weight, self.bias, "mul")
-        return y
+        return _compat.linear(x, self.weight, self.bias, self.silu, times)
 
 
 class PackedMLP(nn.Module):
     """x -> down(activation(gate x) * up x): both element-wise steps inside the products."""
 
-    def __init__(self, mlp: Any, activation: str) -> None:
+    def __init__(self, mlp: Any) -> None:
         super().__init__()
-        self.gate_proj = PackedLinear(mlp.gate_proj, activation)
+        self.gate_proj = PackedLinear(mlp.gate_proj, silu=True)
         self.up_proj = PackedLinear(mlp.up_proj)
         self.down_proj = PackedLinear(mlp.down_proj)
 
@@ -81,32 +78,22 @@ class Head(nn.Module):
         return logits.unflatten(0, x.shape[:-1])
 
 
-def sharpen(model: Any) -> None:
+def use_fp32_head(model: "PreTrainedModel") -> None:
     """Swap the head of a model of 16 bits."""
     head = model.get_output_embeddings()
     if type(head) is nn.Linear and head.weight.dtype != torch.float32:
         model.set_output_embeddings(Head(head))
 
 
-def prepack(model: Any) -> None:
+def prepack(model: nn.Module) -> None:
     """Swap the model's gated MLPs, and its other linear layers.
 
     Layers whose weight another module shares (a tied head) stay: a second layout would double it.
     """
     weight = next(model.parameters())
-    if weight.device.type == "cpu" and can_reorder(weight.dtype):
+    if weight.device.type == "cpu" and _compat.can_reorder(weight.dtype):
         embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
         _swap(model, {id(module.weight) for module in embeddings})
-
-
-@cache
-def can_reorder(dtype: torch.dtype) -> bool:
-    """Whether this processor has oneDNN's kernels: for bf16 it needs AVX-512 or AVX-NE-CONVERT."""
-    try:
-        torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 16, dtype=dtype))
-    except (RuntimeError, AttributeError):
-        return False
-    return torch.backends.mkldnn.is_available()
 
 
 def _swap(module: nn.Module, shared: set[int]) -> None:
@@ -125,12 +112,12 @@ def _packed_mlp(module: nn.Module) -> PackedMLP | None:
     mlp: Any = module
     if {name for name, _ in module.named_children()} != GATED:
         return None
-    activation = FUSED.get(type(mlp.act_fn).__name__)
-    if not activation or any(type(getattr(mlp, p)) is not nn.Linear for p in GATED - {"act_fn"}):
+    linears = (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+    if type(mlp.act_fn).__name__ not in FUSED or any(type(p) is not nn.Linear for p in linears):
         return None
     weight = mlp.gate_proj.weight
     x = torch.linspace(-1, 1, weight.shape[1], dtype=weight.dtype, device=weight.device)[None]
-    packed, truth = PackedMLP(mlp, activation), module(x).float()
+    packed, truth = PackedMLP(mlp), module(x).float()
     error = (packed(x).float() - truth).norm().item()
     # NaN is not greater: of a degenerate variant the first prompt will say so.
     return None if error > TOLERANCE[weight.dtype] * truth.norm().item() else packed

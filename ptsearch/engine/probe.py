@@ -1,12 +1,15 @@
 """Whether a model takes the packed path: found by trying it, against transformers itself."""
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ptsearch.engine import onednn, packed, prefix
+from ptsearch.engine import _compat, onednn, packed, prefix
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Relative to the logits' own spread. Rounding moves bf16 logits by a hundredth of it; a mistaken
 # position, mask or scale moves them by tenths.
@@ -16,7 +19,7 @@ SHARED = 20
 GROWING = {"dynamic", "longrope"}  # position encodings that depend on the longest sequence
 
 
-def enable(model: Any) -> str:
+def enable(model: "PreTrainedModel") -> str:
     """Put `model` on the packed path. Returns why not, where that is impossible; "" = done."""
     from transformers import AttentionInterface
 
@@ -26,7 +29,7 @@ def enable(model: Any) -> str:
     kinds = _values(getattr(config, "rope_parameters", None), "rope_type")
     if GROWING & kinds:
         return "its position encoding depends on the longest sequence"
-    before = model.config._attn_implementation
+    before = _compat.attention_of(model)
     sequences = _sequences(config.vocab_size)
     AttentionInterface.register(packed.NAME, packed.attention)
     try:
@@ -48,7 +51,7 @@ def enable(model: Any) -> str:
     if reason:
         model.set_attn_implementation(before)
         return reason
-    onednn.sharpen(model)
+    onednn.use_fp32_head(model)
     onednn.prepack(model)
     return ""
 
@@ -63,7 +66,7 @@ def _sequences(vocabulary: int) -> list[tuple[int, ...]]:
 
 
 @torch.inference_mode()
-def _one_by_one(model: Any, sequences: list[tuple[int, ...]]) -> Tensor:
+def _one_by_one(model: "PreTrainedModel", sequences: list[tuple[int, ...]]) -> Tensor:
     """Logits behind each sequence's last token, as transformers gives them."""
     return torch.stack(
         [
@@ -74,7 +77,7 @@ def _one_by_one(model: Any, sequences: list[tuple[int, ...]]) -> Tensor:
 
 
 @torch.inference_mode()
-def _together(model: Any, sequences: list[tuple[int, ...]]) -> Tensor:
+def _together(model: "PreTrainedModel", sequences: list[tuple[int, ...]]) -> Tensor:
     """The same from one pack with a shared prefix in two segments."""
     shared = prefix.share(sequences, max_run=SHARED // 2, min_saving=1)
     part = range(len(shared.segments))
@@ -96,7 +99,7 @@ def _compare(truth: Tensor, found: Tensor, tolerance: float) -> str:
     return "" if error <= tolerance else f"packed logits are {error:.1%} off"
 
 
-def _values(nested: Any, key: str) -> set[str]:
+def _values(nested: object, key: str) -> set[str]:
     """All values of `key` in nested dicts."""
     if not isinstance(nested, dict):
         return set()

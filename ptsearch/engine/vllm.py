@@ -6,18 +6,15 @@ out with dense weights for it. Label tokens are scored one by one, each behind w
 it: the server keeps the prompt's keys and values, and `logprob_token_ids` needs no vocabulary.
 """
 
-import ctypes
 import math
 import os
 import re
-import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +22,15 @@ from typing import Any, NamedTuple
 import httpx
 
 from ptsearch.config import EngineConfig
-from ptsearch.engine.memory import Limits
-from ptsearch.engine.plain import Found, NonFiniteLogitsError, Report, Sequences, until
+from ptsearch.engine import _compat
+from ptsearch.engine.requests import (
+    NonFiniteLogitsError,
+    Progress,
+    Sequences,
+    TargetLogprobs,
+    Tokens,
+    until_eos,
+)
 from ptsearch.models import loading
 
 CHUNK, PARALLEL = 32, 4  # prompts of a request, requests under way
@@ -44,6 +48,9 @@ ENVIRONMENT = {
 }
 
 
+Choice = dict[str, Any]  # JSON of a completion
+
+
 class Server(NamedTuple):
     """A server, and what of it is ours to end."""
 
@@ -53,6 +60,49 @@ class Server(NamedTuple):
     form: str  # in which form it has the weights, and why
     process: subprocess.Popen[bytes] | None = None
     forgets: bool = False  # nothing is kept from one call to the next
+
+    def logprobs(self, sequences: Sequences, report: Progress) -> TargetLogprobs:
+        wanted: dict[Tokens, set[int]] = {}
+        for sequence, targets in sequences.items():
+            for target in targets:
+                wanted.setdefault(sequence[: target.position + 1], set()).add(target.token)
+        prompts_by_tokens: dict[Tokens, list[Tokens]] = {}
+        for prompt, tokens in wanted.items():
+            prompts_by_tokens.setdefault(tuple(sorted(tokens)), []).append(prompt)
+        requests = [
+            (prompts, {"max_tokens": 1, "logprobs": len(tokens), "logprob_token_ids": tokens})
+            for tokens, prompts in prompts_by_tokens.items()
+        ]
+        values = {
+            prompt: {int(name.split(":")[1]): value for name, value in first.items()}
+            for prompt, choice in _ask(self, requests, report).items()
+            for first in choice["logprobs"]["top_logprobs"][:1]
+        }
+        return {
+            sequence: {t: _finite(values[sequence[: t.position + 1]].get(t.token)) for t in targets}
+            for sequence, targets in sequences.items()
+        }
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: Sequence[int],
+        eos: frozenset[int],
+        report: Progress,
+    ) -> list[list[int]]:
+        prompts_by_length: dict[int, list[Tokens]] = {}
+        for prompt, new in zip(prompts, max_new_tokens, strict=True):
+            prompts_by_length.setdefault(new, []).append(tuple(prompt))
+        replies = {(prompt, 0): list[int]() for prompt in prompts_by_length.pop(0, [])}
+        for new, some in prompts_by_length.items():
+            options = {"max_tokens": new, "stop_token_ids": sorted(eos)}
+            for prompt, choice in _ask(self, [(some, options)], report).items():
+                replies[prompt, new] = until_eos(choice["token_ids"], eos)
+        pairs = zip(prompts, max_new_tokens, strict=True)
+        return [replies[tuple(prompt), new] for prompt, new in pairs]
+
+    def uncached(self) -> "Server":
+        return self._replace(forgets=True)
 
     def close(self) -> None:
         self.client.close()
@@ -93,58 +143,18 @@ def connect(folder: Path, settings: EngineConfig, context: int) -> Server:
     return server._replace(form=f"dense: {reason}")
 
 
-def logprobs(server: Server, sequences: Sequences, _limits: Limits, report: Report) -> Found:
-    """log p(target token | sequence up to its position) in nats, for every target."""
-    wanted: dict[tuple[int, ...], set[int]] = {}
-    for sequence, targets in sequences.items():
-        for target in targets:
-            wanted.setdefault(sequence[: target.position + 1], set()).add(target.token)
-    alike: dict[Any, list[tuple[int, ...]]] = {}
-    for prompt, tokens in wanted.items():
-        alike.setdefault(tuple(sorted(tokens)), []).append(prompt)
-    asked = [
-        (prompts, {"max_tokens": 1, "logprobs": len(tokens), "logprob_token_ids": tokens})
-        for tokens, prompts in alike.items()
-    ]
-    values = {
-        prompt: {int(name.split(":")[1]): value for name, value in first.items()}
-        for prompt, choice in _ask(server, asked, report).items()
-        for first in choice["logprobs"]["top_logprobs"][:1]
-    }
-    return {
-        sequence: {t: _finite(values[sequence[: t.position + 1]].get(t.token)) for t in targets}
-        for sequence, targets in sequences.items()
-    }
-
-
-def generate(
-    engine: Any, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], report: Report
-) -> list[list[int]]:
-    """Greedy replies without their end-of-sequence token."""
-    alike: dict[int, list[tuple[int, ...]]] = {}
-    for prompt, new in zip(prompts, max_new_tokens, strict=True):
-        alike.setdefault(new, []).append(tuple(prompt))
-    said = {(prompt, 0): list[int]() for prompt in alike.pop(0, [])}
-    for new, some in alike.items():
-        options = {"max_tokens": new, "stop_token_ids": sorted(engine.eos)}
-        for prompt, choice in _ask(engine.model, [(some, options)], report).items():
-            said[prompt, new] = until(choice["token_ids"], engine.eos)
-    pairs = zip(prompts, max_new_tokens, strict=True)
-    return [said[tuple(prompt), new] for prompt, new in pairs]
-
-
 def _ask(
-    server: Server, asked: Sequence[tuple[list[tuple[int, ...]], dict[str, Any]]], report: Report
-) -> dict[tuple[int, ...], dict[str, Any]]:
+    server: Server, asked: Sequence[tuple[list[Tokens], Mapping[str, object]]], report: Progress
+) -> dict[Tokens, Choice]:
     """prompt -> the server's choice for it, of groups of prompts with options of their own."""
     salt = {"cache_salt": uuid.uuid4().hex} if server.forgets else {}
     requests = []
     for prompts, options in asked:
         ordered = sorted(set(prompts))  # those that begin alike together
         for start in range(0, len(ordered), CHUNK):
-            requests.append((ordered[start : start + CHUNK], options | salt))
+            requests.append((ordered[start : start + CHUNK], {**options, **salt}))
     total = sum(len(prompts) for prompts, _ in requests)
-    found: dict[tuple[int, ...], dict[str, Any]] = {}
+    found: dict[Tokens, Choice] = {}
     with ThreadPoolExecutor(PARALLEL) as threads:
         answers = threads.map(lambda request: _post(server, *request), requests)
         for (prompts, _), choices in zip(requests, answers, strict=True):
@@ -153,9 +163,7 @@ def _ask(
     return found
 
 
-def _post(
-    server: Server, prompts: list[tuple[int, ...]], options: dict[str, Any]
-) -> list[dict[str, Any]]:
+def _post(server: Server, prompts: list[Tokens], options: Mapping[str, object]) -> list[Choice]:
     """The choices of one request, in the order of its prompts.
 
     ValueError: no answer, or not one with log-probabilities and token ids. NonFiniteLogitsError.
@@ -226,7 +234,7 @@ def _start(
             stdout=log,
             stderr=subprocess.STDOUT,
             env=ENVIRONMENT | os.environ,
-            preexec_fn=_end_with_parent,  # one system call, no lock is taken
+            preexec_fn=_compat.end_with_parent,  # one system call, no lock is taken
         )
         server = Server(f"http://127.0.0.1:{port}/v1", name, _client(), "as stored", process)
         deadline = time.monotonic() + START_SECONDS
@@ -251,9 +259,3 @@ def _cause(log: str) -> str:
     said = "\n".join(line for line in log.splitlines() if "WARNING" not in line)
     found = re.findall(r"\b\w*(?:Error|Exception): .*", said)
     return (found or log.splitlines()[-1:] or ["it said nothing"])[0].strip()[:300]
-
-
-def _end_with_parent() -> None:
-    """On Linux: the server is told to end when this process does, however it ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

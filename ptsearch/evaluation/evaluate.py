@@ -78,11 +78,14 @@ def unexercised(engine: engines.Engine, benchmarks: Sequence[Benchmark]) -> str:
     """Which run-time setting never acts on any sample, "" = none."""
     asked = [(b.scenarios[s.scenario], s) for b in benchmarks for s in b.samples]
     new = [scenario.max_new_tokens for scenario, _ in asked if scenario.mode == "generate"]
-    if engine.later is not None and max(new, default=0) <= engine.first:
-        return f"decode_schedule: no reply is longer than its first {engine.first} tokens"
-    if engine.rounding is None:
+    local = engine.local
+    if local is None:
         return ""
-    least = engine.rounding.recent + engine.rounding.align
+    if local.later is not None and max(new, default=0) <= local.first:
+        return f"decode_schedule: no reply is longer than its first {local.first} tokens"
+    if local.rounding is None:
+        return ""
+    least = local.rounding.recent + local.rounding.align
     for scenario, sample in asked:
         more = scenario.max_new_tokens if scenario.mode == "generate" else 1
         if len(loading.render(engine.tokenizer, sample.prompt)) + more > least:
@@ -251,7 +254,7 @@ def _reply(
     replies = []
     generated = engines.generate(engine, prompts, limits, progress)
     for sample, ids in zip(samples, generated, strict=True):
-        reply = engine.tokenizer.decode(ids, skip_special_tokens=True)
+        reply = str(engine.tokenizer.decode(ids, skip_special_tokens=True))
         stop = scenarios[sample.scenario].stop
         replies.append({"reply": reply.split(stop)[0] if stop else reply})
     return replies

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import write_tiny_model
-from tiny_prompts import DEMOS, FP32, LABELS, OTHER, PROMPTS, WIDE, one_score, silent
+from tiny_prompts import DEMOS, FP32, LABELS, OTHER, PROMPTS, WIDE, changed, one_score, silent
 
 from ptsearch import engine as engines
 from ptsearch.config import EngineConfig
@@ -55,7 +55,7 @@ def engine(request, tmp_path_factory) -> engines.Engine:
     architecture, overrides = ARCHITECTURES[request.param]
     folder = write_tiny_model(tmp_path_factory.mktemp(request.param), architecture, **overrides)
     loaded = engines.load(folder, FP32)
-    assert loaded.packed
+    assert loaded.runner.packed
     return loaded
 
 
@@ -74,7 +74,7 @@ def llama(tmp_path_factory) -> engines.Engine:
 def reference(engine: engines.Engine) -> Any:
     """The same checkpoint through transformers alone."""
     model, _ = loading.load(Path(engine.tokenizer.name_or_path), "float32", "cpu")
-    if engine.packed:
+    if engine.runner.packed:
         model.set_attn_implementation("eager")  # the fused kernel leaves Gemma 2's soft cap out
     return model
 
@@ -126,7 +126,7 @@ def test_scores_equal_transformers(engine):
 def test_scores_behind_kept_prefixes_are_the_same(engine):
     asked = [[*prompt, end, 3] for end in (1, 2) for prompt in PROMPTS]  # else they are not kept
     truth = engines.score(engine, asked, LABELS * 2, silent)
-    keeping = engine._replace(kept=engines.Kept(10_000))
+    keeping = changed(engine, kept=engines.Kept(10_000))
     for call in range(3 * kept.OFTEN):
         end = len(PROMPTS) * (call // 3 % 2)
         some = range(end + call % 3, end + len(PROMPTS), 3)
@@ -134,7 +134,7 @@ def test_scores_behind_kept_prefixes_are_the_same(engine):
         found = engines.score(keeping, [asked[i] for i in some], labels, silent)
         for i, row in zip(some, found, strict=True):
             assert row == pytest.approx(truth[i], abs=1e-4)
-    assert any(piece.before for piece in keeping.kept.known.values())
+    assert any(piece.before for piece in keeping.runner.kept.known.values())
 
 
 def test_replies_equal_transformers(engine):
@@ -144,7 +144,7 @@ def test_replies_equal_transformers(engine):
 def test_a_model_outside_the_packed_path_says_so_and_gives_the_same(
     fallback, tmp_path_factory, caplog
 ):
-    assert not fallback.packed
+    assert not fallback.runner.packed
     with caplog.at_level(logging.WARNING):
         engines.load(Path(fallback.tokenizer.name_or_path), FP32)
     said = [r for r in caplog.records if r.name == "ptsearch.engine"]
@@ -156,8 +156,8 @@ def test_a_model_outside_the_packed_path_says_so_and_gives_the_same(
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(0, len(PROMPTS) - 1), min_size=1), st.sampled_from([64, 500, 4096]))
 def test_answers_do_not_depend_on_the_batch(llama, chosen, max_tokens):
-    alone = llama._replace(limits=memory.Limits(4096, 64))
-    among = llama._replace(limits=memory.Limits(max_tokens, 16))
+    alone = changed(llama, limits=memory.Limits(4096, 64))
+    among = changed(llama, limits=memory.Limits(max_tokens, 16))
     prompts, labels = [PROMPTS[k] for k in chosen], [LABELS[k] for k in chosen]
     scores = engines.score(among, prompts, labels, silent)
     replies = engines.generate(among, prompts, 5, silent)
@@ -177,7 +177,7 @@ def test_the_budget_bounds_forwards_and_what_is_kept(llama, monkeypatch):
         return logits
 
     monkeypatch.setattr(packed, "forward", watched)
-    small = llama._replace(limits=memory.Limits(128, 16))
+    small = changed(llama, limits=memory.Limits(128, 16))
     prompts = [
         DEMOS + OTHER[: k % 15] + [subject] * 30 + [k % 250, k // 250]
         for subject in range(12)
@@ -196,7 +196,7 @@ def test_the_budget_bounds_forwards_and_what_is_kept(llama, monkeypatch):
 
 @pytest.mark.skipif(not PEAK.exists(), reason="needs Linux's record of the peak")
 def test_memory_does_not_grow_with_the_prompts(llama):
-    small = llama._replace(limits=memory.Limits(512, 64))
+    small = changed(llama, limits=memory.Limits(512, 64))
 
     def peak(prompts: int) -> int:
         """Most bytes that the process held while it scored prompts of 100 tokens."""
@@ -241,11 +241,11 @@ def test_finished_rows_leave_the_batch(llama, monkeypatch):
 def test_bf16_stays_near_transformers(llama):
     folder = Path(llama.tokenizer.name_or_path)
     half = engines.load(folder, EngineConfig(dtype="bfloat16", device="cpu", threads=1))
-    assert half.packed
+    assert half.runner.packed
     exact = engines.score(llama, PROMPTS, LABELS, silent)
     for row, truth in zip(engines.score(half, PROMPTS, LABELS, silent), exact, strict=True):
         assert row == pytest.approx(truth, abs=1.0)
-    assert half.model.dtype == torch.bfloat16
+    assert half.runner.model.dtype == torch.bfloat16
 
 
 @pytest.mark.gpu
@@ -281,10 +281,10 @@ def test_prompts_and_labels_without_tokens_are_refused(llama):
 
 @pytest.mark.parametrize("path", ["packed", "plain"])
 def test_nan_is_an_error_of_its_own(tiny_model, path):
-    broken = engines.load(tiny_model, FP32)._replace(packed=path == "packed")
-    broken.model.model.norm.weight[3] = torch.nan
+    broken = changed(engines.load(tiny_model, FP32), packed=path == "packed")
+    broken.runner.model.model.norm.weight[3] = torch.nan
     if path == "plain":
-        broken.model.set_attn_implementation("sdpa")
+        broken.runner.model.set_attn_implementation("sdpa")
     with pytest.raises(engines.NonFiniteLogitsError):
         engines.score(broken, [[1, 2]], [[[1]]], silent)
     if path == "packed":
@@ -294,8 +294,8 @@ def test_nan_is_an_error_of_its_own(tiny_model, path):
 
 def test_progress_counts_prompts_and_ends_at_all(llama):
     for run in (
-        lambda r: engines.score(llama._replace(limits=memory.Limits(64, 16)), PROMPTS, LABELS, r),
-        lambda r: engines.generate(llama._replace(limits=memory.Limits(64, 4)), PROMPTS, 2, r),
+        lambda r: engines.score(changed(llama, limits=memory.Limits(64, 16)), PROMPTS, LABELS, r),
+        lambda r: engines.generate(changed(llama, limits=memory.Limits(64, 4)), PROMPTS, 2, r),
     ):
         seen: list[tuple[int, int]] = []
         run(lambda done, total, seen=seen: seen.append((done, total)))
@@ -314,7 +314,7 @@ def test_both_configs_name_end_of_sequence_tokens(tmp_path):
     (folder / "generation_config.json").write_text('{"eos_token_id": [7, 9], "temperature": 0.1}')
     loaded = engines.load(folder, FP32)
     assert loaded.eos == {5, 7, 9}
-    assert loaded.model.generation_config.temperature in (None, 1.0)
+    assert loaded.runner.model.generation_config.temperature in (None, 1.0)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -345,7 +345,7 @@ def test_lanes_share_out_the_work_and_give_the_same(llama, monkeypatch):
     done: list[int] = []
     torch.set_num_threads(2)
     try:
-        two = llama._replace(limits=memory.Limits(96, 100))
+        two = changed(llama, limits=memory.Limits(96, 100))
         together = engines.score(two, PROMPTS, LABELS, lambda items, _: done.append(items))
         assert torch.get_num_threads() == 2
     finally:

@@ -11,7 +11,7 @@ import transformers
 from tiny import write_tiny_model
 from tiny_difference import off
 from tiny_pool import build_tiny, pool
-from tiny_prompts import FP32, LABELS, PROMPTS, one_score, silent
+from tiny_prompts import FP32, LABELS, PROMPTS, changed, one_score, silent
 
 from ptsearch import engine as engines
 from ptsearch.engine import fake_quant
@@ -41,8 +41,8 @@ def built(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plain(engine: engines.Engine) -> engines.Engine:
-    engine.model.set_attn_implementation("eager")
-    return engine._replace(packed=False)
+    engine.runner.model.set_attn_implementation("eager")
+    return changed(engine, packed=False)
 
 
 @pytest.mark.parametrize("number", TOKENWISE)
@@ -50,7 +50,7 @@ def test_scores_are_those_of_compressed_tensors_itself(built: Path, number: int)
     folder = build.folder_of(built, pool(ROWS)[number])
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     engine = engines.load(folder, FP32)
-    assert engine.packed
+    assert engine.runner.packed
     expected = [
         [one_score(theirs, prompt, label) for label in labels]
         for prompt, labels in zip(PROMPTS, LABELS, strict=True)
@@ -70,7 +70,7 @@ def test_scores_are_those_of_compressed_tensors_itself(built: Path, number: int)
 def test_linears_are_those_of_compressed_tensors_itself(built: Path, number: int) -> None:
     folder = build.folder_of(built, pool(ROWS)[number])
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    ours = dict(plain(engines.load(folder, FP32)).model.named_modules())
+    ours = dict(plain(engines.load(folder, FP32)).runner.model.named_modules())
     theirs(torch.tensor([PROMPTS[0]]))  # the first call unpacks its weights
     rng = torch.Generator().manual_seed(number)
     compared = 0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tiny import write_tiny_model
 from tiny_difference import off
 from tiny_pool import CALIBRATION, build_tiny, pool
-from tiny_prompts import FP32, LABELS, PROMPTS, silent
+from tiny_prompts import FP32, LABELS, PROMPTS, changed, silent
 from transformers.models.llama import modeling_llama
 
 from ptsearch import engine as engines
@@ -43,8 +43,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plain(engine: engines.Engine) -> engines.Engine:
-    kv_attention.use_plain(engine.model)
-    return engine._replace(packed=False)
+    kv_attention.use_plain(engine.runner.model)
+    return changed(engine, packed=False)
 
 
 def span(X: Array, bits: int, axis: int) -> Array:
@@ -106,9 +106,9 @@ def direct(folder: Path, engine: engines.Engine) -> Callable[[list[int]], torch.
                 index, out[0].unflatten(-1, (2, -1)).transpose(0, 1).numpy()
             )
         )
-    rules = [layer.self_attn.rounding for layer in engine.model.model.layers]
+    rules = [layer.self_attn.rounding for layer in engine.runner.model.model.layers]
     # the same rounding of inputs, whose own law is elsewhere
-    for name, module in engine.model.named_modules():
+    for name, module in engine.runner.model.named_modules():
         for hook in module._forward_pre_hooks.values():
             if "self_attn" not in name.split(".")[-1]:
                 model.get_submodule(name).register_forward_pre_hook(hook)
@@ -150,21 +150,21 @@ def direct(folder: Path, engine: engines.Engine) -> Callable[[list[int]], torch.
 def test_both_paths_are_the_direct_computation(built: Path, number: int) -> None:
     folder = build.folder_of(built, pool(ROWS)[number])
     engine = engines.load(folder, FP32)
-    assert engine.packed
+    assert engine.runner.packed
     logits = direct(folder, engine)
     expected = []
     for prompt, labels in zip(SHORT, LABELS, strict=False):
         said = [logits(prompt + label)[len(prompt) - 1 : -1].log_softmax(-1) for label in labels]
         pairs = zip(said, labels, strict=True)
         expected.append([row[range(len(label)), label].sum().item() for row, label in pairs])
-    few = engine._replace(limits=engine.limits._replace(tokens=96))
+    few = changed(engine, limits=engine.runner.limits._replace(tokens=96))
     asked = LABELS[: len(SHORT)]
     found = [engines.score(path, SHORT, asked, silent) for path in (engine, few)]
     found.append(engines.score(plain(engine), SHORT, asked, silent))
-    for layer in engine.model.model.layers:
+    for layer in engine.runner.model.model.layers:
         del layer.self_attn.rounding
-    engine.model.set_attn_implementation("eager")
-    unrounded = engines.score(engine._replace(packed=False), SHORT, asked, silent)
+    engine.runner.model.set_attn_implementation("eager")
+    unrounded = engines.score(changed(engine, packed=False), SHORT, asked, silent)
     assert [off(rows, expected, unrounded) < 0.1 for rows in found] == [True] * 3
 
 
@@ -173,7 +173,7 @@ def test_replies_do_not_depend_on_what_is_asked_together(built: Path, number: in
     engine = engines.load(build.folder_of(built, pool(ROWS)[number]), FP32)
     new = [3 + 5 * (k % 3) for k in range(len(PROMPTS))]
     together = engines.generate(engine, PROMPTS, new, silent)
-    few = engine._replace(limits=memory.Limits(96, 4, engine.limits.align))
+    few = changed(engine, limits=memory.Limits(96, 4, engine.runner.limits.align))
     assert engines.generate(few, PROMPTS, new, silent) == together
     alone = [engines.generate(engine, [p], n, silent)[0]
              for p, n in zip(PROMPTS[:4], new, strict=False)]  # fmt: skip
@@ -236,7 +236,7 @@ def test_other_architectures(tmp_path: Path, architecture: str, sizes: dict[str,
     unrounded = engines.score(dense, SHORT, LABELS[: len(SHORT)], silent)
     for variant in variants:
         engine = engines.load(build.folder_of(tmp_path / "store", variant), FP32)
-        assert engine.packed
+        assert engine.runner.packed
         packed = engines.score(engine, SHORT, LABELS[: len(SHORT)], silent)
         slow = engines.score(plain(engine), SHORT, LABELS[: len(SHORT)], silent)
         assert off(slow, packed, unrounded) < 0.1

@@ -25,8 +25,8 @@ def test_a_model_too_large_is_refused_before_loading(tiny_model, monkeypatch):
 
 def test_a_model_that_is_done_with_takes_no_memory_from_the_next(tiny_model, monkeypatch):
     loaded = engines.load(tiny_model, FP32)
-    loaded.model.own = [loaded.model]  # as a decompressed one has
-    before, found = weakref.ref(loaded.model), []
+    loaded.runner.model.own = [loaded.runner.model]  # as a decompressed one has
+    before, found = weakref.ref(loaded.runner.model), []
     check = engines.check_fits
 
     def checked(*arguments: Any) -> str:
@@ -41,7 +41,7 @@ def test_a_model_that_is_done_with_takes_no_memory_from_the_next(tiny_model, mon
 
 
 def test_the_budget_follows_free_memory(tiny_model, monkeypatch):
-    model = engines.load(tiny_model, FP32).model
+    model = engines.load(tiny_model, FP32).runner.model
     assert memory.limits(model, 77).tokens == 77
     plenty = memory.limits(model, 0).tokens
     monkeypatch.setattr(memory, "available", lambda device: 2**20)

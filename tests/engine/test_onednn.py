@@ -7,7 +7,7 @@ from transformers.activations import ACT2FN
 
 from ptsearch import engine
 from ptsearch.config import EngineConfig
-from ptsearch.engine import onednn
+from ptsearch.engine import _compat, onednn
 
 
 class Mlp(nn.Module):
@@ -46,7 +46,7 @@ def model(part: nn.Module, dtype: torch.dtype) -> nn.Module:
 )
 def test_a_gated_mlp_gives_the_same(kind, activation, fused, bias, dtype) -> None:
     torch.manual_seed(0)
-    if not onednn.can_reorder(dtype):
+    if not _compat.can_reorder(dtype):
         pytest.skip(f"this processor has no oneDNN kernels for {dtype}")
     whole = model(kind(activation, bias), dtype)
     x = torch.randn(1, 7, 48, dtype=dtype)
@@ -89,13 +89,13 @@ def test_a_model_of_sixteen_bits_gets_a_head_that_is_not_rounded(tiny_model) -> 
     found, truth = (
         engine.score(each, ids, [[[1], [2]]] * 2, lambda *_: None) for each in (half, full)
     )
-    assert isinstance(half.model.get_output_embeddings(), onednn.Head)
-    assert type(full.model.get_output_embeddings()) is nn.Linear
+    assert isinstance(half.runner.model.get_output_embeddings(), onednn.Head)
+    assert type(full.runner.model.get_output_embeddings()) is nn.Linear
     assert found[0] == pytest.approx(truth[0], abs=0.1)
 
 
 def test_without_kernels_a_model_stays_as_it_is(monkeypatch) -> None:
-    monkeypatch.setattr(onednn, "can_reorder", lambda dtype: False)
+    monkeypatch.setattr(_compat, "can_reorder", lambda dtype: False)
     whole = model(nn.Linear(48, 96), torch.bfloat16)
     onednn.prepack(whole)
     assert all(type(part) is not onednn.PackedLinear for part in whole.modules())

@@ -8,7 +8,7 @@ import torch
 import yaml
 from tiny import write_tiny_model
 from tiny_pool import build_tiny, pool
-from tiny_prompts import FP32, LABELS, PROMPTS, WIDE, silent
+from tiny_prompts import FP32, LABELS, PROMPTS, WIDE, changed, silent
 
 from ptsearch import engine as engines
 from ptsearch import store
@@ -42,7 +42,7 @@ def by_hand(engine: engines.Engine, prompt: list[int]) -> list[int]:
     """One prompt, one token at a time, the cache handed over."""
     first, later = (
         loading.load(Path(model.name_or_path), "float32")[0]
-        for model in (engine.model, engine.later)
+        for model in (engine.runner.model, engine.runner.later)
     )
     ids, past, reply = torch.tensor([prompt]), None, []
     for done in range(NEW):
@@ -71,9 +71,9 @@ def test_replies_are_the_precise_members_in_its_phase(built: Path, engine: engin
 def test_the_plain_path_writes_the_same(engine: engines.Engine) -> None:
     said = engines.generate(engine, PROMPTS, NEW, silent)
     scored = engines.score(engine, PROMPTS, LABELS, silent)
-    for model in (engine.model, engine.later):
+    for model in (engine.runner.model, engine.runner.later):
         model.set_attn_implementation("eager")
-    slow = engine._replace(packed=False)
+    slow = changed(engine, packed=False)
     assert engines.generate(slow, PROMPTS, NEW, silent) == said
     for row, other in zip(engines.score(slow, PROMPTS, LABELS, silent), scored, strict=True):
         assert row == pytest.approx(other, abs=1e-3)
@@ -111,4 +111,4 @@ def test_the_embedded_benchmark_reaches_the_schedule_of_every_pool(engine: engin
     pocket = sources.load(BenchmarksConfig(), Path("unused"))
     for schedule in schedules:
         first = int(schedule.split(":")[0])
-        assert evaluate.unexercised(engine._replace(first=first), pocket) == ""
+        assert evaluate.unexercised(changed(engine, first=first), pocket) == ""

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from tiny_prompts import changed
 
 from ptsearch import engine as engines
 from ptsearch.config import EngineConfig
@@ -40,18 +41,17 @@ def two_threads():
 def test_scores_are_the_same_call_after_call(most, few, engine, monkeypatch) -> None:
     monkeypatch.setattr(logprobs, "FEW", few)  # tokens of a lane
     monkeypatch.setattr(logprobs, "AGAIN", 1)
-    keeping = engine._replace(kept=Kept(most))
+    keeping = changed(engine, kept=Kept(most))
     for call in range(6):
         asked = prompts(call)
         rows = [engines.score(e, asked, [LABELS] * 6, lambda *_: None) for e in (engine, keeping)]
         for plain, found in zip(*rows, strict=True):
             assert found == pytest.approx(plain, abs=1e-4)
-        owned = [len(t) - len(piece.before) for t, piece in keeping.kept.known.items()]
-        assert keeping.kept.tokens == sum(owned) <= most
-        assert all(
-            set(keeping.kept.lineage(t)) <= keeping.kept.known.keys() for t in keeping.kept.known
-        )
-    begins = {tokens[:80] for tokens in keeping.kept.known}
+        kept = keeping.runner.kept
+        owned = [len(t) - len(piece.before) for t, piece in kept.known.items()]
+        assert kept.tokens == sum(owned) <= most
+        assert all(set(kept.lineage(t)) <= kept.known.keys() for t in kept.known)
+    begins = {tokens[:80] for tokens in keeping.runner.kept.known}
     assert len(begins) == {0: 0, 100: 1, 10_000: 2}[most]
 
 
@@ -119,7 +119,7 @@ def test_one_prompt_again_and_again_is_not_kept() -> None:
 
 
 def test_several_threads_ask_at_once(engine) -> None:
-    keeping = engine._replace(kept=Kept(150))  # one template, and another must go
+    keeping = changed(engine, kept=Kept(150))  # one template, and another must go
     calls = [[prompt for prompt in prompts(n) if prompt[0] == 1 + 99 * (n % 2)] for n in range(16)]
     expected = [engines.score(engine, asked, [LABELS] * 3, lambda *_: None) for asked in calls]
     with ThreadPoolExecutor(4) as threads:
@@ -129,5 +129,5 @@ def test_several_threads_ask_at_once(engine) -> None:
         for some, plain in zip(found, expected, strict=True):
             for row, other in zip(some, plain, strict=True):
                 assert row == pytest.approx(other, abs=1e-4)
-    owned = [len(t) - len(piece.before) for t, piece in keeping.kept.known.items()]
-    assert 0 < keeping.kept.tokens == sum(owned) <= 150
+    owned = [len(t) - len(piece.before) for t, piece in keeping.runner.kept.known.items()]
+    assert 0 < keeping.runner.kept.tokens == sum(owned) <= 150

@@ -128,7 +128,7 @@ def test_a_server_of_our_own_ends_with_the_engine(tiny_model, python):
         assert engine.form == "as stored"
         [row] = engines.score(engine, [[1, 2]], [[[3]]], silent)
         assert row == pytest.approx([vllm_server.logprob([1, 2], 3)])
-        process, url = engine.model.process, engine.model.url
+        process, url = engine.runner.process, engine.runner.url
     assert process.poll() is not None
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{url}/models")

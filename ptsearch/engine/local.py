@@ -1,0 +1,54 @@
+"""A model of transformers in this process, on the packed path or in plain batches."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from ptsearch.engine import decoding, logprobs, plain
+from ptsearch.engine.kv_cache import Rounding
+from ptsearch.engine.memory import Limits
+from ptsearch.engine.prefix_cache import Kept
+from ptsearch.engine.requests import Progress, Sequences, TargetLogprobs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class LocalModel(NamedTuple):
+    """A loaded model and how to run it."""
+
+    model: "PreTrainedModel"
+    limits: Limits
+    packed: bool  # False: plain batches
+    kept: Kept | None = None  # prefixes that stay between calls of `logprobs`
+    rounding: Rounding | None = None  # of keys and values
+    first: int = 0  # tokens of a reply after which `later` takes over
+    later: "PreTrainedModel | None" = None  # same architecture, continues with the same cache
+
+    @property
+    def form(self) -> str:
+        return "dense"
+
+    def writer(self, done: int) -> "PreTrainedModel":
+        """The model that writes the next token of a reply that has `done`."""
+        return self.later if self.later is not None and done >= self.first else self.model
+
+    def logprobs(self, sequences: Sequences, report: Progress) -> TargetLogprobs:
+        if self.packed:
+            return logprobs.logprobs(self.model, sequences, self.limits, report, self.kept)
+        return plain.logprobs(self.model, sequences, self.limits, report)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: Sequence[int],
+        eos: frozenset[int],
+        report: Progress,
+    ) -> list[list[int]]:
+        path = decoding.generate if self.packed else plain.generate
+        return path(self, prompts, max_new_tokens, eos, report)
+
+    def uncached(self) -> "LocalModel":
+        return self._replace(kept=None)
+
+    def close(self) -> None:
+        """Nothing runs outside this process."""
