@@ -8,20 +8,13 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ptsearch.variant import BACKENDS
 
 PACKAGED = Path(__file__).parent / "conf"  # in a wheel
 CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[1] / "conf"
-Direction = Literal["maximize", "minimize"]
 JOBS = ("study", "build", "evaluate", "export", "serve", "rescore")
-OBJECTIVES: dict[str, Direction] = {
-    "trust": "maximize",
-    "mmlu": "maximize",
-    "memory_gb": "minimize",
-    "latency_ms": "minimize",
-}
 STUDIES = ("pareto", "slo", "benchmark", "paper")
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "exhaustive")
 RULES = ("clean", "ct", "dt")
@@ -259,21 +252,6 @@ class VoteConfig:
 
 
 @dataclass
-class Limits:
-    """A limit on a metric of the search half; null = none. Scores are in percent."""
-
-    trust: float | None = None
-    mmlu: float | None = None
-    adversarial: float | None = None
-    fairness: float | None = None
-    ethics: float | None = None
-    ood: float | None = None
-    refusal_rate: float | None = None
-    memory_gb: float | None = None
-    latency_ms: float | None = None
-
-
-@dataclass
 class StudyConfig:
     """`kind`: a search, or one of the paper's experiments, which need only name and baselines."""
 
@@ -282,12 +260,13 @@ class StudyConfig:
     trials: int = 200
     sampler: str = "tpe"
     seed: int = 0
-    objectives: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(OBJECTIVES, True))
+    objectives: dict[str, bool] = field(default_factory=dict)  # not given: as its record says
     min_members: int = 1
     max_members: int = 5
-    max_builds: int = 0  # so many variants, each chosen by what it promises; 0 = the whole pool
-    min: Limits = field(default_factory=Limits)
-    max: Limits = field(default_factory=Limits)
+    max_builds: int = 0  # so many variants, by expected gain per second; 0 = the whole pool
+    # Metric of the search half -> limit; null = none. Scores are in percent.
+    min: dict[str, float | None] = field(default_factory=dict)
+    max: dict[str, float | None] = field(default_factory=dict)
     baselines: list[str] = field(default_factory=list)  # names from conf/model
     min_skill: str = "flag"  # off | flag | require: above the majority class in every perspective
 
@@ -299,17 +278,13 @@ class StudyConfig:
         at_least("study.min_members", self.min_members, 1)
         at_least("study.max_members", self.max_members, self.min_members)
         at_least("study.max_builds", self.max_builds, 0)
-        for name in self.objectives:
-            one_of("study.objectives", name, tuple(OBJECTIVES))
-        for name, least in vars(self.min).items():
-            most = getattr(self.max, name)
+        for name, least in self.min.items():
+            most = self.max.get(name)
             if least is not None and most is not None and least > most:
                 raise ValueError(
                     f"study.min.{name}={least:g} is above study.max.{name}={most:g}: "
                     "no ensemble can meet both"
                 )
-        if not any(self.objectives.get(name, True) for name in OBJECTIVES):
-            raise ValueError("study.objectives: at least one must be on")
 
 
 @dataclass

@@ -23,7 +23,7 @@ from ptsearch.report import study as report
 from ptsearch.scoring import scores
 from ptsearch.scoring.rescore import rescore
 from ptsearch.scoring.scores import Scores
-from ptsearch.search import next_build
+from ptsearch.search import exact_front, next_build
 from ptsearch.search import study as studies
 from ptsearch.search.scorer import search_and_holdout
 
@@ -46,7 +46,7 @@ def run_search(config: Config) -> None:
             if search.max_builds:
                 next_build.build_some(table, scorers[0], search.max_builds)
             studies.search(study, table, scorers[0], on_trial)
-            exact = report.complete(study, table, scorers[0], on_trial)
+            exact = exact_front.complete(study, table, scorers[0], on_trial)
             result = report.compile_result(table, others, study, scorers, exact)
             report.log_result(tracker, table, study, result)
             _keep(study, record.for_export(table, scorers, result))

@@ -9,6 +9,7 @@ from ptsearch.models import base_model
 from ptsearch.report import rows as results
 from ptsearch.report.study import Result
 from ptsearch.search import study as studies
+from ptsearch.search.objectives import chosen_objectives
 from ptsearch.search.scorer import EnsembleScorer
 
 
@@ -36,7 +37,7 @@ def for_export(
             for row in result.front
         },
         "front": [asdict(row) for row in result.front],
-        "objectives": studies.objectives(studies.study_config(table.config)),
+        "objectives": chosen_objectives(studies.study_config(table.config)),
         "variants": variants,
         "data": results.data_hashes(table),
     }

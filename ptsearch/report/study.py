@@ -27,11 +27,8 @@ from ptsearch.search import study as studies
 from ptsearch.search.comparisons import gains
 from ptsearch.search.exact_front import (
     ExactFront,
-    approximate_front,
-    find_exact_front,
     reachable,
     shares,
-    untried,
 )
 from ptsearch.search.scorer import EnsembleScorer, search_and_holdout
 from ptsearch.search.study import CompletedTrial, Members
@@ -59,22 +56,6 @@ class Result:
     @property
     def rows(self) -> list[Row]:
         return [*self.front, *self.compared, *self.singles, *self.constants]
-
-
-def complete(
-    study: optuna.Study, table: Table, scorer: EnsembleScorer, on_trial: studies.Seen
-) -> ExactFront:
-    """Enumerate the true front, or approximate it where that is too much, and add to the study what
-    of it no trial has named.
-    """
-    table.ensure(table.variants)
-    try:
-        exact = find_exact_front(table, scorer)
-    except ValueError as error:
-        exact = approximate_front(table, scorer, str(error))
-    tried = [found.members for found in studies.completed(study)]
-    studies.add_trials(study, table, scorer, on_trial, untried(exact, tried))
-    return exact
 
 
 def compile_result(

@@ -1,21 +1,28 @@
 """The true Pareto front of the variants at hand, and how much of it a search has found."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import optuna
 from numpy.typing import NDArray
 
 from ptsearch.aliases import Floats
-from ptsearch.config import OBJECTIVES
 from ptsearch.evaluation.table import Table
 from ptsearch.scoring.cost import Cost
 from ptsearch.scoring.scores import Scores, nan_last
 from ptsearch.search import enumeration, pareto
 from ptsearch.search import study as studies
+from ptsearch.search.objectives import (
+    OBJECTIVES,
+    chosen_objectives,
+    directions,
+    losses,
+    with_objectives,
+)
 from ptsearch.search.scorer import EnsembleScorer
-from ptsearch.search.study import Members, limits, objectives, study_config
+from ptsearch.search.study import Members, limits, study_config
 
 REFERENCE = 1.1  # of the hypervolume, in units of the front's range from its ideal point
 BUDGET = 2000  # trials of NSGA-II where not all ensembles can be scored
@@ -49,6 +56,29 @@ class ExactFront(NamedTuple):
     approximate: str = ""  # why not
 
 
+def complete(
+    study: optuna.Study, table: Table, scorer: EnsembleScorer, on_trial: studies.Seen
+) -> ExactFront:
+    """The exact front, or an approximation where there are too many ensembles; those of its
+    ensembles that no trial has tried are added to the study.
+
+    `pool.build=named`: variants that no trial has needed are not built but left out, with a reason.
+    """
+    if table.config.pool.build == "all":
+        table.ensure(table.variants)
+    for label in table.variants:
+        if label not in table.entries:
+            table.leave_out(label, "not built (pool.build=named), because no trial contains it")
+    try:
+        exact = find_exact_front(table, scorer)
+    except ValueError as error:
+        exact = approximate_front(table, scorer, str(error))
+    tried = {trial.members for trial in studies.completed(study)}
+    untried = [members for members in exact.front if members not in tried]
+    studies.add_trials(study, table, scorer, on_trial, untried)
+    return exact
+
+
 def find_exact_front(table: Table, scorer: EnsembleScorer) -> ExactFront:
     """Enumerate all ensembles of the evaluated variants on the scorer's half.
 
@@ -57,7 +87,7 @@ def find_exact_front(table: Table, scorer: EnsembleScorer) -> ExactFront:
     wanted = study_config(table.config)
     if wanted.min_skill == "require":
         raise ValueError("study.min_skill=require is tested for the trials alone")
-    everything, names = enumerate_scores(table, scorer), objectives(wanted)
+    everything, names = enumerate_scores(table, scorer), chosen_objectives(wanted)
     found = everything.found
     allowed = np.asarray(np.isfinite([found[name] for name in names]).all(axis=0))
     for name, limit in limits(wanted.min).items():
@@ -66,7 +96,7 @@ def find_exact_front(table: Table, scorer: EnsembleScorer) -> ExactFront:
         allowed &= found[name] <= limit
     everything = everything._replace(found={name: found[name] for name in names}).where(allowed)
     values = np.stack([everything.found[name] for name in names], axis=1)
-    best = pareto.pareto_front(values, [OBJECTIVES[name] for name in names])
+    best = pareto.pareto_front(values, directions(names))
     front = [everything.members(place) for place in best]
     return ExactFront(everything.masks.size, front, values[best], names, everything)
 
@@ -101,7 +131,8 @@ def enumerate_scores(table: Table, scorer: EnsembleScorer) -> Everything:
     metas = [entry.meta for entry in entries]
     mode = table.config.latency.mode
     cost = enumeration.cost_all(metas, mode, masks, (codes, precision))
-    return everything._replace(found=found | dict(zip(Cost._fields, cost, strict=True)))
+    found |= dict(zip(Cost._fields, cost, strict=True))
+    return everything._replace(found=with_objectives(found))
 
 
 def approximate_front(table: Table, scorer: EnsembleScorer, why: str) -> ExactFront:
@@ -109,8 +140,7 @@ def approximate_front(table: Table, scorer: EnsembleScorer, why: str) -> ExactFr
     selection by each score looks at and in `BUDGET` trials of NSGA-II.
     """
     wanted = study_config(table.config)
-    names, allowed = objectives(wanted), dict[Members, Scores]()
-    directions = [OBJECTIVES[name] for name in names]
+    names, allowed = chosen_objectives(wanted), dict[Members, Scores]()
 
     def seen(trial: studies.CompletedTrial, found: Scores, feasible: bool) -> str:
         if feasible:
@@ -124,7 +154,7 @@ def approximate_front(table: Table, scorer: EnsembleScorer, why: str) -> ExactFr
     studies.search(study, copy, scorer, seen)
     values = np.array([[found[name] for name in names] for found in allowed.values()])
     values = values.reshape(-1, len(names))
-    best = pareto.pareto_front(values, directions)
+    best = pareto.pareto_front(values, directions(names))
     front = [list(allowed)[i] for i in best]
     return ExactFront(len(allowed), front, values[best], names, approximate=why)
 
@@ -133,7 +163,8 @@ def looked_at(table: Table, scorer: EnsembleScorer) -> list[Members]:
     """Whatever greedy forward selection, by each score that is maximized in turn, looks at."""
     wanted, labels = study_config(table.config), table.voters()
     looked = dict[Members, None]()
-    for name in [name for name in objectives(wanted) if OBJECTIVES[name] == "maximize"]:
+    maximized = [n for n in chosen_objectives(wanted) if OBJECTIVES[n].direction == "maximize"]
+    for name in maximized:
 
         def value(masks: NDArray[Any], name: str = name) -> Floats:
             grown = [tuple(labels[v] for v in enumeration.members(int(mask))) for mask in masks]
@@ -171,7 +202,7 @@ def reachable(exact: ExactFront, tried: Iterable[Members]) -> list[float]:
     if exact.everything is None:
         return []
     labels, masks, scores = exact.everything
-    losses = scaled(exact, np.stack([scores[name] for name in exact.names], axis=1))
+    points = scaled(exact, np.stack([scores[name] for name in exact.names], axis=1))
     whole = volume(scaled(exact, exact.values))
     bits = {label: 1 << variant for variant, label in enumerate(labels)}
     found: list[float] = []
@@ -180,7 +211,7 @@ def reachable(exact: ExactFront, tried: Iterable[Members]) -> list[float]:
         before, known = known, known | sum(bits.get(label, 0) & ~known for label in members)
         if known != before or not found:
             inside = masks & np.uint32(known) == masks
-            found.append(100 * volume(losses[inside]) / whole)
+            found.append(100 * volume(points[inside]) / whole)
         else:
             found.append(found[-1])
     return found
@@ -188,18 +219,11 @@ def reachable(exact: ExactFront, tried: Iterable[Members]) -> list[float]:
 
 def scaled(exact: ExactFront, values: Floats) -> Floats:
     """Losses (n, objectives) of values, from the true front's ideal point (0) to its nadir (1)."""
-    signs = np.array([-1.0 if OBJECTIVES[name] == "maximize" else 1.0 for name in exact.names])
-    losses = exact.values * signs
-    ideal, span = losses.min(axis=0), np.ptp(losses, axis=0)
-    return (values * signs - ideal) / np.where(span > 0, span, 1.0)
+    front = losses(exact.values, exact.names)
+    ideal, span = front.min(axis=0), np.ptp(front, axis=0)
+    return (losses(values, exact.names) - ideal) / np.where(span > 0, span, 1.0)
 
 
-def volume(losses: Floats) -> float:
+def volume(points: Floats) -> float:
     """Hypervolume of scaled losses (n, objectives)."""
-    return pareto.hypervolume(losses, np.full(losses.shape[1], REFERENCE))
-
-
-def untried(exact: ExactFront, tried: Sequence[Members]) -> list[Members]:
-    """What of the front no trial has named."""
-    known = set(tried)
-    return [members for members in exact.front if members not in known]
+    return pareto.hypervolume(points, np.full(points.shape[1], REFERENCE))

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ptsearch.aliases import AnswerCodes, Floats
-from ptsearch.config import OBJECTIVES
 from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.search import enumeration, pareto
+from ptsearch.search.objectives import chosen_objectives, losses, with_objectives
 from ptsearch.search.scorer import EnsembleScorer
-from ptsearch.search.study import objectives, study_config
+from ptsearch.search.study import study_config
 from ptsearch.variant import Variant
 
 DRAWS = 6  # imagined variants for each unbuilt one
@@ -165,7 +165,7 @@ def _values(scorer: EnsembleScorer, known: Known, new: Variant | None) -> Floats
     which stands last, only those that contain it.
     """
     wanted = study_config(scorer.config)
-    names, n = objectives(wanted), len(known.variants) - 1
+    names, n = chosen_objectives(wanted), len(known.variants) - 1
     if not n:
         return np.empty((0, len(names)))
     if new is None:
@@ -185,8 +185,8 @@ def _values(scorer: EnsembleScorer, known: Known, new: Variant | None) -> Floats
     mode, answers = scorer.config.latency.mode, (known.codes[1:], precision)
     cost = enumeration.cost_all(known.metas[1:], mode, masks, answers)
     found |= dict(zip(("memory_gb", "latency_ms"), cost, strict=True))
-    signs = [-1.0 if OBJECTIVES[name] == "maximize" else 1.0 for name in names]
-    values = np.stack([found[name] for name in names], axis=1) * signs
+    found = with_objectives(found)
+    values = losses(np.stack([found[name] for name in names], axis=1), names)
     return values[pareto.pareto_front(values, ["minimize"] * len(names))]
 
 

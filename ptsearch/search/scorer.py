@@ -12,6 +12,7 @@ from ptsearch.evaluation.table import Table
 from ptsearch.scoring import scores
 from ptsearch.scoring.cost import total_cost
 from ptsearch.scoring.scores import Questions, Scores
+from ptsearch.search.objectives import with_objectives
 from ptsearch.voting import VOTES, Fitted, VoteInputs, VoteRule, lazy
 
 
@@ -38,7 +39,7 @@ class EnsembleScorer:
         found |= {"calls": asked.sum(), "bytes_read": 100 * (asked @ sizes) / sum(sizes)}
         judged = [table.entries[label].judged for label in members]
         read = [each[self.mask] for each in judged if each is not None]
-        return found | scores.judged_shares(self.asked, read)
+        return with_objectives(found) | scores.judged_shares(self.asked, read)
 
     def vote(self, table: Table, members: Sequence[str]) -> AnswerCodes:
         """Answer codes (samples of this half,) of the ensemble; one member answers as itself."""

@@ -20,10 +20,11 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import event
 
-from ptsearch.config import OBJECTIVES, Config, Limits, StudyConfig
+from ptsearch.config import Config, StudyConfig
 from ptsearch.evaluation.table import Table
 from ptsearch.scoring.cost import Cost
 from ptsearch.scoring.scores import Scores
+from ptsearch.search.objectives import OBJECTIVES, chosen_objectives, directions
 from ptsearch.search.scorer import EnsembleScorer
 
 HEARTBEAT_SECONDS = 60
@@ -48,7 +49,7 @@ Seen = Callable[[CompletedTrial, Scores, bool], str]  # trial, its scores, feasi
 def unsaved(search: StudyConfig) -> optuna.Study:
     """A study that is kept nowhere."""
     return optuna.create_study(
-        directions=[OBJECTIVES[name] for name in objectives(search)],
+        directions=directions(chosen_objectives(search)),
         sampler=SAMPLERS[search.sampler](search.seed),
     )
 
@@ -59,13 +60,13 @@ def open_study(config: Config, url: str, settings: Mapping[str, Any]) -> optuna.
     study = optuna.create_study(
         storage=open_storage(url),
         study_name=search.name,
-        directions=[OBJECTIVES[name] for name in objectives(search)],
+        directions=directions(chosen_objectives(search)),
         load_if_exists=True,
     )
     flat = json.loads(json.dumps(_flatten(settings)))
     before = study.user_attrs.get("settings")
     if before is None:
-        study.set_metric_names(objectives(search))
+        study.set_metric_names(chosen_objectives(search))
         study.set_user_attr("settings", flat)
         before = flat
     # A setting that is not there is None.
@@ -171,7 +172,7 @@ class _Search:
         if not members or members in self.seen:
             raise optuna.TrialPruned
         found = self.scorer(self.table, members)
-        if any(math.isnan(found[name]) for name in objectives(wanted)):
+        if any(math.isnan(found[name]) for name in chosen_objectives(wanted)):
             self.seen.add(members)  # the published rules have no score where nothing is answered
             trial.set_user_attr("unscored", members)
             raise optuna.TrialPruned
@@ -185,7 +186,7 @@ class _Search:
         )
         self.seen.add(members)
         self.proposed += self.by_sampler
-        return [found[name] for name in objectives(wanted)]
+        return [found[name] for name in chosen_objectives(wanted)]
 
     def afterwards(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Stop when done; after a few repeats in a row, something random instead."""
@@ -248,10 +249,6 @@ def front(study: optuna.Study) -> list[CompletedTrial]:
     return [_found(trial) for trial in study.best_trials]
 
 
-def objectives(search: StudyConfig) -> list[str]:
-    return [name for name in OBJECTIVES if search.objectives.get(name, True)]
-
-
 def constraints(
     search: StudyConfig, members: Members, found: Scores, scorer: EnsembleScorer
 ) -> Scores:
@@ -273,16 +270,21 @@ def permits(search: StudyConfig, members: Members, found: Scores, scorer: Ensemb
 
 
 def check_limits(config: Config, scorer: EnsembleScorer) -> None:
-    """ValueError: a limit on a score that these benchmarks do not give."""
+    """ValueError: a limit on a metric that these benchmarks do not give."""
     search = study_config(config)
+    known = dict.fromkeys((*OBJECTIVES, *Cost._fields, *scorer.majority))
     for side, given in (("min", search.min), ("max", search.max)):
         for name in limits(given):
-            if name not in (*Cost._fields, *scorer.majority):
-                raise ValueError(f"study.{side}.{name}: no benchmark here gives {name}")
+            if name not in known:
+                shown = ", ".join(n for n in known if "/" not in n and "." not in n)
+                raise ValueError(
+                    f"study.{side}.{name}: no benchmark here gives {name}; known are {shown}"
+                )
 
 
-def limits(given: Limits) -> dict[str, float]:
-    return {name: value for name, value in asdict(given).items() if value is not None}
+def limits(given: Mapping[str, float | None]) -> dict[str, float]:
+    """The limits of `study.min` or `study.max` that are not null."""
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def study_config(config: Config) -> StudyConfig:

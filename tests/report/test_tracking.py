@@ -9,6 +9,7 @@ from fakes import fake_table
 
 from ptsearch.report import study as report
 from ptsearch.report import tracking
+from ptsearch.search import exact_front
 from ptsearch.search import study as studies
 from ptsearch.search.scorer import search_and_holdout
 
@@ -38,7 +39,7 @@ def search_and_log(table, uri: str, folder: Path) -> tracking.Tracker:
         return tracking.log_trial(tracker, **report.trial_record(table, trial, found, feasible))
 
     studies.search(study, table, scorer, on_trial)
-    exact = report.complete(study, table, scorer, on_trial)
+    exact = exact_front.complete(study, table, scorer, on_trial)
     result = report.compile_result(table, [], study, (scorer, held_out), exact)
     report.log_result(tracker, table, study, result)
     return tracker
@@ -104,7 +105,7 @@ def test_a_deleted_database_starts_a_new_run(uri: str, tmp_path: Path) -> None:
 
 def test_limits_that_nothing_meets_are_named(uri: str, tmp_path: Path) -> None:
     table = fake_table(tmp_path, trials=6)
-    table.config.study.max.memory_gb = 0.01
+    table.config.study.max["memory_gb"] = 0.01
     with pytest.raises(ValueError, match=r"study.max.memory_gb=0.01 \(best: 0.08"):
         search_and_log(table, uri, tmp_path)
 

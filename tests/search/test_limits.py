@@ -1,7 +1,6 @@
 """Limits first: the pick meets them and nothing better does; relaxed limits can be met."""
 
 import itertools
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from fakes import fake_table
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptsearch.config import Limits, StudyConfig
+from ptsearch.config import StudyConfig
 from ptsearch.report import terminal
 from ptsearch.report.slo_report import answer_limits, show_relaxations, verdict
 from ptsearch.search import limits as slo
@@ -32,19 +31,19 @@ def everything(seed: int) -> Everything:
 def met(every: Everything, wanted: StudyConfig) -> np.ndarray:
     """Which ensembles meet every limit, one at a time."""
     return np.array([
-        all(every.found[n][i] >= v for n, v in asdict(wanted.min).items() if v is not None)
-        and all(every.found[n][i] <= v for n, v in asdict(wanted.max).items() if v is not None)
+        all(every.found[n][i] >= v for n, v in wanted.min.items() if v is not None)
+        and all(every.found[n][i] <= v for n, v in wanted.max.items() if v is not None)
         for i in range(every.masks.size)
     ])  # fmt: skip
 
 
 def relaxed(wanted: StudyConfig, limits: dict[str, float]) -> StudyConfig:
     """The study with the limits of a relaxation in place of its own."""
-    by_side = {"min": asdict(wanted.min), "max": asdict(wanted.max)}
+    by_side = {"min": dict(wanted.min), "max": dict(wanted.max)}
     for key, value in limits.items():
         _, side, name = key.split(".")
         by_side[side][name] = value
-    return StudyConfig(min=Limits(**by_side["min"]), max=Limits(**by_side["max"]))
+    return StudyConfig(min=by_side["min"], max=by_side["max"])
 
 
 @given(st.integers(0, 9999), st.floats(0, 8), st.floats(0, 8), st.floats(0, 8))
@@ -52,9 +51,7 @@ def test_the_pick_is_feasible_and_nobody_feasible_beats_it(
     seed: int, ethics: float, memory: float, latency: float
 ) -> None:
     every = everything(seed)
-    wanted = StudyConfig(
-        min=Limits(ethics=ethics), max=Limits(memory_gb=memory, latency_ms=latency)
-    )
+    wanted = StudyConfig(min={"ethics": ethics}, max={"memory_gb": memory, "latency_ms": latency})
     told, allowed = slo.answer(every, wanted), met(every, wanted)
     assert told.feasible == allowed.sum()
     if allowed.any():
@@ -73,7 +70,7 @@ def test_the_pick_is_feasible_and_nobody_feasible_beats_it(
 @given(st.integers(0, 9999), st.floats(4, 9), st.floats(0, 2))
 def test_relaxations_are_the_smallest(seed: int, ethics: float, memory: float) -> None:
     every = everything(seed)
-    wanted = StudyConfig(min=Limits(ethics=ethics), max=Limits(memory_gb=memory))
+    wanted = StudyConfig(min={"ethics": ethics}, max={"memory_gb": memory})
     told = slo.answer(every, wanted)
     for each in (each for each in told.relaxations if len(each.limits) == 1):
         ((key, value),) = each.limits.items()
@@ -89,7 +86,7 @@ def test_relaxations_are_the_smallest(seed: int, ethics: float, memory: float) -
 
 
 def test_against_every_ensemble_of_a_table(tmp_path) -> None:
-    table = fake_table(tmp_path, kind="slo", max_members=3, max=Limits(memory_gb=0.35))
+    table = fake_table(tmp_path, kind="slo", max_members=3, max={"memory_gb": 0.35})
     scorer, _ = search_and_holdout(table)
     told = answer_limits(table, scorer)
     sizes = [itertools.combinations(table.variants, n) for n in (1, 2, 3)]
@@ -102,7 +99,7 @@ def test_against_every_ensemble_of_a_table(tmp_path) -> None:
 
 
 def test_what_gives_way_is_shown(tmp_path, capsys) -> None:
-    limits = {"max": Limits(memory_gb=0.05), "min": Limits(trust=99.0)}
+    limits = {"max": {"memory_gb": 0.05}, "min": {"trust": 99.0}}
     table = fake_table(tmp_path, kind="slo", **limits)
     told = answer_limits(table, search_and_holdout(table)[0])
     assert told.pick is None
@@ -115,14 +112,14 @@ def test_what_gives_way_is_shown(tmp_path, capsys) -> None:
 
 def test_contradictory_limits() -> None:
     with pytest.raises(ValueError, match=r"study.min.ethics=60 is above study.max.ethics=50"):
-        StudyConfig(min=Limits(ethics=60), max=Limits(ethics=50))
+        StudyConfig(min={"ethics": 60}, max={"ethics": 50})
 
 
 def test_an_unknown_value_meets_no_limit() -> None:
     every = everything(0)
     every.found["latency_ms"][:30] = np.nan
     every.found["latency_ms"][30] = 9.0
-    told = slo.answer(every, StudyConfig(max=Limits(latency_ms=5)))
+    told = slo.answer(every, StudyConfig(max={"latency_ms": 5}))
     assert told.pick is None
     assert [each.limits for each in told.relaxations] == [{"study.max.latency_ms": 9.0}]
 
@@ -134,7 +131,7 @@ def test_skill_is_not_a_limit_here(tmp_path) -> None:
 
 
 def test_a_limit_on_what_is_not_measured(tmp_path) -> None:
-    table = fake_table(tmp_path, min=Limits(ethics=60))
+    table = fake_table(tmp_path, min={"ethics": 60})
     scorer, _ = search_and_holdout(table)
     studies.check_limits(table.config, scorer)
     del scorer.majority["ethics"]

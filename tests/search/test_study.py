@@ -9,12 +9,11 @@ import pytest
 from fakes import fake_table, undominated
 
 from ptsearch.benchmarks.parsing import REFUSED
-from ptsearch.config import Limits
 from ptsearch.evaluation.table import Table
 from ptsearch.report import study as report
 from ptsearch.report.rows import baseline_rows, best_single
 from ptsearch.report.slo_report import answer_limits
-from ptsearch.search import next_build
+from ptsearch.search import exact_front, next_build
 from ptsearch.search import study as studies
 from ptsearch.search.exact_front import find_exact_front
 from ptsearch.search.scorer import search_and_holdout
@@ -82,7 +81,7 @@ def test_a_setting_that_is_not_set_is_as_one_that_was_not_there(tmp_path) -> Non
 
 
 def test_limits_keep_ensembles_off_the_front(tmp_path) -> None:
-    table = fake_table(tmp_path, trials=15, max=Limits(memory_gb=0.12))
+    table = fake_table(tmp_path, trials=15, max={"memory_gb": 0.12})
     scorer, _ = search_and_holdout(table)
     front = studies.front(run(table, tmp_path))
     assert front
@@ -109,14 +108,14 @@ def test_held_out_answers_decide_nothing(sampler: str, tmp_path) -> None:
     chosen = []
     for folder in ("as they are", "all wrong"):
         (tmp_path / folder).mkdir()
-        table = fake_table(tmp_path / folder, sampler=sampler, max=Limits(memory_gb=0.2))
+        table = fake_table(tmp_path / folder, sampler=sampler, max={"memory_gb": 0.2})
         table.seconds = lambda label: 1.0  # type: ignore[method-assign]
         search, holdout = search_and_holdout(table)
         if folder == "all wrong":
             for entry in table.entries.values():
                 entry.codes[holdout.mask] = 1 - holdout.asked.gold
         study = run(table, tmp_path / folder)
-        report.complete(study, table, search, lambda *_: "run")
+        exact_front.complete(study, table, search, lambda *_: "run")
         best = best_single(baseline_rows(table, search))
         assert best is not None
         known, rng = next_build.known(table, search, ["v0-3b"]), np.random.default_rng(0)
@@ -149,7 +148,7 @@ def test_ensembles_without_a_score_are_left_out_and_not_tried_again(tmp_path) ->
 
 
 def test_the_share_found_counts_only_what_the_limits_allow(tmp_path) -> None:
-    table = fake_table(tmp_path, sampler="random", trials=25, max=Limits(memory_gb=0.1))
+    table = fake_table(tmp_path, sampler="random", trials=25, max={"memory_gb": 0.1})
     study, scorers = run(table, tmp_path), search_and_holdout(table)
     tried = [scorers[0](table, found.members) for found in studies.completed(study)]
     assert sum(scores["memory_gb"] > 0.1 for scores in tried) > 5
@@ -166,3 +165,20 @@ def test_rules_under_which_nothing_has_a_score_are_named(tmp_path) -> None:
     study, scorers = run(table, tmp_path), search_and_holdout(table)
     with pytest.raises(ValueError, match=r"score under rules=dt.* in ethics .*weights\.ethics=0"):
         report.compile_result(table, [], study, scorers, None)
+
+
+def test_a_named_pool_is_not_built_to_its_end(tmp_path) -> None:
+    table = fake_table(tmp_path, trials=3)
+    table.config.pool.build = "named"
+    unbuilt = [label for label in table.variants if label not in ("v0-3b", "v2-4b", "v4-8b")]
+    known = {label: entry for label, entry in table.entries.items() if label not in unbuilt}
+    table.entries = known  # to ensure any other would need workers, which there are not
+    scorer, _ = search_and_holdout(table)
+    study = studies.unsaved(table.config.study)
+    tried = [("v0-3b",), ("v2-4b", "v4-8b")]
+    studies.add_trials(study, table, scorer, lambda *_: "run", tried)
+    exact = exact_front.complete(study, table, scorer, lambda *_: "run")
+    assert exact.ensembles == 7  # of the three that are built
+    assert list(table.left_out()) == unbuilt
+    assert all("pool.build=named" in reason for reason in table.left_out().values())
+    assert {m for trial in studies.completed(study) for m in trial.members}.isdisjoint(unbuilt)
