@@ -42,7 +42,6 @@ def run_search(config: Config) -> None:
         study, tracker = _open(config, table)
         on_trial = _recorder(table, tracker)
         try:
-            studies.check_limits(config, scorers[0])
             if search.max_builds:
                 next_build.build_some(table, scorers[0], search.max_builds)
             studies.search(study, table, scorers[0], on_trial)
@@ -64,7 +63,6 @@ def run_slo(config: Config) -> None:
         scorers, result = search_and_holdout(table), None
         study, tracker = _open(config, table)
         try:
-            studies.check_limits(table.config, scorers[0])
             answer = slo_report.answer_limits(table, scorers[0])
             if answer.pick is None:
                 slo_report.log_relaxations(tracker, config, answer)
@@ -130,6 +128,8 @@ def run_experiment(config: Config) -> None:
 def tables(config: Config, progress: AbstractContextManager[Report]) -> Iterator[tuple[Table, ...]]:
     """The table of the config, and one for each other dense model; workers end with them."""
     benchmarks = sources.load(config.benchmarks, Path(config.cache_dir))
+    if config.study:
+        studies.check_limits(config, benchmarks)
     with progress as report, workers(config.compute.workers, config.engine.threads) as pool:
         configs = [config] + [
             replace(config, model=model, pool=replace(config.pool, variants=[], paths=[]))

@@ -20,10 +20,11 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import event
 
+from ptsearch.benchmarks import Benchmark
 from ptsearch.config import Config, StudyConfig
 from ptsearch.evaluation.table import Table
 from ptsearch.scoring.cost import Cost
-from ptsearch.scoring.scores import Scores
+from ptsearch.scoring.scores import Scores, constant_scores, questions
 from ptsearch.search.objectives import OBJECTIVES, chosen_objectives, directions
 from ptsearch.search.scorer import EnsembleScorer
 
@@ -269,10 +270,14 @@ def permits(search: StudyConfig, members: Members, found: Scores, scorer: Ensemb
     return max(constraints(search, members, found, scorer).values()) <= 0
 
 
-def check_limits(config: Config, scorer: EnsembleScorer) -> None:
+def check_limits(config: Config, benchmarks: Sequence[Benchmark]) -> None:
     """ValueError: a limit on a metric that these benchmarks do not give."""
-    search = study_config(config)
-    known = dict.fromkeys((*OBJECTIVES, *Cost._fields, *scorer.majority))
+    search, settings = study_config(config), config.benchmarks
+    if not limits(search.min) and not limits(search.max):
+        return
+    asked = questions(benchmarks, settings.split.salt, settings.rules)
+    scores = constant_scores(asked, config.trust.weights)["majority class"]
+    known = dict.fromkeys((*OBJECTIVES, *Cost._fields, *scores))
     for side, given in (("min", search.min), ("max", search.max)):
         for name in limits(given):
             if name not in known:
