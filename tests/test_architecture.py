@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quantize": {"models"},
     "engine": {"quantize", "models", "benchmarks"},
     "pool": {"engine", "quantize", "models", "benchmarks"},
+    "testing": {"pool", "quantize", "models", "voting", "scoring", "benchmarks"},
     "evaluation": TABLE,
     "search": TABLE | {"evaluation"},
     "report": TABLE | {"evaluation", "search"},
@@ -56,8 +57,8 @@ ONLY_IN = {
     "aiohttp": {"serve"},
     "prometheus_client": {"serve"},
     "rich": {"report"},
-    "torch": {"models", "quantize", "engine", "pool", "evaluation/workers"},
-    "transformers": {"models", "quantize", "engine", "pool"},
+    "torch": {"models", "quantize", "engine", "pool", "testing", "evaluation/workers"},
+    "transformers": {"models", "quantize", "engine", "pool", "testing"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
