@@ -94,3 +94,15 @@ def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
 
     build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path / "site"), strict=True))
     assert (tmp_path / "site" / "index.html").is_file()
+
+
+def test_the_examples_of_extending_run() -> None:
+    """Blocks of one section share their names, as a reader would paste them into one file."""
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    sections = [section for section in page.split("\n## ") if "```python" in section]
+    assert len(sections) >= 3
+    for section in sections:
+        names: dict[str, object] = {"__name__": "my_package.example"}
+        for block in BLOCK.finditer(section):
+            if block["kind"] == "python":
+                exec(compile(block["text"], section.splitlines()[0], "exec"), names)

@@ -1,32 +1,59 @@
-"""Laws of a benchmark: what every loader must give."""
+"""Laws of a benchmark: what every definition and its loaders must give."""
 
 from collections import Counter
-from collections.abc import Callable
+from pathlib import Path
 
-from ptsearch.benchmarks import Benchmark, Sample, Scenario, digest, item_hash
-from ptsearch.benchmarks.parsing import RULES
+from ptsearch.benchmarks import (
+    Benchmark,
+    BenchmarkDefinition,
+    Sample,
+    Scenario,
+    digest,
+    item_hash,
+)
+from ptsearch.benchmarks.parsing import PARSERS, Rule
 from ptsearch.benchmarks.split import HOLDOUT, SEARCH, half
 
 SALT = "ptsearch"  # of the split, the default
 
 
-def check_benchmark(load: Callable[[], Benchmark]) -> None:
-    """AssertionError: the loader, or what it loads, breaks a law. It is called twice."""
-    benchmark = load()
-    again = load()
-    assert digest(benchmark) == digest(again), f"{benchmark.name}: loading it twice differs"
+def check_benchmark(definition: BenchmarkDefinition, root: Path | None = None) -> None:
+    """AssertionError: the definition, or what it loads, breaks a law.
+
+    Its embedded samples are loaded, and those below `root` where that is given; each twice.
+    """
+    loaders = [definition.load_pocket] if definition.load_pocket else []
+    published = definition.load_paper
+    if published and root:
+        loaders.append(lambda: published(root))
+    assert loaders, f"{definition.name}: nothing to load: load_pocket, or load_paper and a root"
+    parsers = {name: parser.clean for name, parser in {**PARSERS, **definition.parsers}.items()}
+    for load in loaders:
+        benchmark, again = load(), load()
+        assert benchmark.name == definition.name, (
+            f"the samples of {definition.name} call themselves {benchmark.name!r}"
+        )
+        assert digest(benchmark) == digest(again), f"{benchmark.name}: loading it twice differs"
+        _check_samples(benchmark, parsers)
+
+
+def _check_samples(benchmark: Benchmark, parsers: dict[str, Rule]) -> None:
     assert benchmark.samples, f"{benchmark.name} has no samples"
     repeated = [id for id, n in Counter(s.id for s in benchmark.samples).items() if n > 1]
     assert not repeated, f"{benchmark.name}: sample ids must be unique, {repeated[0]!r} is not"
     for name, scenario in benchmark.scenarios.items():
         samples = [sample for sample in benchmark.samples if sample.scenario == name]
-        _check_scenario(f"{benchmark.name}/{name}", name, scenario, samples)
+        where = f"{benchmark.name}/{name}"
+        assert scenario.name == name, f"{where}: its scenario calls itself {scenario.name!r}"
+        _check_scenario(where, scenario, samples)
+        assert scenario.parse in parsers, f"{where}: there is no parser {scenario.parse!r}"
+        for sample in samples:
+            _check_sample(f"{where}, sample {sample.id}", parsers[scenario.parse], sample)
     unknown = {s.scenario for s in benchmark.samples} - benchmark.scenarios.keys()
     assert not unknown, f"{benchmark.name}: samples of unknown scenarios {sorted(unknown)}"
 
 
-def _check_scenario(where: str, name: str, scenario: Scenario, samples: list[Sample]) -> None:
-    assert scenario.name == name, f"{where}: its scenario calls itself {scenario.name!r}"
+def _check_scenario(where: str, scenario: Scenario, samples: list[Sample]) -> None:
     assert samples, f"{where} has no samples"
     assert scenario.max_new_tokens >= 1, f"{where}: max_new_tokens must be at least 1"
     if scenario.calibrate != "none":
@@ -40,11 +67,9 @@ def _check_scenario(where: str, name: str, scenario: Scenario, samples: list[Sam
     if scenario.metric == "parity":
         groups = {sample.group for sample in samples}
         assert groups == {0, 1}, f"{where}: parity needs groups 0 and 1, got {sorted(groups)}"
-    for sample in samples:
-        _check_sample(f"{where}, sample {sample.id}", scenario, sample)
 
 
-def _check_sample(where: str, scenario: Scenario, sample: Sample) -> None:
+def _check_sample(where: str, parse: Rule, sample: Sample) -> None:
     labels = sample.question.labels
     assert len(labels) >= 2, f"{where}: at least two labels, got {labels}"
     assert len({label.strip() for label in labels} - {""}) == len(labels), (
@@ -61,7 +86,6 @@ def _check_sample(where: str, scenario: Scenario, sample: Sample) -> None:
         assert sample.item != item_hash(sample.prompt), (
             f"{where}: item must hash the content before perturbation and prompt"
         )
-    parse = RULES["clean"][scenario.parse]
     for code, label in enumerate(labels):
         read = parse(label, sample.question)
         assert read == code, f"{where}: the reply {label!r} is read as {read}, expected {code}"

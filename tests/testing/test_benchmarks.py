@@ -1,24 +1,24 @@
 """Our embedded benchmarks pass the law suite, and broken ones do not."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
-from ptsearch.benchmarks import NAMES, Benchmark, Sample, item_hash, pocket
+from ptsearch.benchmarks import BENCHMARKS, BenchmarkDefinition, Sample, item_hash, pocket
 from ptsearch.testing import check_benchmark
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_benchmark_of_ours_keeps_the_laws(name: str) -> None:
-    check_benchmark(getattr(pocket, name))
+    check_benchmark(BENCHMARKS[name])
 
 
-def changed(**fields: object) -> Callable[[], Benchmark]:
+def changed(**fields: object) -> BenchmarkDefinition:
     """The embedded MMLU with one sample changed."""
     benchmark = pocket.mmlu()
     first: Sample = replace(benchmark.samples[0], **fields)  # type: ignore[arg-type]
-    return lambda: replace(benchmark, samples=(first, *benchmark.samples[1:]))
+    altered = replace(benchmark, samples=(first, *benchmark.samples[1:]))
+    return replace(BENCHMARKS["mmlu"], load_pocket=lambda: altered, load_paper=None)
 
 
 @pytest.mark.parametrize(
