@@ -19,7 +19,7 @@ FIELD = re.compile(r"^    (?P<name>\w+): [^#]*?(?:# (?P<comment>.*))?$")
 BLOCK = re.compile(r"^```mermaid\n(.+?)^```$", re.DOTALL | re.MULTILINE)
 NODE = re.compile(r'^\s*(?P<name>\w+)\["(?P<text>[^"]+)"\]')
 ARROWS = re.compile(r"^\s*(?P<start>\w+) --> (?P<ends>\w+(?: & \w+)*)$")
-WIDTH, HEIGHT, STEP = 270, 40, 66  # of a box; from one level to the next
+WIDTH, HEIGHT, STEP = 280, 40, 66  # of a box; from one level to the next
 MORE = re.compile(r"^    +#(?P<comment>.*)$|^    [)\]}]  # (?P<after>.*)$")
 
 
@@ -33,7 +33,8 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 def _formula(match: re.Match[str]) -> str:
     from latex2mathml.converter import convert
 
-    return str(convert(" ".join(match[1].split()), display="block"))
+    math = convert(" ".join(match[1].split()), display="block")
+    return f'<div class="formula">{math}</div>'
 
 
 def arrows(flowchart: str) -> dict[str, list[str]]:
@@ -84,7 +85,7 @@ def drawing(flowchart: str) -> str:
         'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z"/></marker></defs>'
     )
     size = f'viewBox="0 0 {width} {STEP * (top + 1)}"'
-    return f'<svg class="wings" {size} role="img">{tip}{"".join(parts)}</svg>'
+    return f'<div class="wings"><svg {size} role="img">{tip}{"".join(parts)}</svg></div>'
 
 
 def reference() -> str:
