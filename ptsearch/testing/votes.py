@@ -10,13 +10,13 @@ from ptsearch.benchmarks import Benchmark, Sample, Scenario, item_hash
 from ptsearch.benchmarks.parsing import CONTRADICTORY, REFUSED, Question
 from ptsearch.config import VoteConfig
 from ptsearch.scoring.scores import Questions, questions
-from ptsearch.voting.vote_rules import Rule, VoteInputs
+from ptsearch.voting import VoteInputs, VoteRule, votes
 
 SAMPLES = 60  # of each scenario
 LABELS = {"accuracy": ("red", "green", "blue"), "parity": ("no", "yes")}
 
 
-def check_vote_rule(rule: Rule, config: VoteConfig | None = None, seed: int = 0) -> None:
+def check_vote_rule(rule: VoteRule, config: VoteConfig | None = None, seed: int = 0) -> None:
     """AssertionError: the rule breaks a law. `config` holds the rule's own settings."""
     rng, config = np.random.default_rng(seed), config or VoteConfig()
     asked = _questions(rng)
@@ -24,31 +24,34 @@ def check_vote_rule(rule: Rule, config: VoteConfig | None = None, seed: int = 0)
         inputs = _inputs(asked, members, rng)
         fitted = rule.fit(inputs, config)
         json.dumps(fitted)  # it is recorded with the study
-        voted = rule.cast(inputs, fitted)
+        voted = rule.vote(inputs, fitted)
+        if rule.enumerable:
+            majority = votes.majority(inputs.answers, inputs.precision)
+            _equal(voted, majority, "an enumerable rule must be the majority")
         _check_codes(inputs, voted)
-        _equal(voted, rule.cast(inputs, rule.fit(inputs, config)), "the same inputs vote otherwise")
+        _equal(voted, rule.vote(inputs, rule.fit(inputs, config)), "the same inputs vote otherwise")
         for shuffled in _orders(inputs, rng):
-            again = rule.cast(shuffled, rule.fit(shuffled, config))
+            again = rule.vote(shuffled, rule.fit(shuffled, config))
             _equal(voted, again, "the vote depends on the order of members")
         if members == 1:
-            usable = inputs.said[0] >= 0
-            _equal(voted[usable], inputs.said[0][usable], "one member must vote as itself")
-        same = np.broadcast_to(asked.gold, inputs.said.shape).astype(np.int16)
+            usable = inputs.answers[0] >= 0
+            _equal(voted[usable], inputs.answers[0][usable], "one member must vote as itself")
+        same = np.broadcast_to(asked.gold, inputs.answers.shape).astype(np.int16)
         agreed = _with(inputs, same)
-        found = rule.cast(agreed, rule.fit(agreed, config))
+        found = rule.vote(agreed, rule.fit(agreed, config))
         _equal(found, asked.gold, "members that all agree must win")
-        nobody = _with(inputs, np.full(inputs.said.shape, REFUSED, np.int16))
-        found = rule.cast(nobody, fitted)
+        nobody = _with(inputs, np.full(inputs.answers.shape, REFUSED, np.int16))
+        found = rule.vote(nobody, fitted)
         assert (found < 0).all(), "where no member has a usable answer, the vote is one"
 
 
 def _check_codes(inputs: VoteInputs, voted: AnswerCodes) -> None:
     """One code per sample: an answer that some member gave, or a negative code."""
-    samples = inputs.said.shape[1]
+    samples = inputs.answers.shape[1]
     assert voted.shape == (samples,), f"shape {voted.shape}, expected ({samples},)"
     assert np.issubdtype(voted.dtype, np.integer), f"answer codes are integers, got {voted.dtype}"
     assert (voted >= CONTRADICTORY).all(), f"there is no answer code {voted.min()}"
-    assert (voted < inputs.asked.n_labels).all(), "a label that the question does not have"
+    assert (voted < inputs.questions.n_labels).all(), "a label that the question does not have"
 
 
 def _equal(found: AnswerCodes, expected: AnswerCodes, law: str) -> None:
@@ -88,19 +91,21 @@ def _inputs(asked: Questions, members: int, rng: np.random.Generator) -> VoteInp
 
 def _with(inputs: VoteInputs, said: AnswerCodes) -> VoteInputs:
     """The inputs with other answers, and log-probabilities whose best label is the answer."""
-    width = int(inputs.asked.n_labels.max())
+    width = int(inputs.questions.n_labels.max())
     labels = np.arange(width)
-    preferred = np.where(labels == said[..., None], 0.8, 0.2 / (inputs.asked.n_labels[:, None] - 1))
+    preferred = np.where(
+        labels == said[..., None], 0.8, 0.2 / (inputs.questions.n_labels[:, None] - 1)
+    )
     logprobs: Floats = np.log(preferred)
-    logprobs[:, labels[None] >= inputs.asked.n_labels[:, None]] = np.nan
+    logprobs[:, labels[None] >= inputs.questions.n_labels[:, None]] = np.nan
     logprobs[said < 0] = np.nan
-    return inputs._replace(said=said, logprobs=logprobs)
+    return inputs._replace(answers=said, logprobs=logprobs)
 
 
 def _orders(inputs: VoteInputs, rng: np.random.Generator) -> Iterator[VoteInputs]:
     assert inputs.logprobs is not None
     for _ in range(3):
-        order = rng.permutation(len(inputs.said))
+        order = rng.permutation(len(inputs.answers))
         yield VoteInputs(
-            inputs.asked, inputs.said[order], inputs.precision[order], inputs.logprobs[order]
+            inputs.questions, inputs.answers[order], inputs.precision[order], inputs.logprobs[order]
         )

@@ -5,7 +5,7 @@ import pytest
 
 from ptsearch.config import VoteConfig
 from ptsearch.testing import check_vote_rule
-from ptsearch.voting.vote_rules import VOTES, Rule
+from ptsearch.voting import VOTES, VoteRule
 
 SETTINGS = {"fair": VoteConfig(rule="fair", max_dpd=10, max_eod=10)}
 
@@ -17,15 +17,15 @@ def test_a_rule_of_ours_keeps_the_laws(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("law", "cast"),
+    ("law", "vote"),
     [
-        ("order", lambda inputs, _: inputs.said[0]),
-        ("shape", lambda inputs, _: inputs.said),
-        ("vote as itself", lambda inputs, _: np.full_like(inputs.said[0], -1)),
-        ("usable answer", lambda inputs, _: np.maximum(inputs.said.max(axis=0), 0)),
+        ("order", lambda inputs, _: inputs.answers[0]),
+        ("shape", lambda inputs, _: inputs.answers),
+        ("vote as itself", lambda inputs, _: np.full_like(inputs.answers[0], -1)),
+        ("usable answer", lambda inputs, _: np.maximum(inputs.answers.max(axis=0), 0)),
     ],
 )
-def test_a_broken_rule_is_found(law: str, cast: object) -> None:
-    broken = Rule(VOTES["majority"].fit, cast)  # type: ignore[arg-type]
+def test_a_broken_rule_is_found(law: str, vote: object) -> None:
+    broken = VoteRule("broken", vote)  # type: ignore[arg-type]
     with pytest.raises(AssertionError, match=law):
         check_vote_rule(broken)
