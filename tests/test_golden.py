@@ -1,0 +1,87 @@
+"""What the package found before its redesign, found again.
+
+`golden/` holds a study of the embedded model in fp32 by the commit before the redesign: the answers
+of nine variants and the dense model to the embedded benchmark, their bytes and latency, and what
+was concluded from them. From the answers on, everything must come out as it did.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from ptsearch.benchmarks import digest, sources
+from ptsearch.config import BenchmarksConfig, Config, StudyConfig
+from ptsearch.evaluation.table import Entry, Table
+from ptsearch.models.base_model import BaseModel
+from ptsearch.search.comparisons import gains
+from ptsearch.search.exact_front import find_exact_front
+from ptsearch.search.scorer import scorers
+from ptsearch.variant import from_fields
+
+GOLDEN = Path(__file__).parent / "golden"
+DENSE = "none"
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Any]:
+    recorded: dict[str, Any] = json.loads((GOLDEN / "study.json").read_text(encoding="utf-8"))
+    return recorded
+
+
+@pytest.fixture(scope="module")
+def table(golden, tmp_path_factory) -> Table:
+    """The table that the study of the golden files had, from its answers."""
+    folder = tmp_path_factory.mktemp("golden")
+    benchmarks = sources.load(BenchmarksConfig(), folder)
+    answers = np.load(GOLDEN / "answers.npz")
+    entries = {
+        label: Entry(from_fields(each["fields"]), answers[label].astype(np.int16), each)
+        for label, each in golden["variants"].items()
+    }
+    config = Config(study=StudyConfig(name="golden"), cache_dir=str(folder), runs_dir=str(folder))
+    pool = {label: entries[label].variant for label in answers.files if label != DENSE}
+    base = BaseModel(entries[DENSE].variant.model, entries[DENSE].variant.revision, folder)
+    return Table(config, base, pool, benchmarks, None, lambda *_: None, entries)  # type: ignore[arg-type]
+
+
+def test_the_questions_are_the_same(golden, table) -> None:
+    assert {b.name: digest(b) for b in table.benchmarks} == golden["benchmarks"]
+
+
+def test_variants_keep_their_ids_and_labels(golden) -> None:
+    """So checkpoints and predictions of before are found again, never taken for another's."""
+    for label, each in golden["variants"].items():
+        variant = from_fields(each["fields"])
+        assert (variant.id, variant.label) == (each["id"], label)
+
+
+def test_scores_are_the_same(golden, table) -> None:
+    for half, scorer in scorers(table).items():
+        for name, by_half in golden["scores"].items():
+            scores = scorer(table, tuple(name.split(" + ")))
+            found = {key: scores.get(key, np.nan) for key in by_half[half]}
+            assert_allclose(
+                list(found.values()), list(by_half[half].values()), atol=1e-8, err_msg=str(found)
+            )
+
+
+def test_the_front_is_the_same(golden, table) -> None:
+    front = find_exact_front(table, scorers(table)["search"])
+    assert front.ensembles == golden["ensembles"]
+    assert {tuple(members) for members in golden["front"]} == set(front.front)
+
+
+def test_gains_and_their_intervals_are_the_same(golden, table) -> None:
+    baselines = {"dense": (DENSE,), "best_single": (golden["best_single"],)}
+    ensembles = [tuple(members) for members in golden["front"]]
+    found = gains(table, scorers(table)["holdout"], ensembles, baselines)
+    for mine, theirs in zip(found, golden["gains"], strict=True):
+        for baseline, by_score in theirs.items():
+            for key, (low, estimate, high) in by_score.items():
+                gain = mine[baseline][key]
+                assert_allclose([gain.low, gain.estimate, gain.high], [low, estimate, high],
+                                atol=1e-5)  # fmt: skip
