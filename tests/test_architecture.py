@@ -149,7 +149,8 @@ def test_the_wings_say_what_they_are_for() -> None:
 
 PRIVATE = re.compile(
     r"torch\._|torch\.ops\.|\btorch\.cpu\._|transformers\.[\w.]*\._|mlflow\.[\w.]*\._|optuna\.[\w.]*\._"
-    r"|\b_attn_implementation\b|\b_init_weights\b|\._buffers\b|\b_forward_(pre_)?hooks\b|\bhf_quantizer\b|\bmallopt\b|\bprctl\b|torch\.utils\._|\bapply_rotary_pos_emb = "
+    r"|\b_attn_implementation\b|\b_init_weights\b|\._buffers\b|\b_forward_(pre_)?hooks\b|\bhf_quantizer\b"
+    r"|\bmallopt\b|\bprctl\b|torch\.utils\._|\bapply_rotary_pos_emb = "
 )
 
 
