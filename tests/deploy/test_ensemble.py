@@ -69,7 +69,7 @@ def test_replies_are_read_and_may_refuse(ensemble) -> None:
 
 
 def test_equal_tensors_are_in_memory_once(ensemble) -> None:
-    high, low = (ensemble.engines[label].model for label in ("high", "low"))
+    high, low = (ensemble.engines[label].runner.model for label in ("high", "low"))
     embeddings = [model.get_input_embeddings().weight for model in (high, low)]
     assert embeddings[0].data_ptr() == embeddings[1].data_ptr()
     heads = [model.get_output_embeddings().weight for model in (high, low)]

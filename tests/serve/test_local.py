@@ -27,7 +27,7 @@ PROMPTS = [f"{'Well. ' * (n % 7)}Is it {n}" for n in range(48)]
 
 
 @pytest.fixture(scope="module")
-def ensemble(folder: Path) -> PrecisionEnsemble:  # noqa: F811
+def ensemble(folder: Path) -> PrecisionEnsemble:
     return PrecisionEnsemble.from_pretrained(folder)
 
 
@@ -152,7 +152,7 @@ def test_a_wrong_key(given, url) -> None:
     assert httpx.get(url.replace("/v1", "/health")).json() == {"status": "ok", "away": []}
 
 
-def test_logs_hold_prompts_only_if_asked(folder, caplog) -> None:  # noqa: F811
+def test_logs_hold_prompts_only_if_asked(folder, caplog) -> None:
     caplog.set_level("DEBUG")
     for shown in (False, True):
         caplog.clear()
@@ -164,7 +164,7 @@ def test_logs_hold_prompts_only_if_asked(folder, caplog) -> None:  # noqa: F811
         assert said["ptsearch"]["members"][0]["outcome"] == "answered"
 
 
-def test_what_keeps_it_from_starting(folder, tmp_path, url) -> None:  # noqa: F811
+def test_what_keeps_it_from_starting(folder, tmp_path, url) -> None:
     port = int(url.split(":")[2].split("/")[0])
     for config, message in (
         (ServeConfig(), r"serve\.dir is missing"),
