@@ -1,6 +1,7 @@
 """A folder appears whole or not at all."""
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,50 @@ def test_damage_is_found(tmp_path: Path) -> None:
 def test_no_folder_is_not_whole(tmp_path: Path) -> None:
     assert not store.is_whole(tmp_path / "absent")
     assert store.MANIFEST in store.verify_folder(tmp_path / "absent")[0]
+
+
+OLD_META = """{
+ "variant": {"model": "tiny", "revision": "0", "method": "gptq", "backend": "native", "bits": 3,
+  "group_size": 32, "sym": false, "actorder": "static", "damp_percent": 0.05, "act_bits": 16,
+  "kv_bits": 16, "kv_window": 0, "decode_schedule": "",
+  "calibration": "19c8baf246a8fb2fcd731fc39ed2162b2c9da5b85d2e345ee0184bcbca5ba968",
+  "seed": 0, "rounding_seed": null, "method_args": [], "build_version": 1},
+ "label": "gptq-3b-g32-asym-act-s0", "checkpoint": ".", "trust_remote_code": false,
+ "tensors": {"model.embed_tokens.weight": {"bytes": 32896, "sha256": "02ea"}},
+ "tensor_bytes": 66880, "read_back": "whole", "kv": {"bits": 16.0, "window": 0},
+ "perplexity": 251.65, "dense_perplexity": 251.66, "degenerate": false,
+ "damp_raised": {"model.layers.0.mlp.up_proj": 0.5}, "rounded_to_nearest": [],
+ "seconds": 4.2, "cpu_seconds": 0.3, "gradient_cpu_seconds": 0.0,
+ "calibration_indices": [216, 98, 194, 227], "versions": {"torch": "2.13.0+cpu"}
+}"""  # as version 0.1.0 wrote it, without a version number
+
+
+def test_a_description_of_an_earlier_version_is_read_and_keeps_its_id(tmp_path: Path) -> None:
+    (tmp_path / store.META).write_text(OLD_META)
+    meta = store.read_meta(tmp_path)
+    assert (meta.variant.id, meta.variant.label) == ("23fd6c4ac9c8", meta.label)
+    assert meta.tensors == {"model.embed_tokens.weight": store.StoredTensor(32896, "02ea")}
+    assert meta.kv == store.KvStorage()
+    assert meta.calibration_indices == [216, 98, 194, 227]
+    store.write_meta(tmp_path, meta)
+    assert store.read_meta(tmp_path) == meta
+    recorded = json.loads((tmp_path / store.META).read_text())
+    assert recorded.pop("version") == store.META_VERSION
+    assert recorded == json.loads(OLD_META)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 9}, "has version 9, expected 1"),
+        ({"perplexity": "low"}, "perplexity"),
+        ({"variant": {"method": "zip"}}, "is not the description of a variant"),
+        ({"tensors": {"a": {"bytes": 3}}}, "sha256"),
+    ],
+)
+def test_a_description_that_is_wrong_is_refused(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    (tmp_path / store.META).write_text(json.dumps(json.loads(OLD_META) | change))
+    with pytest.raises(ValueError, match=message):
+        store.read_meta(tmp_path)

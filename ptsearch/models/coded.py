@@ -21,7 +21,7 @@ import json
 from collections.abc import Callable, Mapping
 from math import gcd
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -92,7 +92,7 @@ def write_index(folder: Path, linears: Mapping[str, Entry], weight_map: Mapping[
     (folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
 
 
-def pack(codes: NDArray[Any], bits: int) -> Tensor:
+def pack(codes: NDArray[np.integer], bits: int) -> Tensor:
     """Whole numbers (rows, n) below 2^bits as uint8 (rows, ceil(n bits / 8))."""
     each = codes.astype(np.uint16)[..., None] >> np.arange(bits, dtype=np.uint16) & 1
     spelled = each.astype(np.uint8).reshape(len(codes), -1)
@@ -107,7 +107,7 @@ def unpack(packed: Tensor, bits: int, n: int) -> NDArray[np.uint16]:
     return codes
 
 
-def trellis_values(states: NDArray[Any]) -> NDArray[np.float32]:
+def trellis_values(states: NDArray[np.integer]) -> NDArray[np.float32]:
     """Nearly normal pseudo-random numbers, one for each state: QTIP's code 1MAD (section 3.1)."""
     mixed = (states.astype(np.uint64) * 34038481 + 76625530) & 0xFFFFFFFF
     octets = np.stack([mixed >> np.uint64(shift) & np.uint64(255) for shift in (0, 8, 16, 24)])
@@ -117,7 +117,9 @@ def trellis_values(states: NDArray[Any]) -> NDArray[np.float32]:
     return values
 
 
-def trellis_states(initial: NDArray[Any], codes: NDArray[Any], bits: int) -> NDArray[np.int64]:
+def trellis_states(
+    initial: NDArray[np.integer], codes: NDArray[np.integer], bits: int
+) -> NDArray[np.int64]:
     """The states (sequences, length): each step shifts the new bits into the last state."""
     states = np.empty(codes.shape, np.int64)
     state = initial.astype(np.int64)

@@ -12,6 +12,7 @@ from ptsearch.models import experts
 from ptsearch.models.base_model import BaseModel
 from ptsearch.models.loading import compute_dtype
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # of a module's forward
 Nested = TypeVar("Nested")
 Read = Callable[[str], dict[str, Tensor]]  # prefix -> a checkpoint's tensors under it, by full name
 

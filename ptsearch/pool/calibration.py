@@ -3,9 +3,10 @@
 import hashlib
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +14,11 @@ from torch import Tensor
 from ptsearch.benchmarks import hub
 from ptsearch.config import CalibrationConfig
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+Turn = dict[str, str]  # role, content
+Record = str | list[Turn]
 SHARE = 0.8  # of the text, from its beginning; the rest is held out
 
 
@@ -50,7 +56,7 @@ class Calibration:
 def read(settings: CalibrationConfig) -> Calibration:
     """The calibration that the settings name. ValueError: no such file, or a bad line in it."""
     if settings.source == "python-docs":
-        records: list[Any] = python_docs()
+        records: Sequence[Record] = python_docs()
     else:
         path = Path(settings.path)
         if settings.source == "hub":
@@ -69,7 +75,7 @@ def read(settings: CalibrationConfig) -> Calibration:
     return Calibration(text, settings.samples, settings.length, settings.rendering)
 
 
-def chunks(tokenizer: Any, text: str, length: int, rendering: str = "raw") -> Tensor:
+def chunks(tokenizer: "Tokenizer", text: str, length: int, rendering: str = "raw") -> Tensor:
     """Consecutive chunks (n, length) of token ids; the short rest is dropped.
 
     ValueError: conversations, and the tokenizer has no chat template.
@@ -106,16 +112,16 @@ def python_docs() -> list[str]:
     return [text for _, text in sorted(pydoc_data.topics.topics.items())]
 
 
-def _plain(record: Any) -> str:
+def _plain(record: Record) -> str:
     return record if isinstance(record, str) else "\n\n".join(turn["content"] for turn in record)
 
 
-def _messages(record: Any) -> Any:
+def _messages(record: Record) -> list[Turn]:
     """A text alone is what a user says."""
     return [{"role": "user", "content": record}] if isinstance(record, str) else record
 
 
-def _read_file(path: Path) -> list[Any]:
+def _read_file(path: Path) -> list[Record]:
     """Texts and conversations. ValueError: none, or something else is in the file."""
     if not path.is_file():
         raise ValueError(f"calibration.path={str(path)!r} is not a file")
@@ -128,7 +134,7 @@ def _read_file(path: Path) -> list[Any]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text at byte {error.start}") from None
-    records = [text]
+    records: list[Record] = [text]
     if path.suffix == ".jsonl":
         records = [
             _record(_parsed(line), f"{path}, line {number}")
@@ -140,14 +146,14 @@ def _read_file(path: Path) -> list[Any]:
     return records
 
 
-def _parsed(line: str) -> Any:
+def _parsed(line: str) -> object:
     try:
         return json.loads(line)
     except json.JSONDecodeError:
         return None
 
 
-def _record(row: Any, where: str) -> Any:
+def _record(row: object, where: str) -> Record:
     """The row's `text`, or its `messages`."""
     if isinstance(row, dict) and isinstance(row.get("text"), str):
         return row["text"]

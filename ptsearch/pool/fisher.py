@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from ptsearch.aliases import Report
 from ptsearch.models.base_model import BaseModel
 from ptsearch.models.checkpoint import Tensors
-from ptsearch.models.layers import fill_around, forwards, layers_of, materialise, skeleton
+from ptsearch.models.layers import (
+    Arguments,
+    fill_around,
+    forwards,
+    layers_of,
+    materialise,
+    skeleton,
+)
 
 STAGE = "gradients: layer"
 
@@ -60,11 +67,13 @@ def read(folders: Mapping[int, Path], layer: int) -> dict[int, dict[str, Tensor]
     }
 
 
-def _embed(model: Any, layers: nn.ModuleList, tokens: Tensor) -> tuple[list[Tensor], list[Any]]:
+def _embed(
+    model: Any, layers: nn.ModuleList, tokens: Tensor
+) -> tuple[list[Tensor], list[Arguments]]:
     """(the first layer's input for each sample, each layer's other arguments, alike for all)."""
     hidden, calls = [], []
 
-    def note(index: int, X: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def note(index: int, X: Tensor, *args: object, **kwargs: object) -> Tensor:
         if index == 0:
             hidden.append(X)
         if len(hidden) == 1:
@@ -90,7 +99,7 @@ def _head(model: Any, layers: nn.ModuleList, tokens: Tensor, hidden: list[Tensor
 
 
 def _backward(
-    layer: nn.Module, inputs: list[Tensor], gradients: list[Tensor], call: Any
+    layer: nn.Module, inputs: list[Tensor], gradients: list[Tensor], call: Arguments
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """(mean squared gradient of each linear's weight, gradients with respect to the inputs)."""
     linears = {name: m for name, m in layer.named_modules() if isinstance(m, nn.Linear)}
@@ -109,7 +118,7 @@ def _backward(
     return diagonal, passed
 
 
-def _run(layer: nn.Module, hidden: Tensor, call: Any) -> Tensor:
+def _run(layer: nn.Module, hidden: Tensor, call: Arguments) -> Tensor:
     args, kwargs = call
     output = type(layer).forward(layer, hidden, *args, **kwargs)
     tensor: Tensor = output[0] if isinstance(output, tuple) else output

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ptsearch.models.layers import (
+    Arguments,
     Read,
     fill_around,
     forwards,
@@ -102,7 +103,7 @@ def _forget_embeddings(model: Any, decoder: Any) -> None:
 
 def _run(
     layer: nn.Module,
-    arguments: tuple[tuple[Any, ...], dict[str, Any]],
+    arguments: Arguments,
     parts: Parts,
     sums: "_Sums | None",
     over: bool,
@@ -206,7 +207,7 @@ def _micro_batches(count: int, length: int, seeds: Mapping[int, Sequence[int]]) 
     ]
 
 
-def _elsewhere(tensor: Tensor, arguments: Any) -> bool:
+def _elsewhere(tensor: Tensor, arguments: Arguments) -> bool:
     """Whether one of the arguments has its memory."""
     places: set[int] = set()
 
@@ -218,7 +219,7 @@ def _elsewhere(tensor: Tensor, arguments: Any) -> bool:
     return tensor.untyped_storage().data_ptr() in places
 
 
-def _rows(arguments: Any, count: int, taken: slice) -> Any:
+def _rows(arguments: Arguments, count: int, taken: slice) -> Arguments:
     """The same arguments for some of `count` samples: tensors that have one row for each."""
 
     def part(value: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ diagonal of H.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -168,7 +168,7 @@ class _State(NamedTuple):
     codes: NDArray[np.int8]
     U: NDArray[np.float32]  # (in, in)
     noise: NDArray[np.float32]  # in [0, 1), or empty: round to nearest
-    grid: tuple[NDArray[Any], ...]  # scale and zero (groups, out), group of each column (in,)
+    grid: tuple[NDArray[np.generic], ...]  # scale, zero (groups, out), columns' groups (in,)
 
 
 @numba.njit(nogil=True, cache=True)

@@ -7,7 +7,7 @@ solved for. Shapes: W (out, in); scale, zero (out, groups), groups = in / group_
 """
 
 import hashlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -126,7 +126,7 @@ def dequantize(codes: Tensor, grid: Grid) -> Tensor:
 def _least_error(
     W: NDArray[np.float32],
     importance: NDArray[np.float32],
-    tried: tuple[NDArray[Any], ...],  # scales and zeros, each (tries, out, groups)
+    tried: tuple[NDArray[np.float32], ...],  # scales and zeros, each (tries, out, groups)
     low: int,
     high: int,
     best: NDArray[np.int64],  # (out, groups): which try

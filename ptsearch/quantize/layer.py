@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from ptsearch.models.coded import Coded
+from ptsearch.models.layers import Arguments
 from ptsearch.quantize.grid import Quantized
 
 LEAST_TOKENS = 64  # of calibration; linears whose input saw fewer are rounded to nearest
@@ -31,7 +32,7 @@ class Layer(NamedTuple):
     stored: dict[str, Tensor]  # every tensor as the checkpoint has it, by full name
     inputs: list[tuple[str, ...]]  # full names of linears that share an input, in order of use
     moments: list[dict[int, Moments]]  # for each of `inputs`: seed -> moments; {} = never reached
-    example: tuple[tuple[Any, ...], dict[str, Any]]  # arguments of the layer for one sample
+    example: Arguments  # positional and by keyword of the layer for one sample
     fisher: dict[int, dict[str, Tensor]] = {}  # noqa: RUF012  seed -> linear -> diagonal (out, in)
 
     def seen(self, slot: int, seed: int) -> Moments | None:
