@@ -44,13 +44,13 @@ def test_quantize(tiny_model: Path, tmp_path: Path) -> None:
     assert all(perplexities.values())
 
 
-def test_answer(folder: Path) -> None:  # noqa: F811
+def test_answer(folder: Path) -> None:
     lines = example("answer").main(folder)
     assert len(lines) == 2
     assert "high: " in lines[0]
 
 
-def test_client(folder: Path) -> None:  # noqa: F811
+def test_client(folder: Path) -> None:
     pytest.importorskip("openai")
     with live(ServeConfig(dir=str(folder), port=0)) as url:
         label, members = example("client").main(url, folder.name)

@@ -21,11 +21,11 @@ LABELS = ["no", "yes", "maybe"]
 
 
 @pytest.fixture(scope="module")
-def ensemble(folder: Path) -> PrecisionEnsemble:  # noqa: F811
+def ensemble(folder: Path) -> PrecisionEnsemble:
     return PrecisionEnsemble.from_pretrained(folder)
 
 
-def test_each_member_says_what_it_says_alone(ensemble, folder) -> None:  # noqa: F811
+def test_each_member_says_what_it_says_alone(ensemble, folder) -> None:
     answers = ensemble.answer(PROMPTS[:2], LABELS)
     for member in ("high", "middle", "low"):
         alone = engines.load(folder / "members" / member, EngineConfig(dtype="float32"))
@@ -92,7 +92,7 @@ def test_bad_questions(ensemble, prompts, labels, message) -> None:
         ensemble.answer(prompts, labels)
 
 
-def edit(folder: Path, change) -> Path:  # noqa: F811
+def edit(folder: Path, change) -> Path:
     """The folder's description changed, and sealed as if it had been written so."""
     path = folder / "ensemble.yaml"
     described = yaml.safe_load(path.read_text())
@@ -112,7 +112,7 @@ def edit(folder: Path, change) -> Path:  # noqa: F811
         (lambda d: d["vote"].update(order=["high"]), "does not name each member once"),
     ],
 )
-def test_a_description_that_is_not_ours(folder, tmp_path, change, message) -> None:  # noqa: F811
+def test_a_description_that_is_not_ours(folder, tmp_path, change, message) -> None:
     import shutil
 
     copy = edit(Path(shutil.copytree(folder, tmp_path / "copy")), change)
@@ -120,7 +120,7 @@ def test_a_description_that_is_not_ours(folder, tmp_path, change, message) -> No
         PrecisionEnsemble.from_pretrained(copy)
 
 
-def test_an_altered_or_incomplete_folder(folder, tmp_path) -> None:  # noqa: F811
+def test_an_altered_or_incomplete_folder(folder, tmp_path) -> None:
     import shutil
 
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
