@@ -1,26 +1,25 @@
-"""The jobs, each from a config to what it prints or writes."""
+"""One function per job, from a config to what it prints or writes."""
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import optuna
 
 from ptsearch.aliases import Report
-from ptsearch.benchmarks import BENCHMARKS, digest, hub, sources
+from ptsearch.benchmarks import BENCHMARKS, Benchmark, digest, hub, sources
 from ptsearch.config import Config, VoteConfig
 from ptsearch.deploy import export, record
 from ptsearch.deploy import folder as exported
 from ptsearch.evaluation import predictions
 from ptsearch.evaluation.table import DENSE, Table, open_table
 from ptsearch.evaluation.workers import workers
-from ptsearch.report import paper, paper_report, slo_report, terminal, tracking
+from ptsearch.report import paper, paper_report, study_output, terminal, tracking
 from ptsearch.report import study as report
-from ptsearch.scoring import scores
+from ptsearch.scoring import scores as scoring
 from ptsearch.scoring.rescore import rescore
 from ptsearch.scoring.scores import Scores
 from ptsearch.search import exact_front, next_build
@@ -29,7 +28,7 @@ from ptsearch.search.scorer import search_and_holdout
 
 
 def run_study(config: Config) -> None:
-    """The kind of study that the config names."""
+    """Run the kind of study that is configured."""
     STUDIES[studies.study_config(config).kind](config)
 
 
@@ -47,44 +46,44 @@ def run_search(config: Config) -> None:
             studies.search(study, table, scorers[0], on_trial)
             exact = exact_front.complete(study, table, scorers[0], on_trial)
             result = report.compile_result(table, others, study, scorers, exact)
-            report.log_result(tracker, table, study, result)
+            study_output.log_result(tracker, table, study, result)
             _keep(study, record.for_export(table, scorers, result))
         except BaseException:
             tracking.fail(tracker)
             raise
-    report.show_result(screen, tracker, config, result)
+    study_output.show_result(screen, tracker, config, result)
 
 
 def run_slo(config: Config) -> None:
-    """Show and log the most trusted ensemble within the limits, or what must give way."""
+    """Show and log the most trusted ensemble within the limits, or how to relax them."""
     screen = terminal.console()
     need_pool(config)
     with tables(config, terminal.progress(screen)) as (table, *others):
         scorers, result = search_and_holdout(table), None
         study, tracker = _open(config, table)
         try:
-            answer = slo_report.answer_limits(table, scorers[0])
+            answer = report.answer_limits(table, scorers[0])
             if answer.pick is None:
-                slo_report.log_relaxations(tracker, config, answer)
+                study_output.log_relaxations(tracker, config, answer)
             else:
                 found = studies.named(
                     study, table, scorers[0], _recorder(table, tracker), answer.pick
                 )
                 result = report.compile_result(table, others, study, scorers, None, [found])
-                result.remarks.insert(0, slo_report.verdict(answer))
-                report.log_result(tracker, table, study, result)
+                result.remarks.insert(0, report.limits_verdict(answer))
+                study_output.log_result(tracker, table, study, result)
                 _keep(study, record.for_export(table, scorers, result))
         except BaseException:
             tracking.fail(tracker)
             raise
     if result is None:
-        slo_report.show_relaxations(screen, answer)
-        raise ValueError(slo_report.verdict(answer))
-    report.show_result(screen, tracker, config, result)
+        study_output.show_relaxations(screen, answer)
+        raise ValueError(report.limits_verdict(answer))
+    study_output.show_result(screen, tracker, config, result)
 
 
 def _open(config: Config, table: Table) -> tuple[optuna.Study, tracking.Tracker]:
-    """The study and its run, resumed where they are there."""
+    """The study and its MLflow run, resumed where they exist."""
     name = studies.study_config(config).name
     study = studies.open_study(config, optuna_url(config), settings(table))
     tracker = tracking.open_run(
@@ -94,7 +93,7 @@ def _open(config: Config, table: Table) -> tuple[optuna.Study, tracking.Tracker]
     return study, tracker
 
 
-def _keep(study: optuna.Study, fields: dict[str, Any]) -> None:
+def _keep(study: optuna.Study, fields: Mapping[str, object]) -> None:
     for name, value in fields.items():
         study.set_user_attr(name, value)
 
@@ -102,15 +101,15 @@ def _keep(study: optuna.Study, fields: dict[str, Any]) -> None:
 def _recorder(table: Table, tracker: tracking.Tracker) -> studies.Seen:
     trials = studies.study_config(table.config).trials
 
-    def on_trial(trial: studies.CompletedTrial, found: Scores, feasible: bool) -> str:
+    def on_trial(trial: studies.CompletedTrial, scores: Scores, feasible: bool) -> str:
         table.report("trials", min(trial.number + 1, trials), trials)
-        return tracking.log_trial(tracker, **report.trial_record(table, trial, found, feasible))
+        return tracking.log_run(tracker, study_output.trial_record(table, trial, scores, feasible))
 
     return on_trial
 
 
 def run_experiment(config: Config) -> None:
-    """One of the paper's experiments: every number of it shown, and logged as a run of its own."""
+    """One of the paper's experiments; it is logged as a run of its own."""
     study, screen = studies.study_config(config), terminal.console()
     need_pool(config)
     with tables(config, terminal.progress(screen)) as (table, *others):
@@ -146,8 +145,8 @@ def need_pool(config: Config) -> None:
         raise ValueError("the pool is empty: give pool.variants or pool.paths at least one row")
 
 
-def settings(table: Table) -> dict[str, Any]:
-    """What a study is about: resuming it with anything else is an error."""
+def settings(table: Table) -> dict[str, object]:
+    """What identifies a study: resuming it with other settings is an error."""
     config = table.config
     search = asdict(studies.study_config(config))
     changeable = ["kind", "name", "trials", "sampler", "seed"]
@@ -155,7 +154,8 @@ def settings(table: Table) -> dict[str, Any]:
         changeable += ["min", "max"]  # one study answers any
     for key in changeable:
         del search[key]
-    vote = {} if config.vote.rule == VoteConfig().rule else {"vote": asdict(config.vote)}
+    default_vote = config.vote.rule == VoteConfig().rule
+    vote: dict[str, object] = {} if default_vote else {"vote": asdict(config.vote)}
     return vote | {
         "model": {"name": table.base.name, "revision": table.base.revision},
         "pool": {label: variant.id for label, variant in table.variants.items()},
@@ -206,46 +206,50 @@ def build_pool(config: Config) -> None:
 
 
 def evaluate_variant(config: Config) -> None:
-    """Evaluate one variant; one JSON line a benchmark."""
+    """Evaluate one variant; one JSON line per benchmark."""
     assert config.evaluate is not None
     label = config.evaluate.variant
-    config.pool.build = "named"
+    config = replace(config, pool=replace(config.pool, build="named"))
     with tables(config, terminal.progress(terminal.console(stderr=True))) as (table, *_):
         table.ensure([label])
-        entry = table.entries[label]
-        asked = scores.questions(
+        entry, weights = table.entries[label], config.trust.weights
+        questions = scoring.questions(
             table.benchmarks, config.benchmarks.split.salt, config.benchmarks.rules
         )
-        found = scores.score(asked, entry.codes, config.trust.weights)
+        scores = scoring.score(questions, entry.codes, weights)
         if entry.judged is not None:
-            found |= scores.judged_shares(asked, [entry.judged])
-        beside, dropped = scores.without_model(asked, config.trust.weights), table.dropped(label)
+            scores |= scoring.judged_shares(questions, [entry.judged])
+        without_model = scoring.without_model(questions, weights)
         for benchmark in table.benchmarks:
-            path = table.outputs(label)[benchmark.name]
-            _print_json(
-                {
-                    "variant": label,
-                    "benchmark": benchmark.name,
-                    "items": len(benchmark.samples),
-                    "seconds": round(sum(predictions.read(path)["seconds"].to_pylist()), 3),
-                    "scores": {
-                        key: round(value, 4)
-                        for key, value in found.items()
-                        if key.startswith(benchmark.name)
-                    },
-                    **{
-                        key: {
-                            name: round(beside[f"{benchmark.name}/{name}"][key], 4)
-                            for name in benchmark.scenarios
-                            if f"{benchmark.name}/{name}" in beside
-                        }
-                        for key in ("majority", "constant")
-                    },
-                    "notes": benchmark.notes,
-                    "dropped": dropped[benchmark.name],
-                    "predictions": str(path),
-                }
-            )  # fmt: skip
+            _print_json(_evaluation(table, label, benchmark, scores, without_model))
+
+
+def _evaluation(
+    table: Table,
+    label: str,
+    benchmark: Benchmark,
+    scores: Scores,
+    without_model: dict[str, Scores],
+) -> dict[str, object]:
+    """What is printed of one benchmark: its scores, and per scenario those that need no model."""
+    name, path = benchmark.name, table.outputs(label)[benchmark.name]
+    scenarios = [s for s in benchmark.scenarios if f"{name}/{s}" in without_model]
+
+    def baseline(key: str) -> dict[str, float]:
+        return {s: round(without_model[f"{name}/{s}"][key], 4) for s in scenarios}
+
+    return {
+        "variant": label,
+        "benchmark": name,
+        "items": len(benchmark.samples),
+        "seconds": round(sum(predictions.read(path)["seconds"].to_pylist()), 3),
+        "scores": {key: round(v, 4) for key, v in scores.items() if key.startswith(name)},
+        "majority": baseline("majority"),
+        "constant": baseline("constant"),
+        "notes": benchmark.notes,
+        "dropped": table.dropped(label)[name],
+        "predictions": str(path),
+    }
 
 
 def export_ensemble(config: Config) -> None:
@@ -288,5 +292,5 @@ JOBS: dict[str, Callable[[Config], None]] = {
 }
 
 
-def _print_json(row: dict[str, Any]) -> None:
+def _print_json(row: Mapping[str, object]) -> None:
     sys.stdout.write(json.dumps(row) + "\n")

@@ -1,7 +1,7 @@
-"""Why voting helps, or not: how the errors of a pool's variants hang together.
+"""How diverse the errors of a pool's variants are: what a vote over them can correct.
 
-Per benchmark, on the scored samples of one half. No usable answer is wrong, unless declining is
-right. Pairs as in Kuncheva and Whitaker (2003, https://doi.org/10.1023/A:1022859003006).
+Per benchmark, on the scored samples of one half. A reply without a usable answer counts as wrong,
+unless declining is right. Pairs as in Kuncheva and Whitaker (2003, https://doi.org/10.1023/A:1022859003006).
 """
 
 import itertools
@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 
 from ptsearch.aliases import AnswerCodes, Floats
 from ptsearch.benchmarks.parsing import REFUSED
+from ptsearch.report.rows import CsvRow
 from ptsearch.scoring import metrics
 from ptsearch.scoring.scores import Questions
 from ptsearch.variant import Variant
 
 ALL = "all"  # the benchmarks together
-Row = dict[str, str | int | float]  # of a CSV
 FIELDS = ("method", "bits", "seed")
 
 
 class Pairs(NamedTuple):
-    """Each (variants, variants) and symmetric; NaN where a share is of nothing."""
+    """Each (variants, variants) and symmetric; NaN where a share has no samples."""
 
     agreement: Floats  # % of samples with the same answer; no usable answer is one answer
     double_fault: Floats  # % of samples that both have wrong (Giacinto and Roli 2001)
@@ -33,8 +33,8 @@ class Pairs(NamedTuple):
     correlation: Floats  # -1 to 1: of being wrong, Pearson
 
 
-class Ray(NamedTuple):
-    """One benchmark."""
+class Diversity(NamedTuple):
+    """Of all variants on one benchmark."""
 
     samples: int
     accuracy: Floats  # (variants,) percent
@@ -43,17 +43,17 @@ class Ray(NamedTuple):
     pairs: Pairs
 
 
-def xray(asked: Questions, codes: AnswerCodes) -> dict[str, Ray]:
-    """`codes` (variants, samples) answer `asked`; by benchmark, and `all` of them together."""
+def measure(asked: Questions, codes: AnswerCodes) -> dict[str, Diversity]:
+    """By benchmark and for all together, of `codes` (variants, samples) that answer `asked`."""
     right = metrics.is_correct(codes, asked.gold, asked.n_labels, asked.abstain_ok)
     rows = asked.scored()
     rows[ALL] = np.concatenate(list(rows.values()))
-    return {name: _ray(codes[:, own], right[:, own]) for name, own in rows.items()}
+    return {name: _of(codes[:, columns], right[:, columns]) for name, columns in rows.items()}
 
 
-def _ray(codes: AnswerCodes, right: NDArray[np.bool_]) -> Ray:
+def _of(codes: AnswerCodes, right: NDArray[np.bool_]) -> Diversity:
     pairs = compare(codes, right)
-    return Ray(
+    return Diversity(
         samples=codes.shape[1],
         accuracy=100.0 * right.mean(axis=1),
         oracle=100.0 * float(right.any(axis=0).mean()),
@@ -65,10 +65,10 @@ def _ray(codes: AnswerCodes, right: NDArray[np.bool_]) -> Ray:
 def compare(codes: AnswerCodes, right: NDArray[np.bool_]) -> Pairs:
     """All pairs of variants, from what they answer and whether it is right: (variants, samples)."""
     n = codes.shape[1]
-    said = np.where(codes < 0, REFUSED, codes)
-    agree = np.stack([(said == one).sum(axis=1) for one in said])
+    answers = np.where(codes < 0, REFUSED, codes)
+    agree = np.stack([(answers == one).sum(axis=1) for one in answers])
     mislabelled = ~right & (codes >= 0)
-    same = np.stack([((said == one) & mislabelled).sum(axis=1) for one in said])
+    same = np.stack([((answers == one) & mislabelled).sum(axis=1) for one in answers])
     yes, no, wrong = (each.astype(np.float64) for each in (right, ~right, mislabelled))
     n11, n00, n10, n01 = yes @ yes.T, no @ no.T, yes @ no.T, no @ yes.T
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -110,38 +110,40 @@ def group_pairs(variants: Sequence[Variant]) -> dict[str, list[tuple[int, int]]]
     return {name: pairs for name, pairs in groups.items() if pairs}
 
 
-def summary(rays: Mapping[str, Ray], variants: Sequence[Variant]) -> list[Row]:
-    """One row for each benchmark and group of pairs: means over its pairs; what is the pool's own
-    (voters, effective voters, best single, oracle) stands with all pairs.
+def summary(by_benchmark: Mapping[str, Diversity], variants: Sequence[Variant]) -> list[CsvRow]:
+    """One row per benchmark and group of pairs: means over its pairs; the row of all pairs also has
+    the pool's figures (voters, effective voters, best single, oracle).
     """
     rows = []
-    for name, ray in rays.items():
+    for name, diversity in by_benchmark.items():
         for group, pairs in group_pairs(variants).items():
-            row: Row = {
-                "benchmark": name, "samples": ray.samples, "group": group, "pairs": len(pairs)
+            row: CsvRow = {
+                "benchmark": name, "samples": diversity.samples, "group": group, "pairs": len(pairs)
             }  # fmt: skip
             places = tuple(np.array(pairs).T)
-            row |= {key: _mean(each[places]) for key, each in ray.pairs._asdict().items()}
+            row |= {key: _mean(each[places]) for key, each in diversity.pairs._asdict().items()}
             if group == "all pairs":
                 row |= {
-                    "voters": len(variants), "effective_voters": ray.effective,
-                    "mean_accuracy": float(ray.accuracy.mean()),
-                    "best_accuracy": float(ray.accuracy.max()), "oracle": ray.oracle,
+                    "voters": len(variants), "effective_voters": diversity.effective,
+                    "mean_accuracy": float(diversity.accuracy.mean()),
+                    "best_accuracy": float(diversity.accuracy.max()), "oracle": diversity.oracle,
                 }  # fmt: skip
             rows.append(row)
     return rows
 
 
-def pair_rows(rays: Mapping[str, Ray], variants: Mapping[str, Variant]) -> list[Row]:
-    """One row for each benchmark and pair of variants."""
+def pair_rows(
+    by_benchmark: Mapping[str, Diversity], variants: Mapping[str, Variant]
+) -> list[CsvRow]:
+    """One row per benchmark and pair of variants."""
     return [
         {
             "benchmark": name, "a": a, "b": b,
             **{f"{f}_{side}": getattr(variants[x], f)
                for f in FIELDS for side, x in (("a", a), ("b", b))},
-            **{key: float(each[i, j]) for key, each in ray.pairs._asdict().items()},
+            **{key: float(each[i, j]) for key, each in diversity.pairs._asdict().items()},
         }
-        for name, ray in rays.items()
+        for name, diversity in by_benchmark.items()
         for (i, a), (j, b) in itertools.combinations(enumerate(variants), 2)
     ]  # fmt: skip
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptsearch.evaluation.table import Table
-from ptsearch.report import heatmap, rows
-from ptsearch.report.diversity import ALL, FIELDS, Ray, pair_rows, summary, xray
-from ptsearch.report.gain_split import Split, ledger, mean_split
-from ptsearch.report.rows import BEST_SINGLE, Row
+from ptsearch.report import diversity, plots, rows
+from ptsearch.report.diversity import ALL, FIELDS, Diversity
+from ptsearch.report.gain_split import Split, gain_splits, mean_split
+from ptsearch.report.rows import BEST_SINGLE, CsvRow, Row
 from ptsearch.search.scorer import EnsembleScorer
 from ptsearch.search.study import Members
 from ptsearch.variant import Variant, short_labels
@@ -20,7 +20,7 @@ class Explanation:
     """Of the variants that may vote, by method, bits and seed; of the front, on either half."""
 
     variants: dict[str, Variant]
-    rays: dict[str, Ray]  # by benchmark, search half
+    diversity: dict[str, Diversity]  # by benchmark, search half
     ensembles: list[Row]  # of the front, with two members or more
     splits: dict[str, list[dict[str, dict[str, Split]]]]  # by half: ensemble, baseline, score
     remarks: list[str]
@@ -38,10 +38,12 @@ def explain(
     members = [row.members for row in ensembles]
     return Explanation(
         variants=variants,
-        rays=xray(search.asked, search.answers(table, list(variants))[0]) if variants else {},
+        diversity=diversity.measure(search.asked, search.answers(table, list(variants))[0])
+        if variants
+        else {},
         ensembles=ensembles,
         splits={
-            name: ledger(table, scorer, members, baselines)
+            name: gain_splits(table, scorer, members, baselines)
             for name, scorer in (("search", search), ("holdout", holdout))
         },
         remarks=_remarks(table),
@@ -49,7 +51,7 @@ def explain(
 
 
 def _remarks(table: Table) -> list[str]:
-    """What the vote rule cannot do on these benchmarks."""
+    """What the vote rule cannot use on these benchmarks."""
     rule = VOTES[table.config.vote.rule]
     if not rule.needs_logprobs:
         return []
@@ -62,62 +64,62 @@ def _remarks(table: Table) -> list[str]:
 
 
 def voters(table: Table) -> dict[str, Variant]:
-    """The variants that may vote, by method, bits and seed: kin stand together in a heat map."""
+    """The variants that may vote, sorted by method, bits and seed, as a heat map shows them."""
     found = [(label, table.variants[label]) for label in table.voters()]
     return dict(sorted(found, key=lambda item: [getattr(item[1], field) for field in FIELDS]))
 
 
 def write(explained: Explanation, folder: Path, study: str) -> list[Path]:
-    """CSV tables and the heat map of error correlations."""
-    names = ("xray.csv", "xray_pairs.csv", "xray.html", "xray.png", "ledger.csv")
-    table, pairs, html, png, splits = files = [folder / name for name in names]
-    rows.write_rows(summary(explained.rays, list(explained.variants.values())), table)
-    rows.write_rows(pair_rows(explained.rays, explained.variants), pairs)
-    panels = {name: ray.pairs.correlation for name, ray in explained.rays.items()}
-    labels = list(short_labels(explained.variants).values())
-    title = (
-        f"{study}: correlation of errors between variants, search half (grey: all or none wrong)"
-    )
-    heatmap.draw_html(panels, labels, html, title)
-    heatmap.draw_png(panels, labels, png, title)
-    rows.write_rows(_ledger_rows(explained), splits)
+    """CSV tables and heat maps of error correlations."""
+    names = ("diversity.csv", "diversity_pairs.csv", "diversity.html", "gain_split.csv")
+    summary, pairs, html, splits = files = [folder / name for name in names]
+    variants = explained.variants
+    rows.write_rows(diversity.summary(explained.diversity, list(variants.values())), summary)
+    rows.write_rows(diversity.pair_rows(explained.diversity, variants), pairs)
+    matrices = {name: each.pairs.correlation for name, each in explained.diversity.items()}
+    title = f"{study}: correlation of errors, search half (grey: undefined)"
+    plots.draw_heat_maps(matrices, list(short_labels(variants).values()), html, title)
+    rows.write_rows(_split_rows(explained), splits)
     return files
 
 
 def lines(explained: Explanation) -> list[str]:
-    """The same in a few words."""
-    found = []
+    """A summary for the terminal."""
+    summary = []
     if len(explained.variants) > 1:
-        ray = explained.rays[ALL]
-        found.append(
-            f"X-ray: {len(explained.variants)} variants vote like {ray.effective:.1f} independent "
-            f"ones; right somewhere: {ray.oracle:.1f} %, best single {ray.accuracy.max():.1f} %"
+        of_all = explained.diversity[ALL]
+        summary.append(
+            f"diversity: {len(explained.variants)} variants vote like {of_all.effective:.1f} "
+            f"independent ones; at least one is right on {of_all.oracle:.1f} % of samples, "
+            f"the best single variant on {of_all.accuracy.max():.1f} %"
         )
-        found.append(f"error correlation: {_correlations(explained)}")
+        summary.append(f"error correlation: {_correlations(explained)}")
     if explained.ensembles and BEST_SINGLE in explained.splits["holdout"][0]:
         mean = mean_split([s[BEST_SINGLE]["trust"] for s in explained.splits["holdout"]])
         rule = f", vote rule {mean.vote_rule:+.1f}" if mean.vote_rule else ""
-        found.append(
-            f"ledger: mean gain {mean.gain:+.1f} in held-out trust over the best single variant = "
+        summary.append(
+            f"gain split: mean held-out trust over the best single variant {mean.gain:+.1f} = "
             f"refusals dropped {mean.refusals_dropped:+.1f}, "
-            f"errors mended {mean.errors_mended:+.1f}{rule}"
+            f"errors corrected {mean.errors_corrected:+.1f}{rule}"
         )
-    return found + explained.remarks
+    return summary + explained.remarks
 
 
 def _correlations(explained: Explanation) -> str:
     """Means over the pairs that differ in nothing but method, bits or seed."""
-    found = {
+    means = {
         row["group"]: row["correlation"]
-        for row in summary({ALL: explained.rays[ALL]}, list(explained.variants.values()))
+        for row in diversity.summary(
+            {ALL: explained.diversity[ALL]}, list(explained.variants.values())
+        )
     }
-    differing = [(f, found[f"only another {f}"]) for f in FIELDS if f"only another {f}" in found]
-    said = ", ".join(f"{field} {value:.2f}" for field, value in differing)
-    alike = f" (in nothing but {said})" if said else ""
-    return f"{found['all pairs']:.2f} where two differ{alike}"
+    differing = [(f, means[f"only another {f}"]) for f in FIELDS if f"only another {f}" in means]
+    by_field = ", ".join(f"{field} {value:.2f}" for field, value in differing)
+    alike = f" (pairs that differ only in {by_field})" if by_field else ""
+    return f"{means['all pairs']:.2f} over all pairs{alike}"
 
 
-def _ledger_rows(explained: Explanation) -> list[dict[str, str | int | float]]:
+def _split_rows(explained: Explanation) -> list[CsvRow]:
     return [
         {
             "members": " + ".join(row.members), "run_id": row.run_id, "half": half,

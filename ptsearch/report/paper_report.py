@@ -1,33 +1,26 @@
-"""The paper's experiments, made ready for people: tables, bar charts, CSV, MLflow."""
+"""The paper's experiments for people: tables, a chart, a CSV, MLflow, the published figures."""
 
 import csv
 import json
-import math
 import tempfile
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from ptsearch.config import CONF, Config, ModelConfig
-from ptsearch.report import bars, scenarios, terminal, tracking
-from ptsearch.report import rows as results
-from ptsearch.report.paper import Line, Outcome, columns, over_best
-from ptsearch.report.rows import BEST_SINGLE
-from ptsearch.report.tracking import Tracker
-from ptsearch.scoring.scores import MMLU, Scores
-from ptsearch.search.comparisons import Gain
+from ptsearch.report import plots, rows, terminal, tracking
+from ptsearch.report.paper import ENSEMBLES, Outcome, over_best
+from ptsearch.report.plots import BarPanel
+from ptsearch.report.rows import BEST_SINGLE, Row, shown_benchmarks
+from ptsearch.report.terminal import gain_cell, number, starred
+from ptsearch.report.tracking import RunRecord, Tracker
+from ptsearch.scoring.scores import Scores
 from ptsearch.search.study import study_config
 
 PUBLISHED = CONF / "published/published.csv"
-NAMES = {"adversarial": "adv", "fairness": "fair", "ethics": "ethics", "ood": "ood", MMLU: "MMLU"}
-ORDER = {  # fairness last where the paper does not have it
-    "benchmark": ("adversarial", "fairness", "ethics", "ood", MMLU),
-    "paper": ("adversarial", "ethics", "ood", MMLU, "fairness"),
-}
-NOT_IN_THE_PAPER = "not in\nthe paper"
-BESIDE = 2  # ensembles or single variants in the table of scenarios; the CSV has all
+IN_SCENARIOS = 2  # ensembles or single variants in the table of scenarios; the CSV has all
 BLOCKS = (  # of the tables
     ("precisions",),
     ("seeds",),
@@ -37,235 +30,213 @@ BLOCKS = (  # of the tables
 
 
 def log(tracker: Tracker, config: Config, outcome: Outcome) -> str:
-    """A nested run for each line; on the parent run the CSV, the chart and the config.
-
-    The link to MLflow's page that compares the lines.
+    """A nested run per row; on the parent run the CSV, the chart and the config. Returns the link
+    to MLflow's page that compares the rows.
     """
     study = study_config(config)
-    ids = {}
-    for line in outcome.lines:
-        ids[line.name] = tracking.log_trial(
-            tracker,
-            name=line.name,
-            params={"members": " + ".join(line.members), "size": len(line.members)},
-            metrics=columns(line),
-            tags={"kind": line.kind},
-        )
+    logged = [replace(row, run_id=_log_row(tracker, row)) for row in outcome.rows]
+    title = f"{study.name}: {config.model.name}, {config.benchmarks.name} benchmarks, "
+    title += f"rules {config.benchmarks.rules}"
+    names = (f"{study.kind}.html", f"{study.kind}.csv", "scenarios.csv", "config.json", "data.json")
     with tempfile.TemporaryDirectory() as folder:
-        html, png, table, beside, resolved, data = files = [
-            Path(folder, name)
-            for name in (
-                f"{study.kind}.html",
-                f"{study.kind}.png",
-                f"{study.kind}.csv",
-                "scenarios.csv",
-                "config.json",
-                "data.json",
-            )
-        ]
-        groups = [_heading(study.kind, key) for key in ORDER[study.kind]]
-        title = f"{study.name}: {config.model.name}, {config.benchmarks.name} benchmarks, "
-        title += f"rules {config.benchmarks.rules}"
-        for draw, path in ((bars.draw_html, html), (bars.draw_png, png)):
-            draw(panels(study.kind, outcome), groups, path, title)
-        write_csv(outcome, ids, table)
-        scenarios.write(outcome.scenarios, beside)
+        chart, table, scenarios, resolved, data = files = [Path(folder, name) for name in names]
+        groups = [_head(study.kind, name) for name in _benchmarks(study.kind, outcome)]
+        plots.draw_bars(panels(study.kind, outcome), groups, chart, title)
+        write_csv(outcome._replace(rows=logged), table)
+        rows.write_scenarios(outcome.scenarios, scenarios)
         resolved.write_text(json.dumps(asdict(config), indent=2), encoding="utf-8")
         data.write_text(json.dumps(outcome.data, indent=2), encoding="utf-8")
         tracking.finish(
             tracker,
             params=config.choices(),
-            metrics={"lines": len(outcome.lines)},
+            metrics={"lines": len(outcome.rows)},
             files=files,
             note="\n\n".join(notes(config, outcome)),
         )
-    return tracking.compare_link(tracker, ids.values())
+    return tracking.compare_link(tracker, [row.run_id for row in logged])
+
+
+def _log_row(tracker: Tracker, row: Row) -> str:
+    params: dict[str, str | int] = {"members": " + ".join(row.members), "size": len(row.members)}
+    record = RunRecord(row.name, params, rows.number_columns(row), {"kind": row.kind})
+    return tracking.log_run(tracker, record)
+
+
+def write_csv(outcome: Outcome, path: Path) -> None:
+    """Every number of every row, and the differences to the best single variant as published."""
+    (dense,) = outcome.of("dense")
+    lines = [rows.csv_row(row, dense.search["memory_gb"]) for row in outcome.rows]
+    for best in outcome.of("best_all"):
+        for line, row in zip(lines, outcome.rows, strict=True):
+            if row.kind in ENSEMBLES:
+                over = over_best(row, best).items()
+                line |= {f"all.gain.{BEST_SINGLE}.{key}": value for key, value in over}
+    rows.write_rows(lines, path)
 
 
 def show(screen: Console, link: str, config: Config, outcome: Outcome) -> None:
     """Tables of scores and gains, published figures of the model, and where to look further."""
     kind = study_config(config).kind
+    benchmarks = _benchmarks(kind, outcome)
+    heads = ["", "trust", *(_head(kind, name) for name in benchmarks)]
     blocks = [block for kinds in BLOCKS if (block := outcome.of(*kinds))]
-    heads = [_heading(kind, key) for key in ORDER[kind]]
-    cells = [[_all_cells(kind, line) for line in block if "all" in line.scores] for block in blocks]
     terminal.show_grid(
-        screen, "All data: score (refusal rate)",
-        ["", "trust", *heads, "fair\nacc.", "weights,\n% of dense"], cells,
+        screen, "All data: score (refusal rate)", [*heads, "fair\nacc.", "weights,\n% of dense"],
+        [[_all_cells(row, benchmarks) for row in block if row.all] for block in blocks],
     )  # fmt: skip
-    scorers = [
-        [_half_cells(kind, line) for line in block if "search" in line.scores] for block in blocks
-    ]
     terminal.show_grid(
-        screen, "Search half | held-out half", ["", "trust", *heads, "GB", "ms"], scorers
-    )
-    gained = _gain_blocks(kind, outcome)
-    if gained:
-        terminal.show_grid(
-            screen, "Gains in points, with simultaneous 95 % intervals on the held-out half",
-            ["", "trust", *heads], gained,
-        )  # fmt: skip
-    compared = [line.name for line in outcome.lines if line.kind in ("dense", "baseline")]
-    others = outcome.of("precisions", "seeds") or outcome.of("single")
-    compared += [line.name for line in others][:BESIDE]
-    terminal.show_scenarios(screen, "all data", outcome.scenarios, compared)
-    printed = published(config.model)
-    if printed:
+        screen, "Search half | held-out half", [*heads, "GB", "ms"],
+        [[_half_cells(row, benchmarks) for row in block if row.search] for block in blocks],
+    )  # fmt: skip
+    if gained := _gain_blocks(outcome, ("trust", *benchmarks)):
+        title = "Gains in points, with simultaneous 95 % intervals on the held-out half"
+        terminal.show_grid(screen, title, heads, gained)
+    models = [row.name for row in outcome.of("dense", "baseline")]
+    others = outcome.of(*ENSEMBLES) or outcome.of("single")
+    models += [row.name for row in others][:IN_SCENARIOS]
+    terminal.show_scenarios(screen, "all data", outcome.scenarios, models)
+    if printed := published(config.model):
         terminal.show_grid(
             screen, f"Published for {config.model.name}: score (refusal rate)",
-            ["", "rules", "runs", *(NAMES[key] for key in ORDER[kind])],
-            [[_published_cells(kind, row) for row in printed]],
+            ["", "rules", "runs", *heads[2:]],
+            [[_published_cells(row, benchmarks) for row in printed]],
         )  # fmt: skip
-    for line in notes(config, outcome):
-        screen.print(line, style="dim")
+    for note in notes(config, outcome):
+        screen.print(note, style="dim")
     screen.print("\nmake ui, then compare:", soft_wrap=True)
     screen.print(link, soft_wrap=True, style="bold")
 
 
-def panels(kind: str, outcome: Outcome) -> list[bars.Panel]:
-    """What the chart shows: scores on all data; below it what the experiment is about."""
+def panels(kind: str, outcome: Outcome) -> list[BarPanel]:
+    """The chart: scores on all data; below it refusals, or scores on the held-out half."""
+    benchmarks = _benchmarks(kind, outcome)
+
+    def bars(shown: Iterable[Row], part: str, end: str = "") -> dict[str, dict[str, float]]:
+        return {
+            row.name: {
+                _head(kind, name): row.scores[part][name + end]
+                for name in benchmarks
+                if name + end in row.scores[part]
+            }
+            for row in shown
+            if part in row.scores
+        }
+
     if kind == "benchmark":
-        refused = _bars(kind, outcome.lines, "all", ".refusal_rate")
+        refused = bars(outcome.rows, "all", ".refusal_rate")
         most = max((rate for rates in refused.values() for rate in rates.values()), default=0)
         return [
-            bars.Panel("score, all data (%)", _bars(kind, outcome.lines, "all", "")),
-            bars.Panel("refusal rate, all data (%)", refused, top=max(10, min(100, 1.2 * most))),
+            BarPanel("score, all data (%)", bars(outcome.rows, "all")),
+            BarPanel("refusal rate, all data (%)", refused, top=max(10, min(100, 1.2 * most))),
         ]
-    compared = outcome.of("precisions", "seeds", "dense", "baseline", "best_all", "best_search")
+    compared = [row for row in outcome.rows if row.kind != "single"]
     return [
-        bars.Panel("score, all data (%)", _bars(kind, compared, "all", "")),
-        bars.Panel("score, held-out half (%)", _bars(kind, compared, "holdout", "")),
+        BarPanel("score, all data (%)", bars(compared, "all")),
+        BarPanel("score, held-out half (%)", bars(compared, "holdout")),
     ]
-
-
-def _bars(kind: str, lines: Iterable[Line], half: str, end: str) -> dict[str, dict[str, float]]:
-    return {
-        line.name: {
-            _heading(kind, key): line.scores[half][key + end]
-            for key in ORDER[kind]
-            if key + end in line.scores[half]
-        }
-        for line in lines
-        if half in line.scores
-    }
-
-
-def write_csv(outcome: Outcome, run_ids: dict[str, str], path: Path) -> None:
-    """Every number of every line."""
-    (best,) = outcome.of("best_all") or (None,)
-    rows: list[dict[str, str | int | float]] = []
-    for line in outcome.lines:
-        numbers = columns(line)
-        if best and line.kind in ("precisions", "seeds"):
-            over = over_best(line, best)
-            numbers |= {f"all.gain.{BEST_SINGLE}.{key}": value for key, value in over.items()}
-        rows.append(
-            {
-                "kind": line.kind,
-                "name": line.name,
-                "members": " + ".join(line.members),
-                **numbers,
-                "chosen": " ".join(f"{key}={name}" for key, name in line.chosen.items()),
-                "unskilled": " ".join(line.unskilled),
-                "run_id": run_ids[line.name],
-            }
-        )
-    results.write_rows(rows, path)
 
 
 def notes(config: Config, outcome: Outcome) -> list[str]:
     """How to read the tables."""
-    found = ["all scores in percent; a choice made on the held-out half, as shown here, uses it up"]
-    ensembles = outcome.of("precisions", "seeds")
+    lines = ["all scores in percent; a choice made on the held-out half, as shown here, uses it up"]
+    ensembles = outcome.of(*ENSEMBLES)
     if ensembles:
-        found.append(
-            "best single: score by score the best variant; chosen on all data it is scored on what "
-            "chose it, as published"
-        )
-        found.append("fairness is not among the paper's ensemble results; trust includes it")
-        found += [f"{line.name} stores {line.weights_percent:.0f} % of the dense model's bytes"
-                  for line in outcome.of("precisions")]  # fmt: skip
-    found += [_verdict(line) for line in ensembles if line.gains]
-    if any(line.unskilled for line in outcome.lines):
-        found.append("* in some benchmark no better than one constant answer")
+        lines += [
+            "best single: the best variant per score; chosen on all data, it is scored on the same "
+            "data, as published",
+            "fairness is not among the paper's ensemble results; trust includes it",
+        ]
+        lines += [
+            f"{row.name} stores {row.weights_percent:.0f} % of the dense model's bytes"
+            for row in outcome.of("precisions")
+        ]
+    lines += [_verdict(row) for row in ensembles if row.gains]
+    if any(row.unskilled for row in outcome.rows):
+        lines.append("* in some benchmark no better than one constant answer")
     if published(config.model):
-        other = _other_than_published(config, outcome)
-        found.append(
+        differences = _other_than_published(config, outcome)
+        lines.append(
             "published: Decoding Compressed Trust (rules ct, fairness refusals to the nearest 10) "
             "and DecodingTrust (dt)"
-            + (f"; not comparable with this run: {', '.join(other)}" if other else "")
+            + (f"; not comparable with this run: {', '.join(differences)}" if differences else "")
         )
-    return found + outcome.remarks
-
-
-def _other_than_published(config: Config, outcome: Outcome) -> list[str]:
-    """In what a run differs from the published ones of its model."""
-    asked = config.benchmarks
-    gaps = ("AdvGLUE++", "left out by")  # of the notes about data
-    missing = any(gap in remark for remark in outcome.remarks for gap in gaps)
-    return [
-        *([f"benchmarks={asked.name}"] if asked.name != "paper" else []),
-        *([f"benchmarks.rules={asked.rules}"] if asked.rules == "clean" else []),
-        *([f"benchmarks.limit={asked.limit}"] if asked.limit else []),
-        *(["scenarios are missing"] if missing else []),
-    ]
-
-
-def _verdict(line: Line) -> str:
-    """Over which model an ensemble's gain is evident, and in what."""
-    said = []
-    for baseline, by_key in line.gains.items():
-        better = [NAMES.get(key, key) for key, gain in by_key.items() if gain.is_evident]
-        name = _over(baseline)
-        said.append(f"{name}: {', '.join(better)}" if better else f"{name}: no evidence of a gain")
-    return f"{line.name} over " + "; ".join(said)
+    return lines + outcome.remarks
 
 
 def published(model: ModelConfig) -> list[dict[str, str]]:
     """Rows of `published.csv` about the model, found by its hub repository or its name."""
     with PUBLISHED.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return [row for row in rows if model.repo == row["repo"] or model.name == row["name"]]
+        printed = list(csv.DictReader(file))
+    return [row for row in printed if model.repo == row["repo"] or model.name == row["name"]]
 
 
-def _heading(kind: str, key: str) -> str:
-    outside = kind == "paper" and key == "fairness"
-    return f"{NAMES[key]}\n{NOT_IN_THE_PAPER}" if outside else NAMES[key]
-
-
-def _all_cells(kind: str, line: Line) -> list[str]:
-    found = line.scores.get("all", {})
+def _other_than_published(config: Config, outcome: Outcome) -> list[str]:
+    """In what a run differs from the published ones of its model."""
+    benchmarks = config.benchmarks
+    gaps = ("AdvGLUE++", "left out by")  # of the notes about data
+    missing = any(gap in remark for remark in outcome.remarks for gap in gaps)
     return [
-        line.name + (" *" if line.unskilled else ""),
-        _number(found, "trust"),
-        *(_with_refusals(found, key) for key in ORDER[kind]),
-        _number(found, "fairness.accuracy"),
-        "" if math.isnan(line.weights_percent) else f"{line.weights_percent:.0f}",
+        *([f"benchmarks={benchmarks.name}"] if benchmarks.name != "paper" else []),
+        *([f"benchmarks.rules={benchmarks.rules}"] if benchmarks.rules == "clean" else []),
+        *([f"benchmarks.limit={benchmarks.limit}"] if benchmarks.limit else []),
+        *(["scenarios are missing"] if missing else []),
     ]
 
 
-def _half_cells(kind: str, line: Line) -> list[str]:
-    search, held = line.scores.get("search", {}), line.scores.get("holdout", {})
+def _verdict(row: Row) -> str:
+    """Over which model an ensemble's gain is evident, and in what."""
+    by_baseline = []
+    for baseline, by_key in row.gains.items():
+        better = [terminal.head(key) for key, gain in by_key.items() if gain.is_evident]
+        evidence = ", ".join(better) or "no evidence of a gain"
+        by_baseline.append(f"{_over(baseline)}: {evidence}")
+    return f"{row.name} over " + "; ".join(by_baseline)
+
+
+def _benchmarks(kind: str, outcome: Outcome) -> list[str]:
+    """The benchmarks in the order of columns; fairness last where the paper does not have it."""
+    names = shown_benchmarks(outcome.of("dense")[0].search)
+    return sorted(names, key=lambda name: kind == "paper" and name == "fairness")
+
+
+def _head(kind: str, benchmark: str) -> str:
+    outside = kind == "paper" and benchmark == "fairness"
+    return terminal.head(benchmark) + ("\nnot in\nthe paper" if outside else "")
+
+
+def _all_cells(row: Row, benchmarks: Sequence[str]) -> list[str]:
+    scores, weights = row.scores["all"], row.weights_percent
+    return [
+        starred(row),
+        number(scores, "trust"),
+        *(_with_refusals(scores, name) for name in benchmarks),
+        number(scores, "fairness.accuracy"),
+        "" if weights is None else f"{weights:.0f}",
+    ]
+
+
+def _half_cells(row: Row, benchmarks: Sequence[str]) -> list[str]:
+    search = row.search
     both = [
-        f"{_number(search, key)} | {_number(held, key)}" if key in search else ""
-        for key in ("trust", *ORDER[kind])
+        f"{number(search, key)} | {number(row.holdout, key)}" if key in search else ""
+        for key in ("trust", *benchmarks)
     ]
     cost = [f"{search[key]:{form}}" if key in search else ""
             for key, form in (("memory_gb", ".3f"), ("latency_ms", ".0f"))]  # fmt: skip
-    return [line.name, *both, *cost]
+    return [row.name, *both, *cost]
 
 
-def _gain_blocks(kind: str, outcome: Outcome) -> list[list[list[str]]]:
-    """For each ensemble a block: over each dense model, over the best single, as published."""
+def _gain_blocks(outcome: Outcome, keys: Sequence[str]) -> list[list[list[str]]]:
+    """A block per ensemble: over each dense model, over the best single, as published."""
     blocks = []
-    keys = ("trust", *ORDER[kind])
-    for line in outcome.of("precisions", "seeds"):
-        block = [[line.name, *("" for _ in keys)]]
+    for row in outcome.of(*ENSEMBLES):
+        block = [[row.name, *("" for _ in keys)]]
         block += [
-            [f"  over {_over(baseline)}", *(_gain(found.get(key)) for key in keys)]
-            for baseline, found in line.gains.items()
+            [f"  over {_over(baseline)}", *(gain_cell(by_key.get(key)) for key in keys)]
+            for baseline, by_key in row.gains.items()
         ]
         for best in outcome.of("best_all"):
-            over = over_best(line, best)
+            over = over_best(row, best)
             cells = [f"{over[key]:+.1f}" if key in over else "" for key in keys]
             block.append(["  as published: best single, all data", *cells])
         blocks.append(block)
@@ -276,25 +247,15 @@ def _over(baseline: str) -> str:
     return "best single on search" if baseline == BEST_SINGLE else baseline
 
 
-def _gain(gain: Gain | None) -> str:
-    if gain is None:
-        return ""
-    return f"{gain.estimate:+.1f} \u00b1{(gain.high - gain.low) / 2:.1f}"
+def _with_refusals(scores: Scores, key: str) -> str:
+    rate = f"{key}.refusal_rate"
+    return number(scores, key) + (f" ({number(scores, rate)})" if rate in scores else "")
 
 
-def _with_refusals(found: Scores, key: str) -> str:
-    refused = f"{key}.refusal_rate"
-    return _number(found, key) + (f" ({_number(found, refused)})" if refused in found else "")
-
-
-def _number(found: Scores, key: str) -> str:
-    return f"{found[key]:.1f}" if key in found else ""
-
-
-def _published_cells(kind: str, row: dict[str, str]) -> list[str]:
+def _published_cells(row: dict[str, str], benchmarks: Sequence[str]) -> list[str]:
     cells = []
-    for key in ORDER[kind]:
-        spread = f" \u00b1{row[f'{key}.sd']}" if row.get(f"{key}.sd") else ""
-        refused = f" ({row[f'{key}.refusal_rate']})" if row.get(f"{key}.refusal_rate") else ""
-        cells.append(row[key] + spread + refused)
+    for name in benchmarks:
+        spread = f" \u00b1{row[f'{name}.sd']}" if row.get(f"{name}.sd") else ""
+        refused = f" ({row[f'{name}.refusal_rate']})" if row.get(f"{name}.refusal_rate") else ""
+        cells.append(row.get(name, "") + spread + refused)
     return [row["variant"], row["rules"], row["runs"], *cells]

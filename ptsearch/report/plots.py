@@ -1,138 +1,178 @@
-"""The Pareto front as a picture: plotly for the browser, matplotlib for a PNG without one."""
+"""Figures as HTML pages that need no network (plotly); of the Pareto front also a PNG."""
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
-from numpy.typing import NDArray
-
-from ptsearch.report.rows import Row
+from ptsearch.aliases import Floats
+from ptsearch.report.rows import Row, shown_benchmarks
 from ptsearch.scoring.scores import Scores
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 FRONT, TRIAL, DENSE, SINGLE = "#0b6e4f", "#b8c4c2", "#c1121f", "#e09f3e"
 TITLES = {
     "trust": "trust (search half, %)",
     "mmlu": "MMLU (search half, %)",
     "memory_gb": "memory (GB)",
-    "latency_ms": "latency (ms)",
 }
-MAX_HOVER = 12
-SYMBOLS = {"^": "triangle-up", "o": "circle", "*": "star", "s": "square"}  # matplotlib's in plotly
+X_AXES = ("memory_gb", "mmlu")  # of the front's two panels, trust over each
+KINDS = (  # kind of row, colour, marker of matplotlib, of plotly, size
+    ("single", SINGLE, "^", "triangle-up", 34),
+    ("front", FRONT, "o", "circle", 40),
+    ("dense", DENSE, "*", "star", 130),
+    ("baseline", DENSE, "s", "square", 50),
+)
+MAX_HOVER = 12  # members listed
+BARS = (
+    "#c1121f", "#0b6e4f", "#e09f3e", "#33658a", "#7b2d8b", "#86bbd8", "#9bc53d", "#f26419",
+    "#5c4742", "#2a9d8f", "#d081a8", "#8d99ae", "#bc6c25", "#3a0ca3", "#606c38", "#adb5bd",
+)  # fmt: skip
+HEAT_COLUMNS = 3
+DIVERGING = "RdBu_r"  # red: errors coincide, blue: they exclude each other
+UNDEFINED = "#bdbdbd"  # NaN; 0 is white
 
 
-def draw_png(trials: Sequence[Scores], rows: Sequence[Row], path: Path, title: str) -> None:
+class BarPanel(NamedTuple):
+    """One chart: for each bar's name its values by group; a missing value leaves a gap."""
+
+    title: str
+    bars: Mapping[str, Mapping[str, float]]
+    top: float = 100.0  # of the axis
+
+
+def draw_front_png(trials: Sequence[Scores], rows: Sequence[Row], path: Path, title: str) -> None:
     """Trust over memory and over MMLU, all trials behind the front."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
-    both = figure.subplots(1, 2, sharey=True)
-    for axes, x in zip(both, ("memory_gb", "mmlu"), strict=True):
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, x in zip(panels, X_AXES, strict=True):
         axes.scatter(
             [trial[x] for trial in trials], [trial["trust"] for trial in trials],
             s=14, color=TRIAL, label=f"trials ({len(trials)})",
         )  # fmt: skip
-        for kind, colour, marker, size in _kinds():
-            of_kind = [row for row in rows if row.kind == kind]
+        for kind, colour, marker, _, size in KINDS:
+            of_kind = [row.search for row in rows if row.kind == kind]
             if of_kind:
                 axes.scatter(
-                    [row.search[x] for row in of_kind], [row.search["trust"] for row in of_kind],
+                    [scores[x] for scores in of_kind], [scores["trust"] for scores in of_kind],
                     s=size, color=colour, marker=marker, label=f"{kind} ({len(of_kind)})", zorder=3,
                 )  # fmt: skip
         axes.set_xlabel(TITLES[x])
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    both[0].set_ylabel(TITLES["trust"])
-    both[0].legend(frameon=False, loc="best", fontsize=8)
+    panels[0].set_ylabel(TITLES["trust"])
+    panels[0].legend(frameon=False, loc="best", fontsize=8)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=140)
 
 
-def draw_html(trials: Sequence[Scores], rows: Sequence[Row], path: Path, title: str) -> None:
-    """The same, to hover over; the file holds all it needs and asks no network."""
-    import plotly.graph_objects as go
+def draw_front(trials: Sequence[Scores], rows: Sequence[Row], path: Path, title: str) -> None:
+    """The same with each ensemble's members and scores on hovering."""
     from plotly.subplots import make_subplots
 
     figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.04)
-    for column, x in enumerate(("memory_gb", "mmlu"), start=1):
-        shown = column == 1
+    for column, x in enumerate(X_AXES, start=1):
+        first = column == 1
         figure.add_scatter(
             x=[t[x] for t in trials], y=[t["trust"] for t in trials], mode="markers",
             marker={"color": TRIAL, "size": 6}, name=f"trials ({len(trials)})", hoverinfo="skip",
-            legendgroup="trials", showlegend=shown, row=1, col=column,
+            legendgroup="trials", showlegend=first, row=1, col=column,
         )  # fmt: skip
-        for kind, colour, shape, size in _kinds():
+        for kind, colour, _, symbol, size in KINDS:
             of_kind = [row for row in rows if row.kind == kind]
-            marker = go.scatter.Marker(color=colour, size=size**0.5 * 1.3, symbol=SYMBOLS[shape])
             figure.add_scatter(
                 x=[row.search[x] for row in of_kind], y=[row.search["trust"] for row in of_kind],
-                mode="markers", marker=marker, name=f"{kind} ({len(of_kind)})", legendgroup=kind,
-                showlegend=shown, text=[_hover(row) for row in of_kind], hoverinfo="text",
+                marker={"color": colour, "size": size**0.5 * 1.3, "symbol": symbol},
+                mode="markers", name=f"{kind} ({len(of_kind)})", legendgroup=kind,
+                showlegend=first, text=[_hover(row) for row in of_kind], hoverinfo="text",
                 row=1, col=column,
             )  # fmt: skip
         figure.update_xaxes(title_text=TITLES[x], row=1, col=column)
     figure.update_yaxes(title_text=TITLES["trust"], row=1, col=1)
-    title = title.replace("\n", "<br>")
-    figure.update_layout(title=title, template="plotly_white", height=520)
-    figure.write_html(path, include_plotlyjs=True)
+    _write(figure, path, title, height=520)
 
 
 def draw_regret(found: Sequence[float], reachable: Sequence[float], path: Path, title: str) -> None:
-    """PNG of what is missing of the true front's hypervolume, by trial: with what the trials found,
+    """What is missing of the exact front's hypervolume, by trial: with the ensembles of the trials,
     and with all ensembles of the variants evaluated by then. Both arguments are shares in percent.
     """
-    from matplotlib.figure import Figure
+    import plotly.graph_objects as go
 
-    figure = Figure(figsize=(6, 4.4), layout="constrained")
-    axes = figure.subplots()
-    for shares, label, colour in (
-        (found, f"trials of the sampler, at last {100 - found[-1]:.1f} %", FRONT),
+    figure = go.Figure()
+    for shares, name, colour in (
+        (found, f"trials of the sampler, {100 - found[-1]:.1f} % at the end", FRONT),
         (reachable, "all ensembles of the variants evaluated so far", SINGLE),
     ):
-        missing = [100 - share for share in shares]
-        axes.step(range(1, len(shares) + 1), missing, where="post", color=colour, label=label)
-    axes.set_xlabel("trial")
-    axes.set_ylabel("missing of the true front's hypervolume (%)")
-    axes.set_yscale("symlog", linthresh=1)
-    axes.set_ylim(0, 100)
-    axes.set_yticks([0, 1, 10, 100], ["0", "1", "10", "100"])
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=140)
+        missing = [round(100 - share, 4) for share in shares]
+        trials = list(range(1, len(shares) + 1))
+        figure.add_scatter(x=trials, y=missing, name=name, line={"shape": "hv", "color": colour})
+    figure.update_xaxes(title_text="trial")
+    figure.update_yaxes(title_text="missing hypervolume of the exact front (%)")
+    _write(figure, path, title, height=520)
 
 
-def draw_curves(
-    curves: Sequence[tuple[NDArray[Any], NDArray[Any]]], path: Path, title: str
+def draw_heat_maps(
+    matrices: Mapping[str, Floats], names: Sequence[str], path: Path, title: str
 ) -> None:
-    """PNG of risk over coverage, percent, one line an ensemble."""
-    from matplotlib.figure import Figure
+    """One panel per matrix (names, names) of correlations, from -1 to 1; NaN is grey."""
+    from plotly.subplots import make_subplots
 
-    figure = Figure(figsize=(6, 4.4), layout="constrained")
-    axes = figure.subplots()
-    for coverage, risk in curves:
-        axes.plot(coverage, risk, marker=".", color=FRONT, alpha=0.4)
-    axes.set_xlabel("coverage (%)")
-    axes.set_ylabel("risk: wrong among the answered (%)")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=140)
+    rows, side = ceil(len(matrices) / HEAT_COLUMNS), 260 + 12 * len(names)
+    figure = make_subplots(
+        rows, HEAT_COLUMNS, subplot_titles=list(matrices), horizontal_spacing=0.12,
+        vertical_spacing=0.25 / rows,
+    )  # fmt: skip
+    for i, matrix in enumerate(matrices.values()):
+        figure.add_heatmap(
+            z=matrix.round(3), x=list(names), y=list(names),
+            coloraxis="coloraxis", hovertemplate="%{y}<br>%{x}<br>%{z:.2f}<extra></extra>",
+            row=i // HEAT_COLUMNS + 1, col=i % HEAT_COLUMNS + 1,
+        )  # fmt: skip
+    figure.update_xaxes(showgrid=False)
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_layout(
+        plot_bgcolor=UNDEFINED, coloraxis={"colorscale": DIVERGING, "cmin": -1, "cmax": 1}
+    )
+    _write(figure, path, title, height=rows * side + 80)
 
 
-def _kinds() -> list[tuple[str, str, str, int]]:
-    return [
-        ("single", SINGLE, "^", 34),
-        ("front", FRONT, "o", 40),
-        ("dense", DENSE, "*", 130),
-        ("baseline", DENSE, "s", 50),
-    ]
+def draw_bars(panels: Sequence[BarPanel], groups: Sequence[str], path: Path, title: str) -> None:
+    """Grouped bars in percent, one panel below the other; a name has one colour in all."""
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(
+        len(panels), 1, subplot_titles=[panel.title for panel in panels], vertical_spacing=0.12
+    )
+    names = list(dict.fromkeys(name for panel in panels for name in panel.bars))
+    in_legend = set[str]()
+    for row, panel in enumerate(panels, start=1):
+        for name, values in panel.bars.items():
+            figure.add_bar(
+                x=[group.replace("\n", "<br>") for group in groups],
+                y=[values.get(group) for group in groups], name=name, legendgroup=name,
+                marker_color=BARS[names.index(name) % len(BARS)], row=row, col=1,
+                showlegend=name not in in_legend, hovertemplate="%{y:.1f}",
+            )  # fmt: skip
+            in_legend.add(name)
+        figure.update_yaxes(range=[0, panel.top], row=row, col=1)
+    figure.update_layout(barmode="group")
+    _write(figure, path, title, height=110 + 330 * len(panels))
+
+
+def _write(figure: "Figure", path: Path, title: str, height: int) -> None:
+    title = title.replace("\n", "<br>")
+    figure.update_layout(title=title, height=height, template="plotly_white")
+    figure.write_html(path, include_plotlyjs=True)
 
 
 def _hover(row: Row) -> str:
-    scores: Mapping[str, float] = {key: v for key, v in row.search.items() if "/" not in key}
-    first = ("trust", "mmlu", "adversarial", "fairness", "ethics", "ood", "refusal_rate")
-    lines = [f"{key}: {scores[key]:.1f}" for key in first if key in scores]
+    scores = row.search
+    names = ("trust", *shown_benchmarks(scores), "refusal_rate")
+    lines = [f"{name}: {scores[name]:.1f}" for name in names]
     lines += [f"memory: {scores['memory_gb']:.3f} GB", f"latency: {scores['latency_ms']:.0f} ms"]
     if row.holdout:
         lines.append(f"trust held out: {row.holdout['trust']:.1f}")
@@ -141,5 +181,5 @@ def _hover(row: Row) -> str:
         f"({by_score['trust'].low:+.1f} to {by_score['trust'].high:+.1f})"
         for baseline, by_score in row.gains.items()
     ]
-    named = row.members[:MAX_HOVER] if len(row.members) > 1 else [row.name]
-    return "<br>".join([*named, "", *lines])
+    members = row.members[:MAX_HOVER] if len(row.members) > 1 else [row.name]
+    return "<br>".join([*members, "", *lines])

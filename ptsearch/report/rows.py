@@ -1,16 +1,19 @@
-"""What a study found, as rows: the front, the dense model, the single variants, other baselines."""
+"""The row that every table, plot and CSV iterates over: one ensemble or single model, its scores on
+each part of the samples, its gains; and each scenario beside what needs no model.
+"""
 
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from ptsearch.benchmarks import PERSPECTIVES
 from ptsearch.evaluation.table import DENSE, Table
+from ptsearch.report.certificate import Certificate
+from ptsearch.scoring import scores as scoring
 from ptsearch.scoring.scores import MMLU, Scores, constant_scores, nan_last
 from ptsearch.search.comparisons import Gains
 from ptsearch.search.scorer import EnsembleScorer
@@ -18,57 +21,76 @@ from ptsearch.search.study import CompletedTrial, Members
 from ptsearch.variant import short_labels
 from ptsearch.voting import Fitted
 
-DENSE_MODEL, BEST_SINGLE = "dense", "best_single"  # what gains are over
+DENSE_MODEL, BEST_SINGLE = "dense", "best_single"  # baselines of gains
 BOUNDS = ("", ".low", ".high")
-SHOWN = ("trust", *PERSPECTIVES, MMLU, "fairness.accuracy", "refusal_rate")
 COST = ("memory_gb", "latency_ms")
 LAZY = ("calls", "bytes_read")
-WAYS = tuple(f"{way}_ms.p{q}" for way in ("sequential", "parallel", "lazy") for q in (50, 95))
-CSV_COLUMNS = (
-    "kind", "members", "size", *SHOWN, *COST, *LAZY, *WAYS, "of_dense",
-    *(f"holdout.{name}" for name in SHOWN),
-    *(f"gain.{than}.trust{end}" for than in (DENSE_MODEL, BEST_SINGLE) for end in BOUNDS),
-    "unskilled", "run_id",
-)  # fmt: skip
+PREFIX = {"all": "all.", "search": "", "holdout": "holdout."}  # of scores, in CSVs and MLflow
+DETAILS = ("mmlu.macro", "ethics.all", "ethics.answered")  # of a CSV, where there are such
+
+CsvRow = dict[str, str | int | float]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One ensemble (or a single model) with its scores on the search half, percent."""
+    """One ensemble or single model; scores in percent."""
 
-    kind: str  # front | dense | single | baseline | constant
+    kind: str  # front | dense | baseline | single | constant; of the paper: precisions | seeds |
+    # best_all | best_search
     name: str  # for people
     members: Members
     search: Scores
     holdout: Scores | None = None  # only of what was chosen, and of what it is compared with
+    all: Scores | None = None  # on all samples, as the paper reports
     gains: Gains = field(default_factory=dict)  # on the holdout half, over each baseline
     latency: dict[str, dict[str, float]] = field(default_factory=dict)  # `EnsembleScorer.latencies`
     unskilled: tuple[str, ...] = ()  # benchmarks where it is no better than one constant answer
     fitted: Fitted = field(default_factory=dict)  # by the vote rule, in the order of the members
     run_id: str = ""
-    certificate: dict[str, Any] = field(default_factory=dict)  # of the front
+    certificate: Certificate | None = None  # of the front
+    weights_percent: float | None = None  # stored tensors, in percent of the dense model's
+    chosen: dict[str, str] = field(default_factory=dict)  # best single: score -> its variant
+
+    @property
+    def scores(self) -> dict[str, Scores]:
+        """all, search, holdout -> scores, of those that there are."""
+        parts = {"all": self.all, "search": self.search, "holdout": self.holdout}
+        return {name: scores for name, scores in parts.items() if scores}
+
+
+def shown_benchmarks(scores: Scores) -> list[str]:
+    """The benchmarks that were scored, the four perspectives and the user's own before MMLU."""
+    names = [name for name in scores if f"{name}.refusal_rate" in scores and "/" not in name]
+    return sorted(names, key=lambda name: name == MMLU)
+
+
+def shown_scores(scores: Scores) -> Scores:
+    """What is reported of every row: trust, each benchmark, refusals."""
+    names = ("trust", *shown_benchmarks(scores), "fairness.accuracy", "refusal_rate")
+    return {name: scores[name] for name in names if name in scores}
+
+
+def make_row(table: Table, scorer: EnsembleScorer, kind: str, name: str, members: Members) -> Row:
+    """An evaluated ensemble or single model on the search half."""
+    scores = scorer(table, members)
+    return Row(
+        kind,
+        name,
+        members,
+        scores,
+        latency=scorer.latencies(table, members),
+        unskilled=tuple(scorer.unskilled(scores)),
+        fitted=scorer.fitted(table, members) if len(members) > 1 else {},
+    )
 
 
 def front_rows(table: Table, scorer: EnsembleScorer, front: Iterable[CompletedTrial]) -> list[Row]:
     """The front, smallest memory first."""
     rows, short = [], short_labels(table.variants)
-    for found in front:
-        scores = scorer(table, found.members)
-        skill = tuple(scorer.unskilled(scores))
-        name = " + ".join(short[label] for label in found.members)
-        fitted = scorer.fitted(table, found.members) if len(found.members) > 1 else {}
-        rows.append(
-            Row(
-                "front",
-                name,
-                found.members,
-                scores,
-                latency=scorer.latencies(table, found.members),
-                unskilled=skill,
-                fitted=fitted,
-                run_id=found.run_id,
-            )
-        )
+    for trial in front:
+        name = " + ".join(short[label] for label in trial.members)
+        row = make_row(table, scorer, "front", name, trial.members)
+        rows.append(replace(row, run_id=trial.run_id))
     return sorted(rows, key=lambda row: (row.search["memory_gb"], -row.search["trust"]))
 
 
@@ -76,15 +98,12 @@ def baseline_rows(table: Table, scorer: EnsembleScorer) -> list[Row]:
     """The dense model, then every single variant of the pool that may vote."""
     table.ensure([DENSE, *table.variants])
     singles = [label for label in table.variants if label not in table.degenerate()]
-    rows = []
-    for label in [DENSE, *singles]:
-        scores = scorer(table, (label,))
-        kind = "dense" if label == DENSE else "single"
-        name = f"{table.base.name} dense" if label == DENSE else label
-        times = scorer.latencies(table, (label,))
-        skill = tuple(scorer.unskilled(scores))
-        rows.append(Row(kind, name, (label,), scores, latency=times, unskilled=skill))
-    return rows
+    dense = make_row(table, scorer, "dense", dense_name(table), (DENSE,))
+    return [dense] + [make_row(table, scorer, "single", label, (label,)) for label in singles]
+
+
+def dense_name(table: Table) -> str:
+    return f"{table.base.name} dense"
 
 
 def with_holdout(table: Table, scorer: EnsembleScorer, rows: Iterable[Row]) -> list[Row]:
@@ -94,25 +113,26 @@ def with_holdout(table: Table, scorer: EnsembleScorer, rows: Iterable[Row]) -> l
 
 def constant_rows(search: EnsembleScorer, holdout: EnsembleScorer) -> list[Row]:
     """What scores without a model: each scenario's most frequent label, or always the same one."""
-    weights, free = search.config.trust.weights, dict.fromkeys(COST, 0.0)
-    found, held = (constant_scores(scorer.asked, weights) for scorer in (search, holdout))
-    return [Row("constant", name, (), found[name] | free, held[name] | free) for name in found]
+    weights, no_cost = search.config.trust.weights, dict.fromkeys(COST, 0.0)
+    on_search, on_holdout = (constant_scores(each.asked, weights) for each in (search, holdout))
+    return [
+        Row("constant", name, (), scores | no_cost, on_holdout[name] | no_cost)
+        for name, scores in on_search.items()
+    ]
 
 
 def about_data(table: Table) -> list[str]:
     """What is missing from the benchmarks, stands in for something, or was left out of prompts;
     why variants may not vote.
     """
-    found = [
-        f"{benchmark.name}: {note}" for benchmark in table.benchmarks for note in benchmark.notes
-    ]
+    remarks = [f"{b.name}: {note}" for b in table.benchmarks for note in b.notes]
     dropped = {} if DENSE in table.degenerate() else table.dropped(DENSE)
-    found += [
+    remarks += [
         f"{label} may not vote: {table.entries[label].meta['reason']}"
         for label in table.degenerate()
         if table.entries[label].meta.get("reason")
     ]
-    return found + [
+    return remarks + [
         f"{name}: {count} demonstrations left out of prompts beyond the model's context"
         for name, count in dropped.items()
         if count
@@ -125,9 +145,9 @@ def data_hashes(table: Table) -> dict[str, dict[str, str]]:
 
 
 def about_classes(scorers: Mapping[str, EnsembleScorer]) -> list[str]:
-    """Benchmarks in which one constant answer is always right: they tell no skill."""
+    """Benchmarks in which one constant answer is always right: they show no skill."""
     return [
-        f"{name}: one class only on the {half} half, where always giving it has accuracy 100"
+        f"{name}: one class only on the {half} half, a constant answer has accuracy 100 there"
         for half, scorer in scorers.items()
         for name, rows in scorer.asked.scored().items()
         if np.unique(scorer.asked.gold[rows]).size == 1
@@ -154,13 +174,52 @@ def knee(front: Sequence[Scores], objectives: Sequence[str]) -> int:
     return loss.index(min(loss))
 
 
-def gain_columns(row: Row) -> Scores:
-    """Gains in trust over the baselines, on the holdout half, with the ends of their intervals."""
+def gain_columns(row: Row, keys: Iterable[str] | None = None) -> Scores:
+    """Gains over each baseline, on the holdout half, with the ends of their intervals."""
     return {
-        f"gain.{baseline}.trust{end}": value
-        for baseline, found in row.gains.items()
-        for end, value in zip(BOUNDS, found["trust"], strict=True)
+        f"gain.{baseline}.{key}{end}": value
+        for baseline, by_score in row.gains.items()
+        for key in keys or by_score
+        for end, value in zip(BOUNDS, by_score[key], strict=True)
     }
+
+
+def number_columns(row: Row) -> Scores:
+    """Every reported number of a row by name, without NaN; unprefixed are the search half."""
+    columns: Scores = {}
+    for part, scores in row.scores.items():
+        columns |= {PREFIX[part] + name: value for name, value in shown_scores(scores).items()}
+        rates = [f"{name}.refusal_rate" for name in shown_benchmarks(scores)]
+        details = [name for name in (*rates, *DETAILS) if name in scores]
+        columns |= {PREFIX[part] + name: scores[name] for name in details}
+    columns |= {name: row.search[name] for name in (*COST, *LAZY) if name in row.search}
+    for way, times in row.latency.items():
+        columns |= {f"{way}_ms.{quantile}": value for quantile, value in times.items()}
+    if row.weights_percent is not None:
+        columns["weights_percent"] = row.weights_percent
+    columns |= gain_columns(row)
+    return {name: value for name, value in columns.items() if not math.isnan(value)}
+
+
+def csv_row(row: Row, dense_gb: float) -> CsvRow:
+    numbers = number_columns(row)
+    if "memory_gb" in row.search:
+        numbers["of_dense"] = 100 * row.search["memory_gb"] / dense_gb
+    return {
+        "kind": row.kind,
+        "name": row.name,
+        "members": " + ".join(row.members),
+        "size": len(row.members),
+        **numbers,
+        "chosen": " ".join(f"{key}={name}" for key, name in row.chosen.items()),
+        "unskilled": " ".join(row.unskilled),
+        "run_id": row.run_id,
+    }
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    dense_gb = next((row.search["memory_gb"] for row in rows if row.kind == "dense"), math.nan)
+    write_rows([csv_row(row, dense_gb) for row in rows], path)
 
 
 def write_rows(rows: Sequence[Mapping[str, str | int | float]], path: Path) -> None:
@@ -178,30 +237,27 @@ def _cell(value: str | int | float) -> str:
     return str(value)
 
 
-def write_csv(rows: Sequence[Row], path: Path) -> None:
-    dense_gb = next((row.search["memory_gb"] for row in rows if row.kind == "dense"), math.nan)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, CSV_COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        for row in rows:
-            scores = {name: row.search[name] for name in (*SHOWN, *COST)}
-            scores |= {name: row.search[name] for name in LAZY if name in row.search}
-            for way, times in row.latency.items():
-                scores |= {f"{way}_ms.{p}": value for p, value in times.items()}
-            scores["of_dense"] = 100 * row.search["memory_gb"] / dense_gb
-            held = {f"holdout.{name}": row.holdout[name] for name in SHOWN} if row.holdout else {}
-            writer.writerow(
-                {
-                    "kind": row.kind,
-                    "members": " + ".join(row.members)
-                    if row.members and row.kind != "baseline"
-                    else row.name,
-                    "size": len(row.members),
-                    "unskilled": " ".join(row.unskilled),
-                    "run_id": row.run_id,
-                    **{
-                        name: f"{value:.4f}"
-                        for name, value in (scores | held | gain_columns(row)).items()
-                    },
-                }
-            )
+class ScenarioScores(NamedTuple):
+    """Scores by scenario (`fairness/zero`), in percent, and of constant answers."""
+
+    without_model: dict[str, Scores]  # scenario -> scored, samples, majority, constant
+    models: Mapping[str, Scores]  # name -> scores
+
+
+def scenario_scores(scorer: EnsembleScorer, models: Mapping[str, Scores]) -> ScenarioScores:
+    """`models`: their scores on the samples of the scorer."""
+    weights = scorer.config.trust.weights
+    return ScenarioScores(scoring.without_model(scorer.asked, weights), models)
+
+
+def write_scenarios(scenarios: ScenarioScores, path: Path) -> None:
+    """A CSV, one row per scenario: of each model the score, accuracy and refusal rate."""
+    rows: list[CsvRow] = []
+    for name, without_model in scenarios.without_model.items():
+        row: CsvRow = {"scenario": name, **without_model}
+        for model, scores in scenarios.models.items():
+            row[model] = scores[name]
+            keys = {key: f"{name}.{key}" for key in ("accuracy", "refusal_rate")}
+            row |= {f"{model}: {key}": scores[k] for key, k in keys.items() if k in scores}
+        rows.append(row)
+    write_rows(rows, path)

@@ -1,4 +1,4 @@
-"""What a person sees: progress bars while it works, the front as a table at the end."""
+"""The terminal: progress bars during a job, tables at its end."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,11 +18,14 @@ from rich.progress import (
 from rich.table import Table as RichTable
 
 from ptsearch.aliases import Report
-from ptsearch.report import scenarios
-from ptsearch.report.rows import BEST_SINGLE, Row
-from ptsearch.report.scenarios import Sheet
+from ptsearch.report.rows import BEST_SINGLE, Row, ScenarioScores, shown_benchmarks
+from ptsearch.scoring.scores import MMLU, Scores
+from ptsearch.search.comparisons import Gain
 
 WIDTH = 118  # where the output is no terminal
+SHORT = {"adversarial": "adv", "fairness": "fair", MMLU: "MMLU"}  # heads of columns; others in full
+MIN_NAME = 16  # of the column of names, in a narrow terminal
+SCENARIO_HEADS = ("samples", "majority\nclass", "constant\nanswer")
 
 
 def console(stderr: bool = False) -> Console:
@@ -32,7 +35,7 @@ def console(stderr: bool = False) -> Console:
 
 @contextmanager
 def progress(screen: Console) -> Iterator[Report]:
-    """A report function: one bar for each thing under way; without a terminal, a line each."""
+    """A report function: one bar per stage; without a terminal, one line per stage."""
     if not screen.is_terminal:
         yield _lines(screen)
         return
@@ -52,80 +55,114 @@ def progress(screen: Console) -> Iterator[Report]:
 
 
 def _lines(screen: Console) -> Report:
-    begun: set[str] = set()
+    started: set[str] = set()
 
     def report(stage: str, done: int, total: int) -> None:
-        if stage not in begun:
-            begun.add(stage)
+        if stage not in started:
+            started.add(stage)
             screen.print(f"{stage} ...")
 
     return report
 
 
+def head(benchmark: str) -> str:
+    return SHORT.get(benchmark, benchmark)
+
+
 def show_rows(screen: Console, title: str, rows: Sequence[Row], dense_gb: float) -> None:
-    """Scores of the search half, trust of the holdout half beside; percent, that of the dense
-    model's bytes too.
+    """Scores of the search half, trust and MMLU of the held-out half too; memory also in percent of
+    the dense model's.
     """
-    table = _table(title)
-    table.add_column("members", overflow="fold", ratio=1)
-    for name in ("trust", "held\nout", "gain", "adv", "fair", "ethics", "ood", "MMLU", "held\nout",
-                 "re-\nfused", "GB", "% of\ndense", "ms"):  # fmt: skip
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        found, held = row.search, row.holdout
-        mark = " *" if row.unskilled else ""
-        table.add_row(
-            row.name + mark,
-            *(f"{found['trust']:.1f}", f"{held['trust']:.1f}" if held else "", _gain(row)),
-            *(
-                f"{found[name]:.1f}"
-                for name in ("adversarial", "fairness", "ethics", "ood", "mmlu")
-            ),
-            f"{held['mmlu']:.1f}" if held else "",
-            f"{found['refusal_rate']:.1f}",
-            f"{found['memory_gb']:.3f}",
-            f"{100 * found['memory_gb'] / dense_gb:.0f}",
-            f"{found['latency_ms']:.0f}",
-            style="" if row.kind == "front" else "dim",
-        )
-    screen.print(table)
+    benchmarks = shown_benchmarks(rows[0].search) if rows else []
+    heads = ["members", "trust", "held\nout", "gain", *map(head, benchmarks), "held\nout",
+             "re-\nfused", "GB", "% of\ndense", "ms"]  # fmt: skip
+    block = [_cells(row, benchmarks, dense_gb) for row in rows]
+    styles = ["" if row.kind == "front" else "dim" for row in rows]
+    show_grid(screen, title, heads, [block], styles)
+
+
+def _cells(row: Row, benchmarks: Sequence[str], dense_gb: float) -> list[str]:
+    scores, memory = row.search, row.search["memory_gb"]
+    return [
+        starred(row),
+        number(scores, "trust"),
+        number(row.holdout, "trust"),
+        gain_cell(row.gains.get(BEST_SINGLE, {}).get("trust")),
+        *(number(scores, name) for name in benchmarks),
+        number(row.holdout, MMLU),
+        number(scores, "refusal_rate"),
+        f"{memory:.3f}",
+        f"{100 * memory / dense_gb:.0f}",
+        f"{scores['latency_ms']:.0f}",
+    ]
+
+
+def starred(row: Row) -> str:
+    """The name, with a star where a benchmark shows no skill."""
+    return row.name + (" *" if row.unskilled else "")
+
+
+def number(scores: Scores | None, key: str) -> str:
+    return f"{scores[key]:.1f}" if scores and key in scores else ""
+
+
+def gain_cell(gain: Gain | None) -> str:
+    """A gain in points with half its interval."""
+    if gain is None:
+        return ""
+    return f"{gain.estimate:+.1f} \u00b1{(gain.high - gain.low) / 2:.1f}"
 
 
 def show_grid(
-    screen: Console, title: str, columns: Sequence[str], blocks: Sequence[Sequence[Sequence[str]]]
+    screen: Console,
+    title: str,
+    heads: Sequence[str],
+    blocks: Sequence[Sequence[Sequence[str]]],
+    styles: Sequence[str] = (),
 ) -> None:
-    """A table of ready texts, the first column a name; a line after each block of rows."""
-    table = _table(title)
-    for i, name in enumerate(columns):
-        if i:
-            table.add_column(name, justify="right", no_wrap=True)
-        else:
-            table.add_column(name, overflow="fold", ratio=1)
+    """A table of ready texts, the first column a name; a line after each block of rows. `styles`
+    are of the rows of the first block.
+    """
+    table = RichTable(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
+        pad_edge=False, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    table.add_column(heads[0], overflow="fold", ratio=1, min_width=MIN_NAME)
+    for name in heads[1:]:
+        table.add_column(name, justify="right", no_wrap=True)
     for block in blocks:
-        for row in block:
-            table.add_row(*row)
+        for i, row in enumerate(block):
+            table.add_row(*row, style=styles[i] if styles else None)
         table.add_section()
     screen.print(table)
 
 
-def show_scenarios(screen: Console, half: str, sheet: Sheet, models: Sequence[str]) -> None:
-    """What the `models` score in each scenario of a half beside what needs no model."""
+def show_scenarios(
+    screen: Console, part: str, scenarios: ScenarioScores, models: Sequence[str]
+) -> None:
+    """The scores of `models` per scenario, with those that need no model."""
     show_grid(
-        screen, f"Scenarios, {half}: score (accuracy) beside what needs no model",
-        ["", *scenarios.HEADS, *models], scenarios.cells(sheet, models),
+        screen, f"Scenarios, {part}: score (accuracy), with baselines that need no model",
+        ["", *SCENARIO_HEADS, *models], scenario_cells(scenarios, models),
     )  # fmt: skip
 
 
-def _table(title: str) -> RichTable:
-    return RichTable(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
-        pad_edge=False, padding=(0, 1, 0, 0),
-    )  # fmt: skip
+def scenario_cells(scenarios: ScenarioScores, models: Sequence[str]) -> list[list[list[str]]]:
+    """One block of rows per benchmark. A scenario that is not scored is in brackets."""
+    blocks: dict[str, list[list[str]]] = {}
+    for name, free in scenarios.without_model.items():
+        row = [
+            name if free["scored"] else f"({name})",
+            f"{free['samples']:.0f}",
+            f"{free['majority']:.1f}",
+            f"{free['constant']:.1f}",
+        ]
+        row += [_with_accuracy(scenarios.models[model], name) for model in models]
+        blocks.setdefault(name.split("/")[0], []).append(row)
+    return list(blocks.values())
 
 
-def _gain(row: Row) -> str:
-    """Gain in held-out trust over the best single variant, with half its interval."""
-    if BEST_SINGLE not in row.gains:
-        return ""
-    gain = row.gains[BEST_SINGLE]["trust"]
-    return f"{gain.estimate:+.1f} \u00b1{(gain.high - gain.low) / 2:.1f}"
+def _with_accuracy(scores: Scores, scenario: str) -> str:
+    """The score, and the accuracy in brackets where it differs."""
+    score, accuracy = scores[scenario], scores.get(f"{scenario}.accuracy")
+    return f"{score:.1f}" + ("" if accuracy in (None, score) else f" ({accuracy:.1f})")

@@ -1,4 +1,4 @@
-"""MLflow: one experiment a study, a parent run for it and a nested run for each trial.
+"""MLflow: one experiment per study, a parent run for it and a nested run per trial.
 
 The only file that imports MLflow. It takes plain dicts and paths.
 """
@@ -14,21 +14,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
-for chatty in ("mlflow", "alembic"):  # database migrations announce themselves
+for chatty in ("mlflow", "alembic"):  # they report every database migration
     logging.getLogger(chatty).setLevel(logging.ERROR)
 
+PARENT_RUN, NOTE = "mlflow.parentRunId", "mlflow.note.content"  # MLflow's documented tags
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # runs, not traces
 UI_PORT = 5000  # of `make ui`
-MAX_PARAM = 6000  # characters; MLflow refuses longer values
+MAX_PARAM = 6000  # characters; MLflow rejects longer values
 
 
 @dataclass(frozen=True)
@@ -65,18 +64,24 @@ def open_run(uri: str, artifacts: Path, name: str, run_id: str | None) -> Tracke
     return Tracker(client, experiment_id, run.info.run_id)
 
 
-def log_trial(
-    tracker: Tracker,
-    name: str,
-    params: Mapping[str, Any],
-    metrics: Mapping[str, float],
-    tags: Mapping[str, str],
-) -> str:
-    """A nested, finished run; its id."""
-    parent = {MLFLOW_PARENT_RUN_ID: tracker.run_id}
-    run = tracker.client.create_run(tracker.experiment_id, run_name=name, tags=parent | dict(tags))
+@dataclass(frozen=True)
+class RunRecord:
+    """A nested run: of a trial, or of a row of the paper's experiments."""
+
+    name: str
+    params: Mapping[str, str | int]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+
+
+def log_run(tracker: Tracker, record: RunRecord) -> str:
+    """Log a nested, finished run; returns its id."""
+    tags = {PARENT_RUN: tracker.run_id, **record.tags}
+    run = tracker.client.create_run(tracker.experiment_id, run_name=record.name, tags=tags)
     run_id = str(run.info.run_id)
-    tracker.client.log_batch(run_id, metrics=_metrics(metrics, 0), params=_params(params))
+    tracker.client.log_batch(
+        run_id, metrics=_metrics(record.metrics, 0), params=_params(record.params)
+    )
     tracker.client.set_terminated(run_id, "FINISHED")
     return run_id
 
@@ -105,7 +110,7 @@ def log_steps(tracker: Tracker, name: str, values: Iterable[tuple[int, float]]) 
 
 def finish(
     tracker: Tracker,
-    params: Mapping[str, Any],
+    params: Mapping[str, object],
     metrics: Mapping[str, float],
     files: Iterable[Path],
     note: str,
@@ -113,7 +118,7 @@ def finish(
     """Params, metrics, artifacts and a description on the parent run, which ends."""
     tracker.client.log_batch(
         tracker.run_id, metrics=_metrics(metrics, 0), params=_params(params),
-        tags=[RunTag(MLFLOW_RUN_NOTE, note)],
+        tags=[RunTag(NOTE, note)],
     )  # fmt: skip
     for file in files:
         tracker.client.log_artifact(tracker.run_id, str(file))
@@ -179,7 +184,7 @@ def _metrics(values: Mapping[str, float], step: int) -> list[Metric]:
     return [Metric(key, float(v), now, step) for key, v in values.items()]
 
 
-def _params(values: Mapping[str, Any]) -> list[Param]:
+def _params(values: Mapping[str, object]) -> list[Param]:
     return [Param(key, str(value)[:MAX_PARAM]) for key, value in values.items()]
 
 

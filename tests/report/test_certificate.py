@@ -1,14 +1,14 @@
 """The certificate: its words follow the intervals, its figures are the row's, its bytes repeat."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from fakes import fake_table
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptsearch.report import certificate
+from ptsearch.report import certificate, certify
 from ptsearch.report import rows as results
 from ptsearch.search.comparisons import Gain, gains
 from ptsearch.search.scorer import scorers
@@ -49,13 +49,13 @@ def certified(tmp_path):
     found = gains(table, by_half["holdout"], [members], {"dense": ("none",)})
     rows = [replace(rows[0], gains=found[0])]
     chosen = {name: by_half[name] for name in ("search", "holdout")}
-    return table, lambda reads: certificate.certified(table, chosen, rows, reads, [])[0]
+    return table, lambda reads: certify.certified(table, chosen, rows, reads, [])[0]
 
 
 def test_it_says_what_the_row_says(certified) -> None:
     table, make = certified
     row = make(3)
-    told = json.loads(certificate.to_json(row.certificate))
+    told = json.loads(certificate.to_json(asdict(row.certificate)))
     assert told["members"] == {label: table.variants[label].id for label in row.members}
     assert told["scores"]["holdout"]["trust"] == pytest.approx(row.holdout["trust"], abs=1e-4)
     assert told["gains"]["dense"]["mmlu"]["low"] == pytest.approx(
@@ -74,6 +74,6 @@ def test_it_says_what_the_row_says(certified) -> None:
 
 def test_the_same_study_gives_the_same_bytes(certified) -> None:
     _, make = certified
-    first, second = (certificate.to_json(make(1).certificate) for _ in range(2))
+    first, second = (certificate.to_json(asdict(make(1).certificate)) for _ in range(2))
     assert first == second
     assert len(first) < 20_000

@@ -1,4 +1,4 @@
-"""The X-ray against counting by hand, and its laws; the heat map's files."""
+"""Diversity of errors against counting by hand, and its laws; the heat maps' file."""
 
 import itertools
 from dataclasses import replace
@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from tables import random_asked, random_codes
 
-from ptsearch.report import heatmap
+from ptsearch.report import plots
 from ptsearch.report.diversity import (
     ALL,
     compare,
     effective_voters,
     group_pairs,
+    measure,
     pair_rows,
     summary,
-    xray,
 )
 from ptsearch.scoring import metrics
 from ptsearch.search.scorer import search_and_holdout
@@ -64,12 +64,12 @@ def test_symmetric_and_within_bounds_and_blind_to_the_order(seed: int) -> None:
     rng = np.random.default_rng(seed)
     asked = random_asked(rng, samples=8)
     codes = random_codes(rng, asked, 4)
-    rays, order = xray(asked, codes), rng.permutation(4)
-    shuffled = xray(asked, codes[order])
-    for name, ray in rays.items():
-        assert ray.accuracy.max() <= ray.oracle <= 100
-        assert shuffled[name].effective == pytest.approx(ray.effective, nan_ok=True)
-        for key, each in ray.pairs._asdict().items():
+    by_benchmark, order = measure(asked, codes), rng.permutation(4)
+    shuffled = measure(asked, codes[order])
+    for name, diversity in by_benchmark.items():
+        assert diversity.accuracy.max() <= diversity.oracle <= 100
+        assert shuffled[name].effective == pytest.approx(diversity.effective, nan_ok=True)
+        for key, each in diversity.pairs._asdict().items():
             assert_allclose(each, each.T)
             assert_allclose(getattr(shuffled[name].pairs, key), each[np.ix_(order, order)])
             known, least = each[~np.isnan(each)], -1 if key in ("q", "correlation") else 0
@@ -101,7 +101,7 @@ def test_only_scored_scenarios_count(rng: np.random.Generator) -> None:
     (unscored,) = [part for part in asked.parts if not part.scenario.scored]
     other = codes.copy()
     other[:, unscored.rows] = 0
-    a, b = xray(asked, codes), xray(asked, other)
+    a, b = measure(asked, codes), measure(asked, other)
     assert list(a) == ["mmlu", "adversarial", "fairness", "ethics", "ood", ALL]
     assert a[ALL].samples == asked.gold.size - unscored.rows.size
     assert_allclose(a[ALL].pairs.agreement, b[ALL].pairs.agreement)
@@ -124,11 +124,13 @@ def test_groups_are_by_what_a_pair_shares() -> None:
 def test_tables_hold_every_pair_and_their_means(tmp_path) -> None:
     table = fake_table(tmp_path)
     scorer, _ = search_and_holdout(table)
-    rays = xray(scorer.asked, scorer.answers(table, list(table.variants))[0])
-    pairs = [row for row in pair_rows(rays, table.variants) if row["benchmark"] == "ood"]
+    by_benchmark = measure(scorer.asked, scorer.answers(table, list(table.variants))[0])
+    pairs = [row for row in pair_rows(by_benchmark, table.variants) if row["benchmark"] == "ood"]
     assert len(pairs) == 10
     rows = [
-        row for row in summary(rays, list(table.variants.values())) if row["benchmark"] == "ood"
+        row
+        for row in summary(by_benchmark, list(table.variants.values()))
+        if row["benchmark"] == "ood"
     ]
     (everything,) = [row for row in rows if row["group"] == "all pairs"]
     assert everything["correlation"] == pytest.approx(
@@ -141,7 +143,5 @@ def test_tables_hold_every_pair_and_their_means(tmp_path) -> None:
 
 def test_heat_maps_are_written(tmp_path) -> None:
     panels = {name: np.array([[1.0, 0.2], [0.2, np.nan]]) for name in "abcd"}
-    heatmap.draw_png(panels, ["one", "two"], tmp_path / "x.png", "title")
-    heatmap.draw_html(panels, ["one", "two"], tmp_path / "x.html", "title")
-    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    plots.draw_heat_maps(panels, ["one", "two"], tmp_path / "x.html", "title")
     assert "cdn" not in (tmp_path / "x.html").read_text()[:2000]

@@ -91,7 +91,7 @@ def test_what_needs_no_model_is_shown_beside(tmp_path) -> None:
     results.write_csv(rows, tmp_path / "front.csv")
     with (tmp_path / "front.csv").open(newline="") as file:
         written = list(csv.DictReader(file))
-    assert [(row["kind"], row["members"], row["size"]) for row in written] == [
+    assert [(row["kind"], row["name"], row["size"]) for row in written] == [
         ("constant", row.name, "0") for row in rows
     ]
     screen = Console(file=io.StringIO(), width=118)

@@ -8,7 +8,7 @@ import pytest
 from fakes import fake_table
 
 from ptsearch.report import study as report
-from ptsearch.report import tracking
+from ptsearch.report import study_output, tracking
 from ptsearch.search import exact_front
 from ptsearch.search import study as studies
 from ptsearch.search.scorer import search_and_holdout
@@ -36,12 +36,12 @@ def search_and_log(table, uri: str, folder: Path) -> tracking.Tracker:
     scorer, held_out = search_and_holdout(table)
 
     def on_trial(trial, found, feasible) -> str:
-        return tracking.log_trial(tracker, **report.trial_record(table, trial, found, feasible))
+        return tracking.log_run(tracker, study_output.trial_record(table, trial, found, feasible))
 
     studies.search(study, table, scorer, on_trial)
     exact = exact_front.complete(study, table, scorer, on_trial)
     result = report.compile_result(table, [], study, (scorer, held_out), exact)
-    report.log_result(tracker, table, study, result)
+    study_output.log_result(tracker, table, study, result)
     return tracker
 
 
@@ -92,7 +92,7 @@ def test_the_parent_holds_picture_table_and_config(uri: str, tmp_path: Path) -> 
     tracker = search_and_log(fake_table(tmp_path, trials=6), uri, tmp_path)
     files = {item.path: item.file_size for item in tracker.client.list_artifacts(tracker.run_id)}
     assert files.keys() >= {"pareto.html", "pareto.png", "front.csv", "config.json", "data.json"}
-    assert files.keys() >= {"xray.html", "xray.png", "xray.csv", "ledger.csv"}
+    assert files.keys() >= {"diversity.html", "diversity.csv", "gain_split.csv", "regret.html"}
     assert files["pareto.png"] > 10_000
     html = Path(tracker.client.download_artifacts(tracker.run_id, "pareto.html")).read_text()
     assert "<script src=" not in html  # nothing is fetched when it is opened

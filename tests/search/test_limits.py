@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from ptsearch.config import StudyConfig
 from ptsearch.report import terminal
-from ptsearch.report.slo_report import answer_limits, show_relaxations, verdict
+from ptsearch.report.study import answer_limits, limits_verdict
+from ptsearch.report.study_output import show_relaxations
 from ptsearch.search import limits as slo
 from ptsearch.search import study as studies
 from ptsearch.search.exact_front import Everything
@@ -95,7 +96,7 @@ def test_against_every_ensemble_of_a_table(tmp_path) -> None:
     assert told.pick is not None
     assert scored[told.pick]["memory_gb"] <= 0.35
     assert scored[told.pick]["trust"] == pytest.approx(best)
-    assert f"of {len(scored):,} ensembles meet" in verdict(told)
+    assert f"of {len(scored):,} ensembles meet" in limits_verdict(told)
 
 
 def test_what_gives_way_is_shown(tmp_path, capsys) -> None:
@@ -107,7 +108,7 @@ def test_what_gives_way_is_shown(tmp_path, capsys) -> None:
     show_relaxations(terminal.console(), told)
     shown = capsys.readouterr().out
     assert "study.max.memory_gb=" in shown
-    assert verdict(told).count("\n") == 1
+    assert limits_verdict(told).count("\n") == 1
 
 
 def test_contradictory_limits() -> None:
@@ -126,7 +127,7 @@ def test_an_unknown_value_meets_no_limit() -> None:
 
 def test_skill_is_not_a_limit_here(tmp_path) -> None:
     table = fake_table(tmp_path, kind="slo", min_skill="require")
-    with pytest.raises(ValueError, match=r"study=slo knows no study.min_skill=require"):
+    with pytest.raises(ValueError, match=r"study=slo does not support study.min_skill=require"):
         answer_limits(table, search_and_holdout(table)[0])
 
 

@@ -12,7 +12,7 @@ from ptsearch.benchmarks.parsing import REFUSED
 from ptsearch.evaluation.table import Table
 from ptsearch.report import study as report
 from ptsearch.report.rows import baseline_rows, best_single
-from ptsearch.report.slo_report import answer_limits
+from ptsearch.report.study import answer_limits
 from ptsearch.search import exact_front, next_build
 from ptsearch.search import study as studies
 from ptsearch.search.exact_front import find_exact_front
