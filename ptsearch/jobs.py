@@ -135,9 +135,7 @@ def tables(config: Config, progress: AbstractContextManager[Report]) -> Iterator
             for model in config.baseline_models
         ]
         table, *others = (open_table(each, benchmarks, pool, report) for each in configs)
-        for other in others:
-            other.reader = table.reader  # one judge for all
-        yield table, *others
+        yield table, *(replace(other, reader=table.reader) for other in others)  # one judge for all
 
 
 def need_pool(config: Config) -> None:
