@@ -49,7 +49,7 @@ LAZY: dict[str, set[str]] = {
 }
 ONLY_IN = {
     "mlflow": {"report/tracking"},
-    "optuna": {"search", "report/study", "jobs"},
+    "optuna": {"search", "report/study", "report/study_output", "jobs"},
     "hydra": {"cli"},
     "omegaconf": {"cli"},
     "starlette": {"serve"},
