@@ -56,9 +56,9 @@ def main(folder: Path, rounds: int) -> None:
         "bytes": {
             "resident_loaded": loaded,
             "resident_after": resident() - before,
-            "stored": sum(row["bytes"] for row in described["members"]),
-            "counted_with_cache": int(1e9 * described["cost"]["memory_gb"]),
-            "dense_weights": described["cost"]["dense_bytes"],
+            "stored": sum(member.bytes for member in described.members),
+            "counted_with_cache": int(1e9 * described.cost.memory_gb),
+            "dense_weights": described.cost.dense_bytes,
         },
     }
     sys.stdout.write(json.dumps(found) + "\n")
@@ -165,7 +165,7 @@ def workers(folder: Path, members: Sequence[str]) -> Iterator[list[Connection]]:
 def answer(folder: str, member: str, pipe: Connection) -> None:
     """Answers queries with one member and one thread, for good."""
     opened = open_folder(folder)
-    settings = EngineConfig(dtype=opened.description["settings"]["engine.dtype"], threads=1)
+    settings = EngineConfig(dtype=opened.description.dtype("bfloat16"), threads=1)
     engine = engines.load(opened.members[member], settings)
     ensemble = PrecisionEnsemble(opened, {member: engine})
     pipe.send(None)

@@ -323,7 +323,7 @@ class ServeConfig:
     max_prompt: int = 100_000  # characters
     max_concurrent: int = 256  # requests under way; more get a 429
     log_prompts: bool = False
-    differ: int = 0  # votes of verify.jsonl that may come out otherwise
+    max_changed: int = 0  # votes of verify.jsonl that may change
     alarm_disagreement: float = 0.5  # share of votes with different answers
     lazy: bool = False  # stop asking members when the vote is decided
     keep_tokens: int = 8192  # local: tokens of prompts' common beginnings kept for each member
@@ -334,7 +334,7 @@ class ServeConfig:
     quorum: int = 0  # gateway: members that must reply; 0 = more than half
     timeout: float = 10.0  # gateway: seconds for a member's reply, retries included
     retries: int = 1  # gateway: of a request that got no reply, a 429 or a 5xx
-    rest: float = 5.0  # gateway: seconds that a member that failed is left alone, at least; 0 = not
+    cooldown: float = 5.0  # gateway: seconds without requests to a member that failed; 0 = none
     wait: float = 300.0  # gateway: seconds for the engines to come up
 
     def __post_init__(self) -> None:
@@ -346,12 +346,12 @@ class ServeConfig:
         for key in ("max_body", "max_prompt", "max_concurrent"):
             at_least(f"serve.{key}", getattr(self, key), 1)
         for key in (
-            "differ",
+            "max_changed",
             "alarm_disagreement",
             "keep_tokens",
             "quorum",
             "retries",
-            "rest",
+            "cooldown",
             "wait",
         ):
             at_least(f"serve.{key}", getattr(self, key), 0)

@@ -258,7 +258,7 @@ def export_ensemble(config: Config) -> None:
     folder = export.write(study.user_attrs, config.export, Path(config.cache_dir))
     screen.print(f"wrote {folder}")
     if name := config.export.register:
-        run_id = exported.open_folder(folder).description["run"]
+        run_id = exported.open_folder(folder).description.run
         place = tracking.register(
             mlflow_url(config), run_id, name, folder, "ptsearch.deploy.ensemble"
         )

@@ -18,7 +18,7 @@ from aiohttp import web
 from ptsearch import store
 from ptsearch.config import EngineConfig, ServeConfig
 from ptsearch.deploy import query
-from ptsearch.deploy.folder import FORMAT, Logged
+from ptsearch.deploy.folder import FORMAT, LoggedVote
 from ptsearch.serve import serve
 
 
@@ -47,7 +47,7 @@ def live(settings: ServeConfig) -> Iterator[str]:
 
 
 def write_folder(
-    out: Path, members: Mapping[str, Path | None], logged: Sequence[Logged] = ()
+    out: Path, members: Mapping[str, Path | None], logged: Sequence[LoggedVote] = ()
 ) -> Path:
     """An exported ensemble with these checkpoints (None: a gateway needs none)."""
     with store.new_folder(out) as part:

@@ -17,6 +17,7 @@ from ptsearch.benchmarks.parsing import Question
 from ptsearch.config import EngineConfig
 from ptsearch.deploy import folder as exported
 from ptsearch.deploy import query
+from ptsearch.deploy.description import Description
 from ptsearch.deploy.query import Query, Said, Turns
 from ptsearch.engine import Engine, lanes, memory
 from ptsearch.models import loading
@@ -48,8 +49,7 @@ class PrecisionEnsemble:
         ValueError: incomplete or altered, another format, not enough memory.
         """
         opened = exported.open_folder(folder)
-        recorded = opened.description["settings"].get("engine.dtype", "bfloat16")
-        settings = settings or EngineConfig(dtype=recorded)
+        settings = settings or EngineConfig(dtype=opened.description.dtype("bfloat16"))
         loaded: dict[str, Engine] = {}
         for label, checkpoint in opened.members.items():
             engine = engines.load(checkpoint, settings)
@@ -66,8 +66,8 @@ class PrecisionEnsemble:
         return list(self.engines)
 
     @property
-    def description(self) -> dict[str, Any]:
-        """What `ensemble.yaml` says."""
+    def description(self) -> Description:
+        """The content of `ensemble.yaml`."""
         return self.folder.description
 
     @property
@@ -113,7 +113,7 @@ class PrecisionEnsemble:
 
     def _ask_in_turn(self, queries: Sequence[Query]) -> list[Answer]:
         """One member after the other, each only what is undecided so far."""
-        order = self.description["vote"].get("ask", self.members)
+        order = self.description.lazy_order
         said: list[dict[str, Said]] = [{} for _ in queries]
         codes: list[dict[str, int]] = [{} for _ in queries]
         left = list(range(len(queries)))

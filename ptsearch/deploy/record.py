@@ -1,28 +1,88 @@
-"""What a study records of its front, enough to export an ensemble of it later."""
+"""What a study records of its front: enough to export an ensemble of it later."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Literal
+
+from pydantic import Field, ValidationError
 
 from ptsearch.deploy import replay_log
+from ptsearch.deploy.description import Record, Scores
 from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.models import base_model
-from ptsearch.report import rows as results
+from ptsearch.report import rows
 from ptsearch.report.study import Result
 from ptsearch.search import study as studies
 from ptsearch.search.objectives import chosen_objectives
 from ptsearch.search.scorer import EnsembleScorer
 
 
+class BaseRecord(Record):
+    """The uncompressed model."""
+
+    source: str
+    repo: str
+    path: str
+    memory_gb: float
+    kv_bytes: int
+    benchmarks: str
+
+
+class FrontRecord(Record, extra="ignore"):
+    """One ensemble of the front."""
+
+    members: list[str]
+    run_id: str
+    search: Scores
+    holdout: Scores | None = None
+    certificate: dict[str, object]
+    unskilled: list[str] = Field(default_factory=list)
+    latency: dict[str, dict[str, float]]  # way of asking -> percentile -> ms
+
+
+class VariantRecord(Record):
+    """A variant of the pool; `fields` are those of `Variant`."""
+
+    id: str
+    fields: dict[str, object]
+
+
+class StudyRecord(Record, extra="ignore"):
+    """Attributes of an Optuna study that an export needs; `settings` are recorded by the search."""
+
+    version: Literal[1] = 1  # of this record; one without a version is of version 1
+    base: BaseRecord
+    verify: str = ""  # name of the recorded answers, see `replay_log`; "" = none
+    ask: dict[str, list[str]]  # run id -> its members in the order of lazy asking
+    front: list[FrontRecord]
+    objectives: list[str]
+    variants: dict[str, VariantRecord]
+    settings: dict[str, object]
+    data: dict[str, object] = Field(default_factory=dict)
+
+
+def read_record(attributes: Mapping[str, object], name: str) -> StudyRecord:
+    """The record among a study's attributes. ValueError: not finished, or of another version."""
+    if "front" not in attributes:
+        raise ValueError(f"study {name!r} has not finished; run it first")
+    try:
+        return StudyRecord.model_validate(attributes)
+    except ValidationError as error:
+        field = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise ValueError(
+            f"study {name!r} was recorded by another version ({field}: "
+            f"{error.errors()[0]['msg']}); run it again, it resumes"
+        ) from None
+
+
 def for_export(
     table: Table, scorers: tuple[EnsembleScorer, EnsembleScorer], result: Result
-) -> dict[str, Any]:
-    """What the study records of itself, enough to export its front later."""
-    variants = {}
-    for label in table.variants:
-        fields = asdict(table.variant(label))
-        variants[label] = {"id": table.variant(label).id, "fields": fields}
+) -> dict[str, object]:
+    """The attributes that `read_record` reads; the study has `settings` already."""
     config, dense = table.config, result.compared[0]
+    variants = {label: table.variant(label) for label in table.variants}
     return {
+        "version": 1,
         "base": {
             "source": config.model.source,
             "repo": base_model.WHEEL_REPO if config.model.source == "wheel" else config.model.repo,
@@ -32,12 +92,15 @@ def for_export(
             "benchmarks": config.benchmarks.name,
         },
         "verify": replay_log.record(table),
-        "ask": {  # whom to ask when
+        "ask": {
             row.run_id: [row.members[i] for i in scorers[0].lazily(table, row.members).order]
             for row in result.front
         },
         "front": [asdict(row) for row in result.front],
-        "objectives": chosen_objectives(studies.study_config(table.config)),
-        "variants": variants,
-        "data": results.data_hashes(table),
+        "objectives": chosen_objectives(studies.study_config(config)),
+        "variants": {
+            label: {"id": variant.id, "fields": asdict(variant)}
+            for label, variant in variants.items()
+        },
+        "data": rows.data_hashes(table),
     }

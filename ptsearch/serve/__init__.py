@@ -41,7 +41,7 @@ async def serve(settings: ServeConfig, engine: EngineConfig, live: Live) -> None
         members = importlib.import_module(f"ptsearch.serve.{settings.mode}").members
         async with members(folder, settings, engine) as opened:
             calibrated = settings.mode == "local"
-            await replay_check.check(folder, opened.ask, calibrated, settings.differ)
+            await replay_check.check(folder, opened.ask, calibrated, settings.max_changed)
             service = app.Service(
                 settings.name or folder.folder.name,
                 labels,

@@ -1,7 +1,7 @@
 """Members behind OpenAI-compatible engines (vLLM and others), one a member, asked side by side.
 
-An engine that fails or is too slow counts as away for this vote and is left alone: for `serve.rest`
-seconds, and on until it says that it serves its member. The vote goes on with the rest.
+An engine that fails or is too slow is not counted in this vote and gets no requests for
+`serve.cooldown` seconds, then until it lists its member again. The other members vote.
 """
 
 import asyncio
@@ -23,12 +23,12 @@ from ptsearch.serve.replies import NOT_ASKED, Members, Reply, answered
 from ptsearch.voting import votes
 
 MIN_TOKENS = 16  # of a reply, where an engine is not bound to the labels
-ROLL_CALL = 5.0  # seconds to say which models are served
+LIST_SECONDS = 5.0  # to list the models that are served
 BACK_OFF = 0.05  # seconds before the first retry, doubled each time
 
 
 class EngineError(Exception):
-    """An engine answered with something that another try may mend."""
+    """An engine failed in a way that a retry may repair."""
 
 
 @dataclass
@@ -38,17 +38,17 @@ class Engine:
     label: str
     url: str  # up to and with /v1
     model: str = ""  # its name there
-    rest: asyncio.Task[None] | None = None  # ends when it may be asked again
+    cooldown: asyncio.Task[None] | None = None  # ends when it may be asked again
 
-    def rests(self) -> bool:
-        return self.rest is not None and not self.rest.done()
+    def cooling(self) -> bool:
+        return self.cooldown is not None and not self.cooldown.done()
 
 
 @asynccontextmanager
 async def members(
     folder: Exported, settings: ServeConfig, _engine: EngineConfig
 ) -> AsyncIterator[Members]:
-    """The ensemble once every engine has said that it serves its member.
+    """The ensemble, once every engine lists its member.
 
     ValueError: an engine is missing in `serve.engines`, does not come up within `serve.wait`
     seconds, or serves another model.
@@ -56,13 +56,13 @@ async def members(
     labels = list(folder.members)
     if len(settings.engines) != len(labels):
         raise ValueError(
-            f"serve.engines must name {len(labels)} URLs, one for each member in the order "
+            f"serve.engines must have {len(labels)} URLs, one per member in the order "
             f"{', '.join(labels)}; got {len(settings.engines)}"
         )
     engines = [
         Engine(label, url.rstrip("/")) for label, url in zip(labels, settings.engines, strict=True)
     ]
-    in_turn = folder.description["vote"].get("ask", labels)
+    in_turn = folder.description.lazy_order
     key = secret("serve.engine_key_env", settings.engine_key_env)
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
@@ -80,18 +80,18 @@ async def members(
             )
 
         try:
-            yield Members(ask, lambda: [engine.label for engine in engines if engine.rests()])
+            yield Members(ask, lambda: [engine.label for engine in engines if engine.cooling()])
         finally:
-            rests = [engine.rest for engine in engines if engine.rest]
-            for rest in rests:
-                rest.cancel()
-            await asyncio.gather(*rests, return_exceptions=True)
+            cooldowns = [engine.cooldown for engine in engines if engine.cooldown]
+            for cooldown in cooldowns:
+                cooldown.cancel()
+            await asyncio.gather(*cooldowns, return_exceptions=True)
 
 
 async def _meet(
     session: aiohttp.ClientSession, engine: Engine, labels: Sequence[str], wait: float
 ) -> None:
-    """Wait until the engine is up; find its name for the member: the label, or its only one."""
+    """Wait until the engine is up; its name of the member is the label, or its only model."""
     try:
         async with asyncio.timeout(wait):
             while not (names := await _served(session, engine)):
@@ -116,13 +116,13 @@ async def _served(session: aiohttp.ClientSession, engine: Engine) -> list[str]:
         return []
 
 
-async def _rest(session: aiohttp.ClientSession, engine: Engine, seconds: float) -> None:
-    """Over when the engine, asked so many seconds later and again, serves its member."""
+async def _cool_down(session: aiohttp.ClientSession, engine: Engine, seconds: float) -> None:
+    """Ends when the engine, asked every `seconds`, lists its member."""
     names: list[str] = []
     while engine.model not in names:
         await asyncio.sleep(seconds)
         with suppress(TimeoutError):
-            async with asyncio.timeout(ROLL_CALL):
+            async with asyncio.timeout(LIST_SECONDS):
                 names = await _served(session, engine)
 
 
@@ -131,8 +131,8 @@ async def _reply(
 ) -> Reply:
     """The engine's reply within `serve.timeout` seconds, all retries included."""
     started = time.monotonic()
-    if engine.rests():
-        return Reply(parsing.UNUSABLE, "resting")
+    if engine.cooling():
+        return Reply(parsing.UNUSABLE, "cooldown")
     outcome, note = "slow", f"no reply in {settings.timeout} s"
     try:
         async with asyncio.timeout(settings.timeout):
@@ -146,8 +146,8 @@ async def _reply(
                     outcome, note = "down", str(error) or type(error).__name__
     except TimeoutError:
         pass
-    if settings.rest and not engine.rests():  # the first of several requests that failed
-        engine.rest = asyncio.create_task(_rest(session, engine, settings.rest))
+    if settings.cooldown and not engine.cooling():  # the first of several requests that failed
+        engine.cooldown = asyncio.create_task(_cool_down(session, engine, settings.cooldown))
     return Reply(parsing.UNUSABLE, outcome, 1000 * (time.monotonic() - started), note=note)
 
 
@@ -158,7 +158,7 @@ async def _one_by_one(
     asked: Query,
     settings: ServeConfig,
 ) -> list[Reply]:
-    """Replies up to the one that decides the vote; `ms` counts from the first question on."""
+    """Replies up to the one that decides the vote; `ms` counts from the first request."""
     order = [engine.label for engine in engines]
     found = {label: Reply(parsing.UNUSABLE, NOT_ASKED) for label in order}
     codes: dict[str, int] = {}
@@ -188,7 +188,7 @@ async def _ask(
 
 
 def request(model: str, asked: Query, constrain: str) -> tuple[str, bytes]:
-    """(path, body) that ask an engine, greedily: for a label and nothing else, or for a reply."""
+    """(path, body) of a greedy request: for one of the labels only, or for a reply."""
     choices = [] if asked.max_new_tokens else asked.continuations
     longest = max((len(choice.encode()) for choice in choices), default=0)
     body: dict[str, Any] = {
@@ -212,7 +212,7 @@ def request(model: str, asked: Query, constrain: str) -> tuple[str, bytes]:
 
 
 def read(content: bytes, member: str, asked: Query) -> Reply:
-    """An engine's response as a reply. EngineError: it is none."""
+    """An engine's response as a reply. EngineError: it is not a completion."""
     try:
         found = json.loads(content)
         choice, usage = found["choices"][0], found.get("usage") or {}
@@ -222,12 +222,12 @@ def read(content: bytes, member: str, asked: Query) -> Reply:
         tokens = int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
         code = parsing.REFUSED if declined else answer_code(text, member, asked)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise EngineError("its response is no completion") from error
+        raise EngineError("its response is not a completion") from error
     return answered(code, tokens=tokens)
 
 
 def answer_code(text: str, member: str, asked: Query) -> int:
-    """The label that a reply is, or is as a JSON string; else what the rules read in it."""
+    """The label equal to a reply, or to a reply that is a JSON string; else what the rules read."""
     if asked.max_new_tokens:
         return query.code(asked, member, query.Said(reply=text))
     labels = [label.strip() for label in asked.continuations]
@@ -241,7 +241,7 @@ def answer_code(text: str, member: str, asked: Query) -> int:
 
 
 def _message(content: bytes, status: int) -> str:
-    """An engine's own words of why it said no."""
+    """An engine's own message of why it rejected a request."""
     try:
         error = json.loads(content)
         return str(error.get("error", error)["message"])[:300]

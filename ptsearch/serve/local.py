@@ -62,8 +62,7 @@ async def members(
         return await waiting.replies
 
     with ThreadPoolExecutor(1, "model") as thread:
-        dtype = folder.description["settings"].get("engine.dtype", engine.dtype)
-        searched = replace(engine, dtype=dtype)
+        searched = replace(engine, dtype=folder.description.dtype(engine.dtype))
         load = partial(PrecisionEnsemble.from_pretrained, folder.folder, searched)
         ensemble = await loop.run_in_executor(thread, load)
         for label, each in ensemble.engines.items():

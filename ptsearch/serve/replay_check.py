@@ -1,48 +1,50 @@
-"""Served equals searched: the votes logged at export must come out again before going live."""
+"""Before a server accepts requests, the votes logged at export must be reproduced."""
 
 import asyncio
 import logging
 from collections.abc import Sequence
 
 from ptsearch.deploy import query
-from ptsearch.deploy.folder import Exported, Logged, read_verify
+from ptsearch.deploy.folder import Exported, LoggedVote, read_verify
 from ptsearch.serve.replies import AWAY, Ask, count
 
 AT_ONCE = 16  # queries under way
-SHOWN = 5  # differences that the error names
+SHOWN = 5  # changes that the error lists
 
 log = logging.getLogger(__name__)
 
 
-async def check(folder: Exported, ask: Ask, calibrated: bool, differ: int) -> None:
-    """Ask every logged query again. ValueError: more than `differ` votes came out otherwise.
+async def check(folder: Exported, ask: Ask, calibrated: bool, max_changed: int) -> None:
+    """Ask every logged query again. ValueError: more than `max_changed` votes changed.
 
-    `calibrated`: whether the members can subtract a calibration; if not, such queries are left out.
+    `calibrated`: the members can subtract a calibration; if not, queries that need one are skipped.
     """
     logged = read_verify(folder)
     asked = [row for row in logged if calibrated or not row.query.offsets]
     if len(asked) < len(logged):
         log.info("%d logged votes need log-probabilities: not replayed", len(logged) - len(asked))
     if not asked:
-        log.warning("no vote was logged at export: nothing says that this serves as searched")
+        log.warning("no votes were logged at export: whether they are reproduced cannot be checked")
         return
     limit = asyncio.Semaphore(AT_ONCE)
     replayed = await asyncio.gather(
-        *(_differs(ask, row, list(folder.members), limit) for row in asked)
+        *(_change(ask, row, list(folder.members), limit) for row in asked)
     )
-    differences = [said for said in replayed if said]
-    log.info("%d of %d logged votes came out again", len(asked) - len(differences), len(asked))
-    for said in differences:
-        log.warning("a logged vote comes out otherwise: %s", said)
-    if len(differences) > differ:
+    changes = [change for change in replayed if change]
+    log.info("%d of %d logged votes were reproduced", len(asked) - len(changes), len(asked))
+    for change in changes:
+        log.warning("a logged vote has changed: %s", change)
+    if len(changes) > max_changed:
         raise ValueError(
-            f"{len(differences)} of {len(asked)} logged votes come out otherwise "
-            f"(serve.differ={differ}): {'; '.join(differences[:SHOWN])}"
+            f"{len(changes)} of {len(asked)} logged votes have changed "
+            f"(serve.max_changed={max_changed}): {'; '.join(changes[:SHOWN])}"
         )
 
 
-async def _differs(ask: Ask, row: Logged, members: Sequence[str], limit: asyncio.Semaphore) -> str:
-    """What is other than it was; "" = nothing."""
+async def _change(
+    ask: Ask, row: LoggedVote, members: Sequence[str], limit: asyncio.Semaphore
+) -> str:
+    """How the vote has changed; "" = it has not."""
     async with limit:
         replies = await ask(row.query)
     away = [m for m, reply in zip(members, replies, strict=True) if reply.outcome in AWAY]

@@ -11,9 +11,8 @@ from ptsearch.deploy.query import Query
 from ptsearch.voting import votes
 
 OUTCOMES = {REFUSED: "refused", UNUSABLE: "unusable", CONTRADICTORY: "contradictory"}
-# Replies that never came: the engine is not there, was too slow, is left alone for a while, or
-# said no to the request (4xx).
-AWAY = ("down", "slow", "resting", "rejected")
+# No reply: the engine is down, too slow, in cooldown, or rejected the request (4xx).
+AWAY = ("down", "slow", "cooldown", "rejected")
 NOT_ASKED = "not asked"  # the vote was decided without it
 
 
@@ -44,7 +43,7 @@ class Members(NamedTuple):
     """An open ensemble."""
 
     ask: Ask
-    away: Callable[[], list[str]]  # members that are left alone at the moment
+    away: Callable[[], list[str]]  # members in cooldown
 
 
 def answered(code: int, ms: float = 0.0, tokens: tuple[int, int] = (0, 0)) -> Reply:

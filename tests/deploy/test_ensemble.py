@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+import members as exported_members
 import pytest
 import torch
 import yaml
-from members import folder  # noqa: F401 - a fixture
 
 from ptsearch import engine as engines
 from ptsearch import store
@@ -16,6 +16,7 @@ from ptsearch.deploy.query import Query
 from ptsearch.models import loading
 from ptsearch.voting.votes import vote
 
+folder = exported_members.folder  # a fixture
 PROMPTS = ["Is water wet?", "Is fire cold? Think.", [{"role": "user", "content": "Is it?"}]]
 LABELS = ["no", "yes", "maybe"]
 
@@ -109,7 +110,10 @@ def edit(folder: Path, change) -> Path:
         (lambda d: d.update(format="ptsearch-ensemble/0"), "has format 'ptsearch-ensemble/0'"),
         (lambda d: d["members"][0].update(folder="../../etc"), "leaves the folder"),
         (lambda d: d["members"][0].update(folder="/etc"), "leaves the folder"),
-        (lambda d: d["vote"].update(order=["high"]), "does not name each member once"),
+        (lambda d: d.update(votes={}), "votes: Extra inputs are not permitted"),
+        (lambda d: d["vote"].pop("order"), r"vote\.order: Field required"),
+        (lambda d: d["members"][1].update(bytes="many"), r"members\.1\.bytes: Input should be"),
+        (lambda d: d["vote"].update(order=["high"]), "must list each member once"),
     ],
 )
 def test_a_description_that_is_not_ours(folder, tmp_path, change, message) -> None:
@@ -132,7 +136,7 @@ def test_an_altered_or_incomplete_folder(folder, tmp_path) -> None:
     weights.unlink()
     with pytest.raises(ValueError, match=r"incomplete or altered: .*missing"):
         PrecisionEnsemble.from_pretrained(copy)
-    with pytest.raises(ValueError, match="is no exported ensemble"):
+    with pytest.raises(ValueError, match="is not an exported ensemble"):
         PrecisionEnsemble.from_pretrained(tmp_path)
 
 

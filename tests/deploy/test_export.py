@@ -86,15 +86,15 @@ def write(study, cache: Path, out: Path, target: str = "local") -> exported.Expo
 def test_every_text_parses(target: str, study, cache, tmp_path) -> None:
     folder, described, members = write(study, cache, tmp_path / "out", target)
     assert list(members) == [v.label for v in reversed(POOL)]  # the most precise first
-    assert described["cost"]["of_dense"] == pytest.approx(90)
-    assert described["vote"]["ask"] == [v.label for v in POOL]
+    assert described.cost.of_dense == pytest.approx(90)
+    assert described.lazy_order == [v.label for v in POOL]
     subprocess.run(["bash", "-n", str(folder / "serve.sh")], check=True)
     assert os.access(folder / "serve.sh", os.X_OK)
     services = yaml.safe_load((folder / "compose.yaml").read_text())["services"]
     assert len(services) == (1 if target == "local" else 4)
     assert all(s["healthcheck"]["test"] and s["mem_limit"] for s in services.values())
     gateway = services.pop("ptsearch-ensemble")
-    assert gateway["command"][-1] == "serve.differ=${DIFFER:-0}"
+    assert gateway["command"][-1] == "serve.max_changed=${MAX_CHANGED:-0}"
     assert gateway.get("depends_on", {}).keys() == services.keys()
     for (label, path), service in zip(members.items(), services.values(), strict=False):
         arguments = service["command"]
@@ -144,13 +144,13 @@ def test_the_script_starts_the_gateway_once_its_members_are_up(study, cache, tmp
     folder = write(study, cache, tmp_path / "out", "cpu").folder
     first, environment = stubbed(tmp_path, "")
     done = subprocess.run(
-        [folder / "serve.sh", "serve.differ=1"], env=environment, capture_output=True, text=True,
-        timeout=60, check=True,
+        [folder / "serve.sh", "serve.max_changed=1"], env=environment, capture_output=True,
+        text=True, timeout=60, check=True,
     )  # fmt: skip
     urls = ",".join(f"http://127.0.0.1:{first + i}/v1" for i in range(3))
     assert done.stdout.splitlines() == [
         "-m", "ptsearch", "+serve=gateway", f"serve.dir={folder}", f"serve.engines=[{urls}]",
-        "serve.host=127.0.0.1", "serve.port=1", "serve.differ=1",
+        "serve.host=127.0.0.1", "serve.port=1", "serve.max_changed=1",
     ]  # fmt: skip
     assert not listening(first)
 
@@ -213,7 +213,7 @@ def test_what_the_servers_hold_is_said(target: str, study, cache, tmp_path) -> N
     files = [file for place in members.values() for file in place.glob("*.safetensors")]
     apart = (sum(file.stat().st_size for file in files) + 3 * 51_200) / 1e9
     expected = 0.09 if target == "local" else apart
-    assert described["cost"]["served_gb"] == pytest.approx(expected)
+    assert described.cost.served_gb == pytest.approx(expected)
     said = f"they hold {expected:.3f} GB" in (folder / "README.md").read_text()
     assert said == (target == "cpu")
 
@@ -222,7 +222,7 @@ def test_what_the_servers_hold_is_said(target: str, study, cache, tmp_path) -> N
 def test_a_file_that_the_export_did_not_write(name: str, study, cache, tmp_path) -> None:
     folder, _, members = write(study, cache, tmp_path / "out")
     (members[POOL[0].label] / name).write_text("{{ messages }}")
-    with pytest.raises(ValueError, match=f"{name} is not of the export"):
+    with pytest.raises(ValueError, match=f"{name} is not part of the export"):
         exported.open_folder(folder)
 
 
@@ -236,11 +236,11 @@ def test_the_license_is_the_base_models(tmp_path: Path) -> None:
 
 def test_what_a_target_does_not_run_is_written_dense(study, cache, tmp_path) -> None:
     exported_ = write(study, cache, tmp_path / "out", "cpu")
-    said = {row["label"]: row for row in exported_.description["members"]}
+    said = {row.label: row for row in exported_.description.members}
     for variant in POOL:
         row, folder = said[variant.label], exported_.members[variant.label]
         quantized = "quantization_config" in loading.read_json(folder / "config.json")
-        assert quantized == (variant.bits == 4) == (row["form"] == "stored") == (not row["why"])
+        assert quantized == (variant.bits == 4) == (row.form == "stored") == (not row.why)
     three = POOL[0]
     stored, dense = (
         loading.load(folder)[0].state_dict()
@@ -291,7 +291,7 @@ def test_a_meta_that_leads_elsewhere_is_refused(change, study, cache, tmp_path) 
     path.write_text(json.dumps(loading.read_json(path) | change))
     (folder / store.MANIFEST).unlink()
     store._seal(folder)
-    with pytest.raises(ValueError, match=r"meta\.json: a member has safetensors only"):
+    with pytest.raises(ValueError, match=r"meta\.json: a member must consist of safetensors"):
         exported.open_folder(folder)
 
 
@@ -347,7 +347,7 @@ def test_a_rounded_cache_is_exported_with_what_it_was_calibrated_to(
     study["ask"] = {"run": [variant.label]}
     study["variants"] = {variant.label: {"id": variant.id, "fields": asdict(variant)}}
     ensemble = PrecisionEnsemble.from_pretrained(write(study, tmp_path, tmp_path / "out").folder)
-    own = engines.load(build.folder_of(tmp_path, variant), EngineConfig())
+    own = engines.load(build.folder_of(tmp_path, variant), EngineConfig(dtype="bfloat16"))
     served = ensemble.engines[variant.label]
     prompt = loading.render(own.tokenizer, "Is it? " * 40)
     labels = [own.tokenizer(f" {label}").input_ids for label in ("no", "yes")]
@@ -362,7 +362,7 @@ def test_a_study_that_cannot_be_exported(study, cache, tmp_path) -> None:
         write(study, cache, tmp_path / "out")
     del study["settings"]["vote.rule"]
     del study["base"]
-    with pytest.raises(ValueError, match="run it again"):
+    with pytest.raises(ValueError, match=r"another version \(base: Field required\); run it again"):
         write(study, cache, tmp_path / "out")
     del study["front"]
     with pytest.raises(ValueError, match="has not finished"):

@@ -20,7 +20,7 @@ from serving import FakeEngine, by_checksum, live, running, write_folder
 
 from ptsearch.benchmarks.parsing import Question
 from ptsearch.config import ServeConfig
-from ptsearch.deploy.folder import Logged
+from ptsearch.deploy.folder import LoggedVote
 from ptsearch.deploy.query import Query
 from ptsearch.serve import app
 from ptsearch.voting import votes
@@ -200,7 +200,7 @@ def test_an_engine_killed_under_load(tmp_path) -> None:
         assert {response.status_code for response in answers} == {200}
         assert {a.json()["choices"][0]["message"]["content"] for a in answers} == {"yes"}
         last = ask(url)
-        assert outcomes(last)["low"] in ("down", "resting")
+        assert outcomes(last)["low"] in ("down", "cooldown")
         assert last.json()["ptsearch"]["away"] == 1
         assert httpx.get(url.replace("/v1", "/health")).json()["away"] == ["low"]
 
@@ -211,13 +211,13 @@ def test_a_slow_engine_is_waited_for_once(tmp_path) -> None:
         members[2].seconds = 1
         assert outcomes(ask(url))["low"] == "slow"
         started = time.monotonic()
-        assert outcomes(ask(url))["low"] == "resting"
+        assert outcomes(ask(url))["low"] == "cooldown"
         assert time.monotonic() - started < 0.3
 
 
 def test_a_member_comes_back(tmp_path) -> None:
     members = engines("yes", "yes", "no")
-    with gateway(tmp_path, members, retries=0, rest=0.05) as url:
+    with gateway(tmp_path, members, retries=0, cooldown=0.05) as url:
         members[2].failures = [500]
         assert outcomes(ask(url))["low"] == "down"
         time.sleep(0.1)
@@ -226,13 +226,13 @@ def test_a_member_comes_back(tmp_path) -> None:
 
 def test_a_member_rests_until_it_serves_again(tmp_path) -> None:
     members = engines("yes", "yes", "no")
-    with gateway(tmp_path, members, retries=0, rest=0.05) as url:
+    with gateway(tmp_path, members, retries=0, cooldown=0.05) as url:
         health = url.replace("/v1", "/health")
         members[2].failures, members[2].up = [500], False
         assert outcomes(ask(url))["low"] == "down"
         time.sleep(0.2)
         assert httpx.get(health).json()["away"] == ["low"]
-        assert outcomes(ask(url))["low"] == "resting"
+        assert outcomes(ask(url))["low"] == "cooldown"
         members[2].up = True
         time.sleep(0.2)
         assert httpx.get(health).json()["away"] == []
@@ -241,7 +241,7 @@ def test_a_member_rests_until_it_serves_again(tmp_path) -> None:
 
 def test_without_a_rest_a_member_is_asked_each_time(tmp_path) -> None:
     members = engines("yes", "yes", "no")
-    with gateway(tmp_path, members, retries=0, rest=0) as url:
+    with gateway(tmp_path, members, retries=0, cooldown=0) as url:
         members[2].failures = [500]
         assert outcomes(ask(url))["low"] == "down"
         assert outcomes(ask(url))["low"] == "answered"
@@ -322,9 +322,9 @@ def test_the_metrics(tmp_path) -> None:
     assert "\nprocess_resident_memory_bytes " in shown
 
 
-def logged(vote: str) -> Logged:
+def logged(vote: str) -> LoggedVote:
     given = {"high": "yes", "middle": vote, "low": "no"}
-    return Logged("ethics/7", Query("Is it?", Question(tuple(LABELS))), given, vote)
+    return LoggedVote("ethics/7", Query("Is it?", Question(tuple(LABELS))), given, vote)
 
 
 def test_it_goes_live_with_the_votes_of_the_search(tmp_path) -> None:
@@ -344,7 +344,7 @@ def test_it_does_not_go_live_with_other_votes(tmp_path) -> None:
             live(settings),
         ):
             pass
-        settings.differ = 1
+        settings.max_changed = 1
         with live(settings):
             pass
 
@@ -352,7 +352,7 @@ def test_it_does_not_go_live_with_other_votes(tmp_path) -> None:
 def test_engines_that_are_not_the_members(tmp_path) -> None:
     folder = write_folder(tmp_path / "out", dict.fromkeys(NAMES[:2]))
     settings = ServeConfig("gateway", str(folder), port=0, wait=0.1)
-    with pytest.raises(ValueError, match=r"serve\.engines must name 2 URLs"), live(settings):
+    with pytest.raises(ValueError, match=r"serve\.engines must have 2 URLs"), live(settings):
         pass
     settings.engines = ["http://127.0.0.1:9/v1"] * 2
     with (

@@ -16,7 +16,7 @@ from serving import live, write_folder
 from ptsearch.benchmarks.parsing import Question
 from ptsearch.config import ServeConfig
 from ptsearch.deploy.ensemble import PrecisionEnsemble
-from ptsearch.deploy.folder import Logged
+from ptsearch.deploy.folder import LoggedVote
 from ptsearch.deploy.query import Query
 from ptsearch.serve import openai_api
 
@@ -38,7 +38,7 @@ def url(ensemble, tmp_path_factory) -> Iterator[str]:
     for number, prompt in enumerate(PROMPTS[:4]):
         asked = Query(prompt, Question(tuple(LABELS)))
         answer = ensemble.ask([asked])[0]
-        logged.append(Logged(f"p/{number}", asked, answer.members, answer.label))
+        logged.append(LoggedVote(f"p/{number}", asked, answer.members, answer.label))
     checkpoints = ensemble.folder.members
     out = write_folder(tmp_path_factory.mktemp("served") / "out", checkpoints, logged)
     with pytest.MonkeyPatch.context() as patch:
