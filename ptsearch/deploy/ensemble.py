@@ -18,7 +18,7 @@ from ptsearch.config import EngineConfig
 from ptsearch.deploy import folder as exported
 from ptsearch.deploy import query
 from ptsearch.deploy.description import Description
-from ptsearch.deploy.query import Query, Said, Turns
+from ptsearch.deploy.query import MemberAnswer, Query, Turns
 from ptsearch.engine import Engine, lanes, memory
 from ptsearch.models import loading
 from ptsearch.voting.votes import decided, vote
@@ -29,7 +29,7 @@ class Answer(NamedTuple):
 
     label: str | None  # None: refused, no member gave a usable answer
     members: dict[str, str | None]  # what each member that was asked answered; None as above
-    said: dict[str, Said]  # its log-probabilities or reply
+    said: dict[str, MemberAnswer]  # its log-probabilities or reply
     votes: dict[str, int]  # label -> members that gave it
 
 
@@ -114,7 +114,7 @@ class PrecisionEnsemble:
     def _ask_in_turn(self, queries: Sequence[Query]) -> list[Answer]:
         """One member after the other, each only what is undecided so far."""
         order = self.description.lazy_order
-        said: list[dict[str, Said]] = [{} for _ in queries]
+        said: list[dict[str, MemberAnswer]] = [{} for _ in queries]
         codes: list[dict[str, int]] = [{} for _ in queries]
         left = list(range(len(queries)))
         for member in order:
@@ -137,7 +137,7 @@ class PrecisionEnsemble:
         caches = [e.local.kept for e in self.engines.values() if e.local is not None]
         if all(caches):  # else prompts with equal beginnings stay together
             order = [i for lane in range(count) for i in order[lane::count]]  # equally long parts
-        said: list[dict[str, Said]] = [{} for _ in queries]
+        said: list[dict[str, MemberAnswer]] = [{} for _ in queries]
         answers: dict[int, Answer] = {}
         lock = Lock()
 
@@ -157,17 +157,17 @@ class PrecisionEnsemble:
         lanes.run([partial(run, *part) for part in parts], count)
         return [answers[i] for i in range(len(queries))]
 
-    def _vote(self, asked: Query, said: dict[str, Said]) -> Answer:
+    def _vote(self, asked: Query, said: dict[str, MemberAnswer]) -> Answer:
         in_order = {member: said[member] for member in self.members}
         codes = {member: query.code(asked, member, one) for member, one in in_order.items()}
         return self.count(asked, codes, in_order)
 
-    def ask_member(self, member: str, queries: Sequence[Query]) -> list[Said]:
+    def ask_member(self, member: str, queries: Sequence[Query]) -> list[MemberAnswer]:
         """What one member says to each prompt, answered together."""
         engine = self.engines[member]
         return say(engine, in_tokens(engine.tokenizer, queries))
 
-    def count(self, asked: Query, codes: dict[str, int], said: dict[str, Said]) -> Answer:
+    def count(self, asked: Query, codes: dict[str, int], said: dict[str, MemberAnswer]) -> Answer:
         """The answer that the codes of some or all members vote for."""
         members = [member for member in self.members if member in codes]
         names = {member: query.name(asked, codes[member]) for member in members}
@@ -179,7 +179,7 @@ class PrecisionEnsemble:
         return Answer(query.name(asked, winner), names, said, votes)
 
 
-class Asked(NamedTuple):
+class TokenizedQuery(NamedTuple):
     """A query in tokens."""
 
     prompt: list[int]
@@ -187,21 +187,21 @@ class Asked(NamedTuple):
     max_new_tokens: int
 
 
-def in_tokens(tokenizer: Any, queries: Sequence[Query]) -> list[Asked]:
+def in_tokens(tokenizer: Any, queries: Sequence[Query]) -> list[TokenizedQuery]:
     return [
-        Asked(prompt_ids(tokenizer, q.prompt), label_ids(tokenizer, q), q.max_new_tokens)
+        TokenizedQuery(prompt_ids(tokenizer, q.prompt), label_ids(tokenizer, q), q.max_new_tokens)
         for q in queries
     ]
 
 
-def say(engine: Engine, asked: Sequence[Asked]) -> list[Said]:
+def say(engine: Engine, asked: Sequence[TokenizedQuery]) -> list[MemberAnswer]:
     """What a member says to each prompt, answered together."""
-    said: dict[int, Said] = {}
+    said: dict[int, MemberAnswer] = {}
     chosen = [i for i, each in enumerate(asked) if not each.max_new_tokens]
     if chosen:
         prompts, labels = [asked[i].prompt for i in chosen], [asked[i].labels for i in chosen]
         rows = engines.score(engine, prompts, labels, _silent)
-        said |= {i: Said(tuple(row)) for i, row in zip(chosen, rows, strict=True)}
+        said |= {i: MemberAnswer(tuple(row)) for i, row in zip(chosen, rows, strict=True)}
     replying = [i for i, each in enumerate(asked) if each.max_new_tokens]
     if replying:
         prompts, limits = (
@@ -210,7 +210,7 @@ def say(engine: Engine, asked: Sequence[Asked]) -> list[Said]:
         )
         replies = engines.generate(engine, prompts, limits, _silent)
         texts = [str(engine.tokenizer.decode(ids, skip_special_tokens=True)) for ids in replies]
-        said |= {i: Said(reply=text) for i, text in zip(replying, texts, strict=True)}
+        said |= {i: MemberAnswer(reply=text) for i, text in zip(replying, texts, strict=True)}
     return [said[i] for i in range(len(asked))]
 
 

@@ -57,7 +57,7 @@ class Query:
         return [self.before + word for word in words]
 
 
-class Said(NamedTuple):
+class MemberAnswer(NamedTuple):
     """What one member said: log-probabilities in nats, one a continuation, or a reply."""
 
     logprobs: tuple[float, ...] = ()
@@ -74,7 +74,7 @@ def contents(turns: Turns) -> list[str]:
     return [turn["content"] for turn in turns]
 
 
-def code(query: Query, member: str, said: Said) -> int:
+def code(query: Query, member: str, said: MemberAnswer) -> int:
     """The answer code (see `rules`) of what a member said."""
     if said.logprobs:
         return best(said.logprobs, query.offsets.get(member))
@@ -82,7 +82,7 @@ def code(query: Query, member: str, said: Said) -> int:
     return RULES[query.rules][query.parse](reply.removeprefix(query.before), query.question)
 
 
-def sureness(query: Query, member: str, said: Said) -> float:
+def sureness(query: Query, member: str, said: MemberAnswer) -> float:
     """Nats between a member's two best labels; NaN where it replied."""
     return margin(said.logprobs, query.offsets.get(member)) if said.logprobs else math.nan
 

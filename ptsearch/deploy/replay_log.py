@@ -1,4 +1,4 @@
-"""A sample of what the members answered in a study, to come out again wherever they are served."""
+"""A sample of the members' answers in a study, which a server must reproduce before it starts."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from typing import Any
 from ptsearch.benchmarks import Benchmark, Sample
 from ptsearch.benchmarks.parsing import Question
 from ptsearch.deploy import query
-from ptsearch.deploy.query import Query, Said
+from ptsearch.deploy.query import MemberAnswer, Query
 from ptsearch.evaluation import predictions
 from ptsearch.evaluation.table import Table
 from ptsearch.voting.votes import vote
@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 def record(table: Table) -> str:
-    """Write what the pool answered to samples spread over benchmarks and modes; the file's name.
+    """Write the pool's answers to samples of all benchmarks and modes; returns the file's name.
 
     Samples that a judge read, or whose prompts were cut, are left out.
     """
@@ -89,7 +89,7 @@ def _line(row: Mapping[str, Any], order: Sequence[str]) -> tuple[Row, float]:
     asked = replace(query.from_fields(row["query"]), offsets=offsets)
     margins, codes = [], {}
     for member, raw in said.items():
-        one = Said(tuple(raw.get("logprobs", [])), raw.get("reply", ""))
+        one = MemberAnswer(tuple(raw.get("logprobs", [])), raw.get("reply", ""))
         codes[member] = query.code(asked, member, one)
         margins.append(query.sureness(asked, member, one))
     line = {

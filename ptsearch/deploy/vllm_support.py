@@ -1,4 +1,4 @@
-"""In which form a target runs a member: as it is stored, or written out as dense bfloat16."""
+"""The form in which a target runs a member: as stored, or written as dense bfloat16."""
 
 import json
 from collections.abc import Mapping
@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ptsearch.config import LOCAL
+from ptsearch.models import coded
 from ptsearch.variant import Variant
 
-CODES = "codes.json"  # of weights that compressed-tensors cannot express
 HUMMING = "3 bits on CUDA need vLLM's Humming kernels, an extra package"
 
 
@@ -20,9 +20,11 @@ class Form(NamedTuple):
 
 
 def form_of(variant: Variant, checkpoint: Path, target: str) -> Form:
-    """ValueError: the target runs the member in no form."""
+    """ValueError: the target cannot run the member."""
     if variant.decode_schedule:
-        raise ValueError(f"member {variant.label} runs two checkpoints in turn: not exported")
+        raise ValueError(
+            f"member {variant.label} runs two checkpoints in turn and cannot be exported"
+        )
     if target == LOCAL:
         return Form(True, "")
     rounded = {"activations": variant.act_bits != 16, "the KV cache": variant.kv_bits != 16}
@@ -32,8 +34,8 @@ def form_of(variant: Variant, checkpoint: Path, target: str) -> Form:
             f"member {variant.label} needs {what} rounded at run time, which a vLLM server on "
             f"{target} does not do as the search did: choose export.target={LOCAL}"
         )
-    if (checkpoint / CODES).is_file():
-        return Form(False, "its layout is this project's own")
+    if (checkpoint / coded.INDEX).is_file():
+        return Form(False, "its layout is specific to ptsearch")
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     why = unsupported(config.get("quantization_config") or {}, target)
     return Form(not why, why)
@@ -42,7 +44,7 @@ def form_of(variant: Variant, checkpoint: Path, target: str) -> Form:
 def unsupported(quantization: Mapping[str, Any], target: str) -> str:
     """Why vLLM 0.32 on cpu or cuda does not run a checkpoint's quantization; "" = it does.
 
-    The CPU's by trying, CUDA's from its source (experiments/LOG.md).
+    Tested on CPU; for CUDA read from vLLM's source (experiments/LOG.md).
     """
     method = quantization.get("quant_method", "")
     if not method:

@@ -229,7 +229,7 @@ def read(content: bytes, member: str, asked: Query) -> Reply:
 def answer_code(text: str, member: str, asked: Query) -> int:
     """The label equal to a reply, or to a reply that is a JSON string; else what the rules read."""
     if asked.max_new_tokens:
-        return query.code(asked, member, query.Said(reply=text))
+        return query.code(asked, member, query.MemberAnswer(reply=text))
     labels = [label.strip() for label in asked.continuations]
     bare = text.strip()
     if bare[:1] == '"':

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
-from ptsearch.serve.replies import Reply, Vote
+from ptsearch.serve.replies import Reply, VoteResult
 
 WINDOW = 1000  # votes over which the disagreement is taken
 LEAST = 50  # votes before it can raise the alarm
@@ -52,7 +52,7 @@ class Meter:
             "ptsearch_disagreement_alarm", f"1 while it is over {alarm}", registry=registry
         )
 
-    def vote(self, replies: Sequence[Reply], vote: Vote, seconds: float) -> None:
+    def vote(self, replies: Sequence[Reply], vote: VoteResult, seconds: float) -> None:
         """Count a vote that took `seconds`."""
         for member, reply in zip(self.members, replies, strict=True):
             self.replies.labels(member, reply.outcome).inc()

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from ptsearch.benchmarks.parsing import Question
 from ptsearch.deploy.query import Query, Turns
-from ptsearch.serve.replies import Reply, Vote
+from ptsearch.serve.replies import Reply, VoteResult
 
 MAX_LABELS = 256
 MAX_REPLY = 256  # tokens
@@ -88,7 +88,7 @@ def check_model(asked: Any, model: str) -> None:
 
 
 def response(
-    labels: Sequence[str], form: Form, model: str, vote: Vote, told: Mapping[str, Any]
+    labels: Sequence[str], form: Form, model: str, vote: VoteResult, told: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The response body; `told` goes into its extension field."""
     label = None if vote.code < 0 else labels[vote.code]
@@ -272,7 +272,7 @@ def _logprobs(asked: Mapping[str, Any], chat: bool) -> int | None:
     return int(value)
 
 
-def _shares(labels: Sequence[str], vote: Vote, form: Form) -> dict[str, Any]:
+def _shares(labels: Sequence[str], vote: VoteResult, form: Form) -> dict[str, Any]:
     """Logarithms of vote shares, the most frequent labels first."""
     logs = [math.log(share) if share else NEVER for share in vote.shares]
     best = sorted(range(len(labels)), key=lambda code: (code != vote.code, -vote.shares[code]))

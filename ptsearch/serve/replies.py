@@ -26,7 +26,7 @@ class Reply(NamedTuple):
     note: str = ""  # why there is no reply
 
 
-class Vote(NamedTuple):
+class VoteResult(NamedTuple):
     """The outcome over the members that replied."""
 
     code: int
@@ -50,11 +50,11 @@ def answered(code: int, ms: float = 0.0, tokens: tuple[int, int] = (0, 0)) -> Re
     return Reply(code, OUTCOMES.get(code, "answered"), ms, tokens)
 
 
-def count(replies: Sequence[Reply], n_labels: int) -> Vote:
+def count(replies: Sequence[Reply], n_labels: int) -> VoteResult:
     """The search's majority vote over those who replied."""
     codes = [reply.code for reply in replies]
     usable = [code for code in codes if code >= 0]
     shares = [usable.count(label) / len(usable) if usable else 0.0 for label in range(n_labels)]
     away = sum(reply.outcome in AWAY for reply in replies)
     tokens = max((reply.tokens for reply in replies), default=(0, 0))
-    return Vote(votes.vote(codes), shares, len(set(usable)) <= 1, away, tokens)
+    return VoteResult(votes.vote(codes), shares, len(set(usable)) <= 1, away, tokens)

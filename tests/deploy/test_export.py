@@ -266,7 +266,9 @@ def test_a_member_that_rounds_at_run_time_goes_to_no_vllm(study, cache, tmp_path
 
 def test_a_layout_of_our_own_is_written_dense(tmp_path) -> None:
     (tmp_path / "codes.json").write_text("{}")
-    assert vllm_support.form_of(POOL[0], tmp_path, "cuda").why == "its layout is this project's own"
+    assert (
+        vllm_support.form_of(POOL[0], tmp_path, "cuda").why == "its layout is specific to ptsearch"
+    )
     assert vllm_support.form_of(POOL[0], tmp_path, "local").stored
 
 
