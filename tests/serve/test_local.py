@@ -168,7 +168,7 @@ def test_what_keeps_it_from_starting(folder, tmp_path, url) -> None:
     port = int(url.split(":")[2].split("/")[0])
     for config, message in (
         (ServeConfig(), r"serve\.dir is missing"),
-        (ServeConfig(dir=str(tmp_path)), "is no exported ensemble"),
+        (ServeConfig(dir=str(tmp_path)), "is not an exported ensemble"),
         (ServeConfig(dir=str(folder), api_key_env="NO_SUCH"), "NO_SUCH is not set"),
         (ServeConfig(dir=str(folder), quorum=4), "there are 3 members"),
         (ServeConfig(dir=str(folder), port=port), r"serve\.port=\d+ cannot be used"),
@@ -184,7 +184,7 @@ def test_a_folder_with_pickles_code_or_a_way_out(name, tmp_path) -> None:
     (checkpoint / name).write_text('{"checkpoint": "/etc", "trust_remote_code": true}')
     unsafe = write_folder(tmp_path / "out", {"only": checkpoint})
     config = ServeConfig(dir=str(unsafe), port=0)
-    with pytest.raises(ValueError, match="safetensors only"), live(config):
+    with pytest.raises(ValueError, match="must consist of safetensors"), live(config):
         pass
 
 
