@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import optuna
 
@@ -22,9 +23,9 @@ from ptsearch.report import study as report
 from ptsearch.scoring import scores as scoring
 from ptsearch.scoring.rescore import rescore
 from ptsearch.scoring.scores import Scores
-from ptsearch.search import exact_front, next_build
+from ptsearch.search import exact_front, limits, next_build
 from ptsearch.search import study as studies
-from ptsearch.search.scorer import search_and_holdout
+from ptsearch.search.scorer import EnsembleScorer, search_and_holdout
 
 
 def run_study(config: Config) -> None:
@@ -33,53 +34,63 @@ def run_study(config: Config) -> None:
 
 
 def run_search(config: Config) -> None:
-    """Search, then show and log the front; run again, it resumes."""
+    """Search (`pareto`) or filter by limits (`slo`), then show and log; run again, it resumes."""
     screen = terminal.console()
     need_pool(config)
+    find = FRONTS[studies.study_config(config).kind]
     with tables(config, terminal.progress(screen)) as (table, *others):
-        scorers, search = search_and_holdout(table), studies.study_config(config)
+        scorers = search_and_holdout(table)
         study, tracker = _open(config, table)
-        on_trial = _recorder(table, tracker)
         try:
-            if search.max_builds:
-                next_build.build_some(table, scorers[0], search.max_builds)
-            studies.search(study, table, scorers[0], on_trial)
-            exact = exact_front.complete(study, table, scorers[0], on_trial)
-            result = report.compile_result(table, others, study, scorers, exact)
+            exact, chosen, remarks = find(study, table, scorers[0], _recorder(table, tracker))
+            result = report.compile_result(table, others, study, scorers, exact, chosen)
+            result.remarks[:0] = remarks
             study_output.log_result(tracker, table, study, result)
             _keep(study, record.for_export(table, scorers, result))
+        except limits.UnmetError as unmet:
+            study_output.log_relaxations(tracker, table.config, unmet.answer)
+            study_output.show_relaxations(screen, unmet.answer)
+            raise
         except BaseException:
             tracking.fail(tracker)
             raise
     study_output.show_result(screen, tracker, config, result)
 
 
-def run_slo(config: Config) -> None:
-    """Show and log the most trusted ensemble within the limits, or how to relax them."""
-    screen = terminal.console()
-    need_pool(config)
-    with tables(config, terminal.progress(screen)) as (table, *others):
-        scorers, result = search_and_holdout(table), None
-        study, tracker = _open(config, table)
-        try:
-            answer = report.answer_limits(table, scorers[0])
-            if answer.pick is None:
-                study_output.log_relaxations(tracker, config, answer)
-            else:
-                found = studies.named(
-                    study, table, scorers[0], _recorder(table, tracker), answer.pick
-                )
-                result = report.compile_result(table, others, study, scorers, None, [found])
-                result.remarks.insert(0, report.limits_verdict(answer))
-                study_output.log_result(tracker, table, study, result)
-                _keep(study, record.for_export(table, scorers, result))
-        except BaseException:
-            tracking.fail(tracker)
-            raise
-    if result is None:
-        study_output.show_relaxations(screen, answer)
-        raise ValueError(report.limits_verdict(answer))
-    study_output.show_result(screen, tracker, config, result)
+class Front(NamedTuple):
+    """What a study reports on."""
+
+    exact: exact_front.ExactFront | None  # None = only one ensemble was looked for
+    chosen: list[studies.CompletedTrial]
+    remarks: list[str]
+
+
+def _pareto(
+    study: optuna.Study, table: Table, scorer: EnsembleScorer, on_trial: studies.Seen
+) -> Front:
+    """The front of all ensembles of what is built, after the sampler's trials."""
+    search = studies.study_config(table.config)
+    if search.max_builds:
+        next_build.build_some(table, scorer, search.max_builds)
+    studies.search(study, table, scorer, on_trial)
+    exact = exact_front.complete(study, table, scorer, on_trial)
+    chosen = studies.front(study)
+    if not chosen and exact.everything is not None and search.min_skill != "require":
+        limits.within_limits(table, scorer)  # reports how to relax them
+    return Front(exact, chosen, [])
+
+
+def _within_limits(
+    study: optuna.Study, table: Table, scorer: EnsembleScorer, on_trial: studies.Seen
+) -> Front:
+    """The most trusted ensemble within the limits."""
+    answer = limits.within_limits(table, scorer)
+    assert answer.pick is not None
+    trial = studies.named(study, table, scorer, on_trial, answer.pick)
+    return Front(None, [trial], [limits.verdict(answer)])
+
+
+FRONTS = {"pareto": _pareto, "slo": _within_limits}
 
 
 def _open(config: Config, table: Table) -> tuple[optuna.Study, tracking.Tracker]:
@@ -114,6 +125,7 @@ def run_experiment(config: Config) -> None:
     need_pool(config)
     with tables(config, terminal.progress(screen)) as (table, *others):
         outcome = paper.EXPERIMENTS[study.kind](table, others)
+        config = table.config  # with a definite dtype
     tracker = tracking.open_run(mlflow_url(config), runs(config) / "artifacts", study.name, None)
     try:
         link = paper_report.log(tracker, config, outcome)
@@ -277,7 +289,7 @@ def rescore_replies(config: Config) -> None:
 
 STUDIES: dict[str, Callable[[Config], None]] = {
     "pareto": run_search,
-    "slo": run_slo,
+    "slo": run_search,
     "benchmark": run_experiment,
     "paper": run_experiment,
 }

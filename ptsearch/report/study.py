@@ -1,6 +1,6 @@
 """A finished study, computed: the rows of its front and of what it is compared with.
 
-A study of limits (`+study=slo`) shares all of it; `answer_limits` picks its ensemble.
+A study of limits (`+study=slo`) shares all of it; its front is one ensemble.
 `study_output` logs and prints the result.
 """
 
@@ -18,16 +18,13 @@ from ptsearch.report.explain import Explanation
 from ptsearch.report.paper import about_bytes
 from ptsearch.report.rows import BEST_SINGLE, DENSE_MODEL, Row, ScenarioScores
 from ptsearch.scoring.scores import Scores
-from ptsearch.search import limits
 from ptsearch.search import study as studies
 from ptsearch.search.comparisons import gains
 from ptsearch.search.exact_front import (
     ExactFront,
-    enumerate_scores,
     reachable,
     shares,
 )
-from ptsearch.search.limits import Answer
 from ptsearch.search.scorer import EnsembleScorer, search_and_holdout
 from ptsearch.search.study import CompletedTrial, Members, study_config
 
@@ -163,29 +160,6 @@ def _with_gains(
     except ValueError as error:
         return front, [f"no intervals: {error}"]
     return [replace(row, gains=each) for row, each in zip(front, by_row, strict=True)], []
-
-
-def answer_limits(table: Table, scorer: EnsembleScorer) -> Answer:
-    """The pick among every ensemble of the pool, or how the limits would have to be relaxed.
-
-    ValueError: too many ensembles, or a limit that they cannot all be tested for.
-    """
-    if study_config(table.config).min_skill == "require":
-        raise ValueError(
-            "study=slo does not support study.min_skill=require: unskilled ensembles are marked *"
-        )
-    table.ensure(table.variants)
-    return limits.answer(enumerate_scores(table, scorer), study_config(table.config))
-
-
-def limits_verdict(answer: Answer) -> str:
-    if answer.pick is not None:
-        return f"{answer.feasible:,} of {answer.ensembles:,} ensembles meet the limits"
-    least = answer.relaxations[-1]
-    return (
-        f"none of {answer.ensembles:,} ensembles meets the limits together; the smallest joint "
-        f"relaxation:\n{limits.as_overrides(least)} (trust {least.trust:.1f})"
-    )
 
 
 def _no_front(table: Table, study: optuna.Study, scorer: EnsembleScorer) -> str:

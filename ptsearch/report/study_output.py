@@ -15,7 +15,7 @@ from ptsearch.report import certificate, explain, plots, terminal, tracking
 from ptsearch.report import rows as results
 from ptsearch.report.certificate import NO_EVIDENCE
 from ptsearch.report.rows import BEST_SINGLE
-from ptsearch.report.study import Result, limits_verdict
+from ptsearch.report.study import Result
 from ptsearch.report.tracking import RunRecord, Tracker
 from ptsearch.scoring.scores import Scores
 from ptsearch.search import limits
@@ -199,7 +199,7 @@ def log_relaxations(tracker: Tracker, config: Config, answer: Answer) -> None:
             params=config.choices(),
             metrics={"ensembles": answer.ensembles, "feasible": 0},
             files=[path],
-            note=limits_verdict(answer),
+            note=limits.verdict(answer),
         )
 
 

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from ptsearch.aliases import Floats
 from ptsearch.config import StudyConfig
-from ptsearch.search.exact_front import Everything
-from ptsearch.search.study import Members, limits
+from ptsearch.evaluation.table import Table
+from ptsearch.search.exact_front import Everything, enumerate_scores
+from ptsearch.search.scorer import EnsembleScorer
+from ptsearch.search.study import Members, limits, study_config
 
 DIGITS = 3  # after the point, of a relaxed limit; rounded so that it can be met
 
@@ -33,6 +35,43 @@ class Answer(NamedTuple):
     relaxations: list[
         Relaxation
     ]  # each limit alone where that helps; last, the least of all jointly
+
+
+class UnmetError(ValueError):
+    """No ensemble meets the limits; `answer` says how they would have to be relaxed."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(verdict(answer))
+        self.answer = answer
+
+
+def within_limits(table: Table, scorer: EnsembleScorer) -> Answer:
+    """The most trusted of all ensembles of the pool that meet the limits.
+
+    UnmetError: none does. ValueError: too many ensembles, or a limit that they cannot all be
+    tested for.
+    """
+    search = study_config(table.config)
+    if search.min_skill == "require":
+        raise ValueError(
+            "study=slo does not support study.min_skill=require: unskilled ensembles are marked *"
+        )
+    table.ensure(table.variants)
+    found = answer(enumerate_scores(table, scorer), search)
+    if found.pick is None:
+        raise UnmetError(found)
+    return found
+
+
+def verdict(answer: Answer) -> str:
+    """How many ensembles meet the limits, or the smallest joint relaxation."""
+    if answer.pick is not None:
+        return f"{answer.feasible:,} of {answer.ensembles:,} ensembles meet the limits"
+    least = answer.relaxations[-1]
+    return (
+        f"none of {answer.ensembles:,} ensembles meets the limits together; the smallest joint "
+        f"relaxation:\n{as_overrides(least)} (trust {least.trust:.1f})"
+    )
 
 
 def answer(every: Everything, wanted: StudyConfig) -> Answer:

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from ptsearch.config import StudyConfig
 from ptsearch.report import terminal
-from ptsearch.report.study import answer_limits, limits_verdict
 from ptsearch.report.study_output import show_relaxations
 from ptsearch.search import limits as slo
 from ptsearch.search import study as studies
 from ptsearch.search.exact_front import Everything
+from ptsearch.search.limits import UnmetError, verdict, within_limits
 from ptsearch.search.scorer import search_and_holdout
 
 NAMES = ("trust", "ethics", "memory_gb", "latency_ms")
@@ -89,26 +89,28 @@ def test_relaxations_are_the_smallest(seed: int, ethics: float, memory: float) -
 def test_against_every_ensemble_of_a_table(tmp_path) -> None:
     table = fake_table(tmp_path, kind="slo", max_members=3, max={"memory_gb": 0.35})
     scorer, _ = search_and_holdout(table)
-    told = answer_limits(table, scorer)
+    told = within_limits(table, scorer)
     sizes = [itertools.combinations(table.variants, n) for n in (1, 2, 3)]
     scored = {m: scorer(table, m) for m in itertools.chain.from_iterable(sizes)}
     best = max(s["trust"] for s in scored.values() if s["memory_gb"] <= 0.35)
     assert told.pick is not None
     assert scored[told.pick]["memory_gb"] <= 0.35
     assert scored[told.pick]["trust"] == pytest.approx(best)
-    assert f"of {len(scored):,} ensembles meet" in limits_verdict(told)
+    assert f"of {len(scored):,} ensembles meet" in verdict(told)
 
 
 def test_what_gives_way_is_shown(tmp_path, capsys) -> None:
     limits = {"max": {"memory_gb": 0.05}, "min": {"trust": 99.0}}
     table = fake_table(tmp_path, kind="slo", **limits)
-    told = answer_limits(table, search_and_holdout(table)[0])
+    with pytest.raises(UnmetError) as unmet:
+        within_limits(table, search_and_holdout(table)[0])
+    told = unmet.value.answer
     assert told.pick is None
     assert told.relaxations[-1].limits.keys() == {"study.max.memory_gb", "study.min.trust"}
     show_relaxations(terminal.console(), told)
     shown = capsys.readouterr().out
     assert "study.max.memory_gb=" in shown
-    assert limits_verdict(told).count("\n") == 1
+    assert verdict(told).count("\n") == 1
 
 
 def test_contradictory_limits() -> None:
@@ -128,7 +130,7 @@ def test_an_unknown_value_meets_no_limit() -> None:
 def test_skill_is_not_a_limit_here(tmp_path) -> None:
     table = fake_table(tmp_path, kind="slo", min_skill="require")
     with pytest.raises(ValueError, match=r"study=slo does not support study.min_skill=require"):
-        answer_limits(table, search_and_holdout(table)[0])
+        within_limits(table, search_and_holdout(table)[0])
 
 
 def test_a_limit_on_what_is_not_measured(tmp_path) -> None:
@@ -153,4 +155,4 @@ def test_a_pool_without_a_sound_variant(tmp_path) -> None:
     for label in table.variants:
         table.entries[label].meta["degenerate"] = True
     with pytest.raises(ValueError, match=r"every variant of the pool is degenerate: v0-3b, .*bits"):
-        answer_limits(table, search_and_holdout(table)[0])
+        within_limits(table, search_and_holdout(table)[0])

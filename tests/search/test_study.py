@@ -12,10 +12,10 @@ from ptsearch.benchmarks.parsing import REFUSED
 from ptsearch.evaluation.table import Table
 from ptsearch.report import study as report
 from ptsearch.report.rows import baseline_rows, best_single
-from ptsearch.report.study import answer_limits
 from ptsearch.search import exact_front, next_build
 from ptsearch.search import study as studies
 from ptsearch.search.exact_front import find_exact_front
+from ptsearch.search.limits import within_limits
 from ptsearch.search.scorer import search_and_holdout
 
 RUN_IDS = itertools.count()
@@ -122,7 +122,7 @@ def test_held_out_answers_decide_nothing(sampler: str, tmp_path) -> None:
         left = {label: table.variants[label] for label in ("v1-3b", "v3-4b", "v4-8b")}
         trials = [(found.members, found.by_sampler) for found in studies.completed(study)]
         front = {found.members for found in studies.front(study)}
-        pick = answer_limits(table, search).pick
+        pick = within_limits(table, search).pick
         chosen.append(
             (trials, front, best.members, pick, next_build.propose(search, known, left, rng))
         )
