@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ptsearch import engine as engines
 from ptsearch.benchmarks.parsing import Question
@@ -22,6 +22,9 @@ from ptsearch.deploy.query import MemberAnswer, Query, Turns
 from ptsearch.engine import Engine, lanes, memory
 from ptsearch.models import loading
 from ptsearch.voting.votes import decided, vote
+
+if TYPE_CHECKING:
+    from ptsearch.models.loading import Tokenizer
 
 
 class Answer(NamedTuple):
@@ -71,7 +74,7 @@ class PrecisionEnsemble:
         return self.folder.description
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> "Tokenizer":
         """Of the first member; all have the base model's."""
         return next(iter(self.engines.values())).tokenizer
 
@@ -187,7 +190,7 @@ class TokenizedQuery(NamedTuple):
     max_new_tokens: int
 
 
-def in_tokens(tokenizer: Any, queries: Sequence[Query]) -> list[TokenizedQuery]:
+def in_tokens(tokenizer: "Tokenizer", queries: Sequence[Query]) -> list[TokenizedQuery]:
     return [
         TokenizedQuery(prompt_ids(tokenizer, q.prompt), label_ids(tokenizer, q), q.max_new_tokens)
         for q in queries
@@ -225,29 +228,29 @@ def shares(members: Sequence[str], queries: int, lanes: int) -> list[tuple[str, 
     return parts + [(member, run) for member in members[whole:] for run in runs]
 
 
-def prompt_ids(tokenizer: Any, prompt: str | Turns) -> list[int]:
+def prompt_ids(tokenizer: "Tokenizer", prompt: str | Turns) -> list[int]:
     if isinstance(prompt, str):
         return _rendered(tokenizer, prompt)
     return _rendered(tokenizer, tuple((turn["role"], turn["content"]) for turn in prompt))
 
 
-def label_ids(tokenizer: Any, asked: Query) -> list[list[int]]:
+def label_ids(tokenizer: "Tokenizer", asked: Query) -> list[list[int]]:
     """Of each label behind the prompt."""
     return [_encoded(tokenizer, text) for text in asked.continuations]
 
 
 @lru_cache(maxsize=256)  # every member asks the same
-def _rendered(tokenizer: Any, prompt: str | tuple[tuple[str, str], ...]) -> list[int]:
+def _rendered(tokenizer: "Tokenizer", prompt: str | tuple[tuple[str, str], ...]) -> list[int]:
     return loading.render(tokenizer, prompt)
 
 
 @lru_cache(maxsize=4096)
-def _encoded(tokenizer: Any, text: str) -> list[int]:
+def _encoded(tokenizer: "Tokenizer", text: str) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
     return ids
 
 
-def _alike(a: Any, b: Any) -> bool:
+def _alike(a: "Tokenizer", b: "Tokenizer") -> bool:
     if not (a.is_fast and b.is_fast):
         return False
     same: bool = a.backend_tokenizer.to_str() == b.backend_tokenizer.to_str()

@@ -93,7 +93,7 @@ def name(query: Query, answer: int) -> str | None:
     return labels[answer] if answer >= 0 else None
 
 
-def to_fields(query: Query) -> dict[str, Any]:
+def to_fields(query: Query) -> dict[str, object]:
     """As JSON has it; what is at its default is left out."""
     question = {key: v for key, v in query.question._asdict().items() if v not in ((), "", -1)}
     plain = {f.name: getattr(query, f.name) for f in fields(query)}

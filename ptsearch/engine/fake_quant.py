@@ -9,7 +9,7 @@ weights in `runtime.safetensors`.
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -22,6 +22,9 @@ from ptsearch.models.layers import linears_of
 from ptsearch.quantize import activations
 from ptsearch.store import KvStorage
 from ptsearch.variant import ACT_BITS, Variant, from_fields, method_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 TENSORS = "runtime.safetensors"
 
@@ -72,7 +75,7 @@ def kv_method(variant: Variant) -> str:
     return variant.method if method_of(variant.method).kv else "kivi"
 
 
-def kv_stored(model: Any, runtime: Runtime) -> KvStorage:
+def kv_stored(model: "PreTrainedModel", runtime: Runtime) -> KvStorage:
     """What a cached value takes, on average, and how many tokens are kept in full."""
     if not runtime.kv:
         return KvStorage()
@@ -81,14 +84,16 @@ def kv_stored(model: Any, runtime: Runtime) -> KvStorage:
     return KvStorage(bits, runtime.kv_window)
 
 
-def kv_shape(config: Any) -> tuple[int, int]:
+def kv_shape(config: "PretrainedConfig") -> tuple[int, int]:
     """Key/value heads, and numbers of a head."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return heads, width
 
 
-def apply(model: Any, linears: list[str], runtime: Runtime, packed: bool) -> Rounding | None:
+def apply(
+    model: "PreTrainedModel", linears: list[str], runtime: Runtime, packed: bool
+) -> Rounding | None:
     """From now on the model rounds as asked; `packed`: its attention finds the cache's rounding.
 
     Returns the cache's rounding, if any. ValueError: the model cannot.
@@ -103,7 +108,7 @@ def apply(model: Any, linears: list[str], runtime: Runtime, packed: bool) -> Rou
     return rounding
 
 
-def _round_inputs(model: Any, names: list[str], runtime: Runtime) -> None:
+def _round_inputs(model: "PreTrainedModel", names: list[str], runtime: Runtime) -> None:
     if runtime.act_bits == 16:
         return
     if any(experts.is_fused(module) for module in model.modules()):
@@ -126,7 +131,7 @@ def _round_inputs(model: Any, names: list[str], runtime: Runtime) -> None:
         )
 
 
-def linear_names(model: Any) -> list[str]:
+def linear_names(model: "PreTrainedModel") -> list[str]:
     """The linears whose inputs are rounded: those that a pool quantizes."""
     return list(linears_of(model))
 

@@ -10,7 +10,7 @@ sequence at once (`use_cache=False`).
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,12 +18,19 @@ from torch import Tensor
 from ptsearch.engine import _compat, packed
 from ptsearch.engine.kv_cache import KV, Recorded, Rotate, Rounding
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    class AttentionLayer(packed.AttentionLayer):
+        rounding: "Rounding | Recorder"  # given to it here
+
+
 NAME = "ptsearch_rounded"
 REACH = "ptsearch_reach"
 
 
 def attach(
-    model: Any, method: str, bits: int, window: int, tensors: Mapping[str, Tensor]
+    model: "PreTrainedModel", method: str, bits: int, window: int, tensors: Mapping[str, Tensor]
 ) -> Rounding:
     """Give each attention layer its rounding; the last one's is returned.
 
@@ -40,18 +47,24 @@ def attach(
         }
         rotate = rotations.of(module) if rotations else None
         module.rounding = Rounding(method, bits, window, own, rotate)
-    last: Rounding = modules[-1].rounding
+    last = modules[-1].rounding
+    assert isinstance(last, Rounding)
     return last
 
 
-def reached(model: Any) -> list[Any]:
+def reached(model: "PreTrainedModel") -> list["AttentionLayer"]:
     """The attention layers that go through transformers' attention interface, in order."""
     from transformers import AttentionInterface
 
-    found: list[Any] = []
+    found: list[AttentionLayer] = []
 
     def look(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object
+        module: "AttentionLayer",
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *_: object,
+        **__: object,
     ) -> tuple[Tensor, None]:
         found.append(module)
         heads = value.repeat_interleave(query.shape[1] // value.shape[1], 1)
@@ -67,7 +80,7 @@ def reached(model: Any) -> list[Any]:
     return found
 
 
-def use_plain(model: Any) -> None:
+def use_plain(model: "PreTrainedModel") -> None:
     """From now on the model itself attends to the rounded cache."""
     from transformers import AttentionInterface
 
@@ -76,7 +89,7 @@ def use_plain(model: Any) -> None:
 
 
 def attention(  # noqa: PLR0913 - transformers' signature
-    module: Any,
+    module: "AttentionLayer",
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -84,7 +97,7 @@ def attention(  # noqa: PLR0913 - transformers' signature
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **others: Any,
+    **others: object,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface. query: (R, H, n, D), key and value: (R, K, n, D)."""
     unknown = sorted(k for k in others.keys() - packed.HARMLESS if others[k] is not None)
@@ -125,14 +138,14 @@ class Rotations:
     back is turning by the opposite angle.
     """
 
-    def __init__(self, model: Any, modules: list[Any]) -> None:
+    def __init__(self, model: "PreTrainedModel", modules: list["AttentionLayer"]) -> None:
         self._tables: dict[str, tuple[Tensor, Tensor]] = {}  # kind of layer -> cos, sin (n, d)
-        self._last: dict[str, Any] = {}
+        self._last: dict[str, object] = {}
         for module in modules:
             module.register_forward_pre_hook(self._take, with_kwargs=True)
         reached(model)  # so that what is missing shows at once
 
-    def of(self, module: Any) -> Rotate:
+    def of(self, module: "AttentionLayer") -> Rotate:
         turn = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
         if turn is None or _kind(module) not in self._tables:
             raise ValueError(
@@ -154,7 +167,7 @@ class Rotations:
 
         return rotate
 
-    def _take(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _take(self, module: "AttentionLayer", args: object, kwargs: dict[str, Tensor]) -> None:
         given, kind = kwargs.get("position_embeddings"), _kind(module)
         if given is None or self._last.get(kind) is given:
             return
@@ -174,7 +187,7 @@ class Rotations:
             table[positions[0]] = part[0]
 
 
-def _kind(module: Any) -> str:
+def _kind(module: "AttentionLayer") -> str:
     kinds = getattr(module.config, "layer_types", None)
     return str(kinds[module.layer_idx]) if kinds else "all"
 
@@ -205,24 +218,28 @@ class Recorder:
         self._held = None
 
 
-def record(model: Any, chunks: Tensor, before_position: bool, tokens: int) -> dict[int, Recorded]:
+def record(
+    model: "PreTrainedModel", chunks: Tensor, before_position: bool, tokens: int
+) -> dict[int, Recorded]:
     """Layer -> about `tokens` keys and values of chunks (n, length), and the loss's gradients.
 
     The whole model is in memory, with the activations of one chunk.
     """
     modules = reached(model)
     rotations = Rotations(model, modules) if before_position else None
-    for module in modules:
-        module.rounding = Recorder(rotations.of(module) if rotations else None)
+    recorders = [Recorder(rotations.of(module) if rotations else None) for module in modules]
+    for module, recorder in zip(modules, recorders, strict=True):
+        module.rounding = recorder
     use_plain(model)
     model.get_input_embeddings().weight.requires_grad_(True)  # the graph begins there
     for ids in chunks:
         output = model(input_ids=ids[None], labels=ids[None], use_cache=False)
         output.loss.backward()
-        for module in modules:
-            module.rounding.settle(max(1, chunks.numel() // tokens))
+        for recorder in recorders:
+            recorder.settle(max(1, chunks.numel() // tokens))
         model.zero_grad(set_to_none=True)
-    return {module.layer_idx: _joined(module.rounding.kept) for module in modules}
+    layers = [module.layer_idx for module in modules]
+    return {n: _joined(each.kept) for n, each in zip(layers, recorders, strict=True)}
 
 
 def _joined(parts: list[Recorded]) -> Recorded:
@@ -234,7 +251,7 @@ def _joined(parts: list[Recorded]) -> Recorded:
 
 
 @contextmanager
-def _implementation(model: Any, name: str) -> Iterator[None]:
+def _implementation(model: "PreTrainedModel", name: str) -> Iterator[None]:
     """The model's attention is `name` for a while. ValueError: the model has its own."""
     before = _compat.attention_of(model)
     model.set_attn_implementation(name)

@@ -10,13 +10,23 @@ dimension; in a bucket R rows, N = G x longest row queries a key/value head.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ptsearch.engine.kv_cache import KV, Rounding
 from ptsearch.engine.prefix import Plan
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    class AttentionLayer(nn.Module):
+        """What the attention layers of transformers' models have."""
+
+        layer_idx: int
+        config: PretrainedConfig
+
 
 NAME = "ptsearch_packed"  # in transformers' attention interface
 ALIGN = 32  # score rows of a multiple of this take half the time in the CPU's bf16 softmax
@@ -71,7 +81,12 @@ class Pack:
     """One forward over some segments of a plan: their tokens end to end."""
 
     def __init__(
-        self, plan: Plan, part: Sequence[int], keep: Iterable[int], store: Store, model: Any
+        self,
+        plan: Plan,
+        part: Sequence[int],
+        keep: Iterable[int],
+        store: Store,
+        model: "PreTrainedModel",
     ) -> None:
         """The segments in `keep` leave their keys and values in `store`."""
         self.offsets: dict[int, int] = {}  # segment -> its first token in the pack
@@ -145,7 +160,7 @@ class Pack:
 
 
 def attention(  # noqa: PLR0913 - transformers' signature
-    module: Any,
+    module: "AttentionLayer",
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -154,7 +169,7 @@ def attention(  # noqa: PLR0913 - transformers' signature
     packed: Attends | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **others: Any,
+    **others: object,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface. query: (1, H, T, D), key and value: (1, K, T, D)."""
     unknown = sorted(k for k in others.keys() - HARMLESS if others[k] is not None)
@@ -261,7 +276,7 @@ def softmax_attention(
 
 
 def _buckets(
-    plan: Plan, part: Sequence[int], offsets: Mapping[int, int], model: Any
+    plan: Plan, part: Sequence[int], offsets: Mapping[int, int], model: "PreTrainedModel"
 ) -> Iterator[Bucket]:
     behind: dict[tuple[int, ...], list[int]] = {}
     for number in part:
@@ -283,7 +298,9 @@ def _buckets(
             )
 
 
-def forward(model: Any, ids: Tensor, positions: Tensor, rows: Tensor, attends: Attends) -> Tensor:
+def forward(
+    model: "PreTrainedModel", ids: Tensor, positions: Tensor, rows: Tensor, attends: Attends
+) -> Tensor:
     """Logits at `rows` of the packed tokens. ids, positions: (1, T) -> (rows, vocabulary)."""
     output = model(
         input_ids=ids,

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -168,7 +167,7 @@ def evaluate(
 ) -> pa.Table:
     """The predictions table of one benchmark, rows in the order of its samples."""
     total = len(benchmark.samples)
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, object]] = {}
     for mode, answer in (("choice", _choose), ("generate", _reply)):
         samples = [s for s in benchmark.samples if benchmark.scenarios[s.scenario].mode == mode]
         if samples:
@@ -189,7 +188,7 @@ def evaluate(
     )
 
 
-def _facts(benchmark: str, sample: Sample) -> dict[str, Any]:
+def _facts(benchmark: str, sample: Sample) -> dict[str, object]:
     return {
         "benchmark": benchmark,
         "perspective": benchmark,
@@ -209,7 +208,7 @@ def _choose(
     scenarios: Mapping[str, Scenario],
     samples: Sequence[Sample],
     progress: Callable[[int, int], None],
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Label log-probabilities of each sample, and the offsets of its scenario's calibration."""
     prompts = [loading.render(engine.tokenizer, sample.prompt) for sample in samples]
     labels = [_label_ids(engine, scenarios[sample.scenario], sample) for sample in samples]
@@ -247,11 +246,11 @@ def _reply(
     scenarios: Mapping[str, Scenario],
     samples: Sequence[Sample],
     progress: Callable[[int, int], None],
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Greedy replies, cut before the scenario's stop text."""
     prompts = [loading.render(engine.tokenizer, sample.prompt) for sample in samples]
     limits = [scenarios[sample.scenario].max_new_tokens for sample in samples]
-    replies = []
+    replies: list[dict[str, object]] = []
     generated = engines.generate(engine, prompts, limits, progress)
     for sample, ids in zip(samples, generated, strict=True):
         reply = str(engine.tokenizer.decode(ids, skip_special_tokens=True))

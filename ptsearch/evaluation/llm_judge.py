@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import httpx
 import numpy as np
@@ -230,7 +230,7 @@ def _post(client: httpx.Client, judge: JudgeConfig, content: str) -> str:
 
 def _content(response: httpx.Response, url: str) -> str:
     try:
-        content: Any = response.json()["choices"][0]["message"]["content"]
+        content: object = response.json()["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(
             f"benchmarks.judge: {url} answered, but not with a chat completion"

@@ -14,9 +14,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from multiprocessing.context import SpawnProcess
+from typing import TypeVar, TypeVarTuple
 
 from ptsearch.aliases import Report
+
+Arguments = TypeVarTuple("Arguments")
+Result = TypeVar("Result")
 
 CLOSE_SECONDS = 5.0  # for an idle worker to end
 
@@ -30,43 +34,48 @@ class Worker:
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._process: Any = None
-        self._pipe: Any = None
+        self._running: tuple[SpawnProcess, Connection] | None = None
         self._busy = False
 
-    def call(self, function: Callable[..., Any], *args: Any, report: Report) -> Any:
+    def call(
+        self, function: Callable[[*Arguments, Report], Result], *args: *Arguments, report: Report
+    ) -> Result:
         """`function(*args, report)` in the subprocess; its exceptions are raised here."""
-        if self._process is None or not self._process.is_alive():
-            self._start()
+        if self._running is None or not self._running[0].is_alive():
+            self._running = self._start()
+        process, pipe = self._running
         self._busy = True
         try:
-            self._pipe.send((function, args))
-            kind, payload = self._pipe.recv()
+            pipe.send((function, args))
+            kind, payload = pipe.recv()
             while kind == "report":
                 report(*payload)
-                kind, payload = self._pipe.recv()
+                kind, payload = pipe.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            self._process.join()
-            raise WorkerError(_cause_of_death(self._process.exitcode)) from None
+            process.join()
+            raise WorkerError(_cause_of_death(process.exitcode)) from None
         self._busy = False
         if kind == "error":
             raise _revived(*payload)
-        return payload
+        result: Result = payload
+        return result
 
     def close(self) -> None:
         """Let the process end by itself; one that is still at work is stopped."""
-        if self._process is not None and self._process.is_alive():
-            self._pipe.close()
-            self._process.join(timeout=0 if self._busy else CLOSE_SECONDS)
-            self._process.terminate()
-            self._process.join()
+        if self._running is not None and self._running[0].is_alive():
+            process, pipe = self._running
+            pipe.close()
+            process.join(timeout=0 if self._busy else CLOSE_SECONDS)
+            process.terminate()
+            process.join()
 
-    def _start(self) -> None:
+    def _start(self) -> tuple[SpawnProcess, Connection]:
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._threads), daemon=True)
-        self._process.start()
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, self._threads), daemon=True)
+        process.start()
         theirs.close()
+        return process, ours
 
 
 @contextmanager
@@ -89,7 +98,9 @@ class Pool:
         for worker in self._workers:
             self._free.put(worker)
 
-    def call(self, function: Callable[..., Any], *args: Any, report: Report) -> Any:
+    def call(
+        self, function: Callable[[*Arguments, Report], Result], *args: *Arguments, report: Report
+    ) -> Result:
         worker = self._free.get()
         try:
             return worker.call(function, *args, report=report)
@@ -97,17 +108,23 @@ class Pool:
             self._free.put(worker)
 
     def map(
-        self, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], report: Report
-    ) -> list[Any]:
+        self,
+        function: Callable[[*Arguments, Report], Result],
+        calls: Iterable[tuple[*Arguments]],
+        report: Report,
+    ) -> list[Result]:
         """Results in the order of `calls`; the first error is raised after the others ended."""
         lock = threading.Lock()
 
-        def guarded(*event: Any) -> None:
+        def guarded(stage: str, done: int, total: int) -> None:
             with lock:
-                report(*event)
+                report(stage, done, total)
+
+        def run(args: tuple[*Arguments]) -> Result:
+            return self.call(function, *args, report=guarded)
 
         with ThreadPoolExecutor(len(self._workers)) as threads:
-            futures = [threads.submit(self.call, function, *args, report=guarded) for args in calls]
+            futures = [threads.submit(run, args) for args in calls]
         return [future.result() for future in futures]
 
     def close(self) -> None:
@@ -123,8 +140,8 @@ def _serve(pipe: Connection, threads: int) -> None:
 
     torch.set_num_threads(threads)
 
-    def report(*event: Any) -> None:
-        pipe.send(("report", event))
+    def report(stage: str, done: int, total: int) -> None:
+        pipe.send(("report", (stage, done, total)))
 
     while True:
         try:

@@ -4,7 +4,7 @@ import ctypes
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -12,12 +12,15 @@ from ptsearch.models import experts
 from ptsearch.models.base_model import BaseModel
 from ptsearch.models.loading import compute_dtype
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # of a module's forward
 Nested = TypeVar("Nested")
 Read = Callable[[str], dict[str, Tensor]]  # prefix -> a checkpoint's tensors under it, by full name
 
 
-def skeleton(base: BaseModel) -> Any:
+def skeleton(base: BaseModel) -> "PreTrainedModel":
     """The model on the meta device; only buffers that no checkpoint holds have values."""
     import transformers
     from accelerate import init_empty_weights
@@ -34,7 +37,7 @@ def skeleton(base: BaseModel) -> Any:
     return model.eval()
 
 
-def layers_of(model: Any) -> tuple[str, nn.ModuleList]:
+def layers_of(model: "PreTrainedModel") -> tuple[str, nn.ModuleList]:
     """The decoder layers and their name in the model."""
     count = model.config.get_text_config().num_hidden_layers
     for name, module in model.named_modules():
@@ -43,7 +46,7 @@ def layers_of(model: Any) -> tuple[str, nn.ModuleList]:
     raise ValueError(f"{type(model).__name__}: no list of {count} decoder layers found")
 
 
-def linears_of(model: Any) -> dict[str, nn.Linear]:
+def linears_of(model: "PreTrainedModel") -> dict[str, nn.Linear]:
     """The linear layers that are quantized: those inside decoder layers, by full name."""
     name, layers = layers_of(model)
     return {

@@ -8,19 +8,28 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from ptsearch.models import checkpoint, coded
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase as Tokenizer
+    from transformers import (
+        GenerationConfig,
+        PretrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
+
+    Tokenizer: TypeAlias = PreTrainedTokenizerBase
 
 META = "meta.json"  # beside a variant's checkpoint, or in place of one: what it is, where it is
 
 
-def load(folder: Path, dtype: str = "bfloat16", device: str = "cpu") -> tuple[Any, "Tokenizer"]:
+def load(
+    folder: Path, dtype: str = "bfloat16", device: str = "cpu"
+) -> tuple["PreTrainedModel", "Tokenizer"]:
     """(model in eval mode, tokenizer); quantized checkpoints are decompressed to dense weights.
 
     What such a checkpoint rounds while it runs is left to `engine.runtime`.
@@ -33,7 +42,7 @@ def load(folder: Path, dtype: str = "bfloat16", device: str = "cpu") -> tuple[An
     silence_libraries()
     folder, trust = checkpoint_of(folder)
     if checkpoint.needs_decoding(folder):
-        return _load_decoded(folder, trust, dtype).to(device).eval(), load_tokenizer(folder, trust)
+        return _on(device, _load_decoded(folder, trust, dtype)), load_tokenizer(folder, trust)
     config = read_json(folder / "config.json")
     options: dict[str, Any] = {}
     quantization = config.get("quantization_config") or {}
@@ -47,14 +56,18 @@ def load(folder: Path, dtype: str = "bfloat16", device: str = "cpu") -> tuple[An
         options["config"].quantization_config = {
             **quantization, "config_groups": weights_only, "dequantize": True
         }  # fmt: skip
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+    model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, dtype),
         local_files_only=True,
         trust_remote_code=trust,
         **options,
     )
-    return model.to(device).eval(), load_tokenizer(folder, trust)
+    return _on(device, model), load_tokenizer(folder, trust)
+
+
+def _on(device: str, model: "PreTrainedModel") -> "PreTrainedModel":
+    return model.to(device).eval()  # type: ignore[arg-type]  # its `to` is wrapped without self
 
 
 def write_dense(folder: Path, dtype: str, out: Path) -> None:
@@ -80,7 +93,7 @@ def dense_state(folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _load_decoded(folder: Path, trust: bool, dtype: str) -> Any:
+def _load_decoded(folder: Path, trust: bool, dtype: str) -> "PreTrainedModel":
     """A model whose weights are decoded here."""
     import transformers
 
@@ -96,7 +109,13 @@ def _load_decoded(folder: Path, trust: bool, dtype: str) -> Any:
     return _from_state(kind, config, checkpoint.dense(folder), getattr(torch, dtype), generation)
 
 
-def _from_state(kind: Any, config: Any, state: Any, dtype: torch.dtype, generation: Any) -> Any:
+def _from_state(
+    kind: type["PreTrainedModel"],
+    config: "PretrainedConfig",
+    state: Mapping[str, torch.Tensor],
+    dtype: torch.dtype,
+    generation: "GenerationConfig | None",
+) -> "PreTrainedModel":
     """A model with these weights, as if it had never been quantized."""
     model = kind.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
     if generation is not None:
@@ -167,7 +186,7 @@ def silence_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def _save(model: Any, tokenizer: "Tokenizer", folder: Path) -> None:
+def _save(model: "PreTrainedModel", tokenizer: "Tokenizer", folder: Path) -> None:
     """Both as a checkpoint of dense weights."""
     if hasattr(model.config, "quantization_config"):  # else it would be saved as a quantized one
         del model.config.quantization_config

@@ -8,7 +8,7 @@ gradients the inputs of all layers are in memory, (layers, samples, length, hidd
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,6 +25,9 @@ from ptsearch.models.layers import (
     materialise,
     skeleton,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 STAGE = "gradients: layer"
 
@@ -68,7 +71,7 @@ def read(folders: Mapping[int, Path], layer: int) -> dict[int, dict[str, Tensor]
 
 
 def _embed(
-    model: Any, layers: nn.ModuleList, tokens: Tensor
+    model: "PreTrainedModel", layers: nn.ModuleList, tokens: Tensor
 ) -> tuple[list[Tensor], list[Arguments]]:
     """(the first layer's input for each sample, each layer's other arguments, alike for all)."""
     hidden, calls = [], []
@@ -86,7 +89,9 @@ def _embed(
     return hidden, calls
 
 
-def _head(model: Any, layers: nn.ModuleList, tokens: Tensor, hidden: list[Tensor]) -> list[Tensor]:
+def _head(
+    model: "PreTrainedModel", layers: nn.ModuleList, tokens: Tensor, hidden: list[Tensor]
+) -> list[Tensor]:
     """Gradients of each sample's loss with respect to the last layer's output."""
     gradients = []
     for ids, X in zip(tokens, hidden, strict=True):

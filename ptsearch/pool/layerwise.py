@@ -7,7 +7,7 @@ micro-batches while the moments of its linear inputs are summed, is handed to `v
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from ptsearch.models.layers import (
 )
 from ptsearch.quantize.layer import Layer, Moments
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 MICRO_BATCH_TOKENS = 2048
 H_BLOCK = 256  # columns: only blocks on and below the diagonal of H are computed
 Parts = list[tuple[Tensor, tuple[int, ...]]]  # rows of a micro-batch, and the seeds that drew them
@@ -38,7 +41,7 @@ class Samples(NamedTuple):
 
 def walk(
     read: Read,
-    model: Any,
+    model: "PreTrainedModel",
     samples: Samples,
     visit: Callable[[Layer], Mapping[str, Tensor]],
     first: int = 0,
@@ -53,7 +56,7 @@ def walk(
     """
     tokens, seeds = samples
     root, layers = layers_of(model)
-    decoder = model.get_submodule(root.rpartition(".")[0])
+    decoder = cast("PreTrainedModel", model.get_submodule(root.rpartition(".")[0]))
     parts = _micro_batches(len(tokens), tokens.shape[1], seeds)
     order = torch.cat([rows for rows, _ in parts])
     tokens = tokens[order]
@@ -95,8 +98,9 @@ def walk(
     return last[order.argsort()]
 
 
-def _forget_embeddings(model: Any, decoder: Any) -> None:
+def _forget_embeddings(model: "PreTrainedModel", decoder: "PreTrainedModel") -> None:
     embeddings = decoder.get_input_embeddings()
+    assert isinstance(embeddings.weight, Tensor)
     embeddings.weight = nn.Parameter(embeddings.weight.to("meta"), requires_grad=False)
     model.tie_weights()
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from ptsearch.pool.writer import table_of
 from ptsearch.quantize.layer import Layer
 from ptsearch.store import KvStorage, VariantMeta
 from ptsearch.variant import Variant
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PERPLEXITY_SAMPLES = 8
 PERPLEXITY_LENGTH = 256
@@ -104,7 +107,7 @@ def joined_meta(build: VariantBuild, folders: Sequence[Path]) -> VariantMeta:
     )
 
 
-def perplexity(model: Any, chunks: Tensor) -> float:
+def perplexity(model: "PreTrainedModel", chunks: Tensor) -> float:
     """exp of the mean negative log-likelihood of chunks (n, length), first tokens left out."""
     return _perplexity([_loss(model, ids) for ids in chunks.split(1)])
 
@@ -158,7 +161,7 @@ def _is_finite(tensor: Tensor) -> bool:
     return math.isfinite(tensor.sum(dtype=torch.float32).item())
 
 
-def _loss(model: Any, ids: Tensor) -> float:
+def _loss(model: "PreTrainedModel", ids: Tensor) -> float:
     """Mean negative log-likelihood of one chunk (1, length)."""
     with torch.inference_mode():
         logits = model(input_ids=ids, use_cache=False).logits[0, :-1]

@@ -9,7 +9,7 @@ number of votes, then whose highest bit is highest, which is the paper's rule fo
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from math import comb
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numba
 import numpy as np
@@ -22,7 +22,11 @@ from ptsearch.scoring.scores import Questions, score
 from ptsearch.voting import lazy
 from ptsearch.voting.votes import majority
 
+if TYPE_CHECKING:
+    from llvmlite.ir import IRBuilder
+
 Masks = NDArray[np.uint32]
+WideMasks = NDArray[np.uint32] | NDArray[np.uint64]  # of more than 32 variants
 
 MAX_VARIANTS = 27  # 5 bits of popcount and 27 of mask in 32
 MAX_ENSEMBLES = 2**24
@@ -124,27 +128,24 @@ def cost_all(
     return total / 1e9, times
 
 
-def greedy(
-    value: Callable[[NDArray[Any]], Floats], n_variants: int, max_members: int
-) -> NDArray[Any]:
+def greedy(value: Callable[[WideMasks], Floats], n_variants: int, max_members: int) -> WideMasks:
     """Forward selection: the masks of its steps, the last one being what it finds.
 
     `value(masks)` is (masks, k), to be maximized in lexicographic order. Each step adds the best
     variant (the first of equals) while that raises the first column.
     """
-    wide = np.uint32 if n_variants <= 32 else np.uint64
     path: list[int] = []
     highest = -np.inf
     while len(path) < min(max_members, n_variants):
         mask = path[-1] if path else 0
         grown = [mask | 1 << v for v in range(n_variants) if not mask >> v & 1]
-        found = value(np.array(grown, dtype=wide))
+        found = value(_wide(grown, n_variants))
         best = int(np.lexsort(-found.T[::-1])[0])
         if found[best, 0] <= highest:
             break
         highest = float(found[best, 0])
         path.append(grown[best])
-    return np.array(path, dtype=wide)
+    return _wide(path, n_variants)
 
 
 class _Patterns(NamedTuple):
@@ -219,9 +220,17 @@ def _score_each(
     return {key: np.array([scores[key] for scores in found]) for key in keys}
 
 
+def _wide(masks: Sequence[int], n_variants: int) -> WideMasks:
+    if n_variants <= 32:
+        return np.array(masks, dtype=np.uint32)
+    return np.array(masks, dtype=np.uint64)
+
+
 @intrinsic
-def _popcount(typing_context: Any, mask: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+def _popcount(typing_context: object, mask: object) -> tuple[object, object]:
+    def generate(
+        context: object, builder: "IRBuilder", signature: object, arguments: Sequence[object]
+    ) -> object:
         return builder.ctpop(arguments[0])
 
     return numba.uint32(numba.uint32), generate

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import optuna
@@ -33,7 +33,7 @@ class Everything(NamedTuple):
     """Every ensemble of the variants that may vote, and its scores and cost."""
 
     labels: list[str]
-    masks: enumeration.Masks  # (ensembles,) over the labels
+    masks: enumeration.WideMasks  # (ensembles,) over the labels
     found: dict[str, Floats]  # score -> (ensembles,)
 
     def members(self, place: int) -> Members:
@@ -166,7 +166,7 @@ def looked_at(table: Table, scorer: EnsembleScorer) -> list[Members]:
     maximized = [n for n in chosen_objectives(wanted) if OBJECTIVES[n].direction == "maximize"]
     for name in maximized:
 
-        def value(masks: NDArray[Any], name: str = name) -> Floats:
+        def value(masks: enumeration.WideMasks, name: str = name) -> Floats:
             grown = [tuple(labels[v] for v in enumeration.members(int(mask))) for mask in masks]
             looked.update(dict.fromkeys(grown))
             return np.array([[nan_last(scorer(table, members)[name])] for members in grown])

@@ -1,7 +1,6 @@
 """The Pareto front and the hypervolume that it dominates."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numba
 import numpy as np
@@ -51,7 +50,7 @@ def _minimized(values: ArrayLike, directions: Sequence[str]) -> Floats:
 
 
 @numba.njit(cache=True)
-def _undominated(points: NDArray[Any], keep_equal: bool) -> NDArray[np.bool_]:
+def _undominated(points: NDArray[np.int64] | Floats, keep_equal: bool) -> NDArray[np.bool_]:
     """(n,): rows of `points` (n, k), sorted by sum, that no row before them dominates.
 
     With `keep_equal` off, equal rows but the first count as dominated too.

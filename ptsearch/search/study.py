@@ -11,7 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -27,6 +27,9 @@ from ptsearch.scoring.cost import Cost
 from ptsearch.scoring.scores import Scores, constant_scores, questions
 from ptsearch.search.objectives import OBJECTIVES, chosen_objectives, directions
 from ptsearch.search.scorer import EnsembleScorer
+
+if TYPE_CHECKING:
+    from sqlite3 import Connection
 
 HEARTBEAT_SECONDS = 60
 REPEATS_BEFORE_RANDOM = 3  # a sampler that has converged proposes what it knows
@@ -55,7 +58,7 @@ def unsaved(search: StudyConfig) -> optuna.Study:
     )
 
 
-def open_study(config: Config, url: str, settings: Mapping[str, Any]) -> optuna.Study:
+def open_study(config: Config, url: str, settings: Mapping[str, object]) -> optuna.Study:
     """Create or resume the study; other settings under the same name are a ValueError."""
     search = study_config(config)
     study = optuna.create_study(
@@ -104,7 +107,7 @@ def open_storage(url: str) -> RDBStorage:
     if sqlite:
 
         @event.listens_for(storage.engine, "connect")
-        def write_ahead(connection: Any, _: Any) -> None:
+        def write_ahead(connection: "Connection", _: object) -> None:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
 
@@ -309,8 +312,8 @@ def _first(labels: Sequence[str], search: StudyConfig) -> Iterable[Members]:
     return itertools.chain.from_iterable(itertools.combinations(labels, n) for n in sizes)
 
 
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flatten(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
             flat |= _flatten(value, f"{prefix}{key}.")

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
@@ -54,7 +53,7 @@ def build(service: Service) -> Starlette:
 
         return answer
 
-    def card() -> dict[str, Any]:
+    def card() -> dict[str, object]:
         common = {"object": "model", "created": 0, "owned_by": "ptsearch"}
         return {"id": service.name, **common, "members": service.labels}
 
@@ -175,12 +174,14 @@ async def _body(request: Request, most: int) -> bytes:
     return b"".join(parts)
 
 
-async def _error(request: Request, error: Any) -> Response:
+async def _error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
     headers = RETRY_AFTER if error.status in (429, 503) else None
     return JSONResponse(error.body(), error.status, headers)
 
 
-async def _no_route(request: Request, error: Any) -> Response:
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
     said = f"{error.detail}: {request.method} {request.url.path}"
     return JSONResponse(ApiError(error.status_code, said).body(), error.status_code, error.headers)
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 import aiohttp
 
@@ -191,7 +190,7 @@ def request(model: str, asked: Query, constrain: str) -> tuple[str, bytes]:
     """(path, body) of a greedy request: for one of the labels only, or for a reply."""
     choices = [] if asked.max_new_tokens else asked.continuations
     longest = max((len(choice.encode()) for choice in choices), default=0)
-    body: dict[str, Any] = {
+    body: dict[str, object] = {
         "model": model,
         "temperature": 0,
         "max_tokens": asked.max_new_tokens or max(MIN_TOKENS, longest),  # a token has a byte

@@ -13,7 +13,7 @@ import math
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 from ptsearch.benchmarks.parsing import Question
 from ptsearch.deploy.query import Query, Turns
@@ -38,7 +38,7 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.code = status, code
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> dict[str, object]:
         kind = KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
         return {"error": {"message": str(self), "type": kind, "param": None, "code": self.code}}
 
@@ -51,6 +51,18 @@ class Form(NamedTuple):
     logprobs: int | None = None  # how many alternatives; None = no log-probabilities
     stream: bool = False
     stream_usage: bool = False
+
+
+class Completion(TypedDict):
+    """The body of a response, or of a chunk of it."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[dict[str, object]]
+    usage: dict[str, int] | None  # None in the chunks but the last
+    ptsearch: dict[str, object]
 
 
 def parse(body: bytes, chat: bool, model: str, max_prompt: int) -> tuple[Query, Form]:
@@ -80,7 +92,7 @@ def parse(body: bytes, chat: bool, model: str, max_prompt: int) -> tuple[Query, 
     return _query(prompt, labels, asked.get("ptsearch") or {}), form
 
 
-def check_model(asked: Any, model: str) -> None:
+def check_model(asked: object, model: str) -> None:
     if asked != model:
         raise ApiError(
             404, f"the model {asked!r} does not exist; there is {model!r}", "model_not_found"
@@ -88,12 +100,12 @@ def check_model(asked: Any, model: str) -> None:
 
 
 def response(
-    labels: Sequence[str], form: Form, model: str, vote: VoteResult, told: Mapping[str, Any]
-) -> dict[str, Any]:
+    labels: Sequence[str], form: Form, model: str, vote: VoteResult, told: Mapping[str, object]
+) -> Completion:
     """The response body; `told` goes into its extension field."""
     label = None if vote.code < 0 else labels[vote.code]
     content = None if label is None else written(label, form.json_key)
-    choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "logprobs": None}
+    choice: dict[str, object] = {"index": 0, "finish_reason": "stop", "logprobs": None}
     if form.logprobs is not None and label is not None:
         choice["logprobs"] = _shares(labels, vote, form)
     if form.chat:
@@ -117,20 +129,20 @@ def response(
     }
 
 
-def events(whole: dict[str, Any], form: Form) -> bytes:
+def events(whole: Completion, form: Form) -> bytes:
     """The response as server-sent events: a vote comes in one piece."""
     choice = dict(whole["choices"][0])
     if form.chat:
         choice["delta"] = choice.pop("message")
         whole = {**whole, "object": "chat.completion.chunk"}
-    chunks = [{**whole, "choices": [choice], "usage": None}]
+    chunks: list[Completion] = [{**whole, "choices": [choice], "usage": None}]
     if form.stream_usage:
         chunks.append({**whole, "choices": []})
     lines = [json.dumps(chunk) for chunk in chunks] + ["[DONE]"]
     return "".join(f"data: {line}\n\n" for line in lines).encode()
 
 
-def members(names: Sequence[str], labels: Sequence[str], replies: Sequence[Reply]) -> list[Any]:
+def members(names: Sequence[str], labels: Sequence[str], replies: Sequence[Reply]) -> list[object]:
     """What each member said, for the extension field."""
     return [
         {
@@ -150,7 +162,7 @@ def written(label: str, json_key: str | None) -> str:
     return json.dumps({json_key: label} if json_key else label, ensure_ascii=False)
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def _object(body: bytes) -> dict[str, object]:
     try:
         asked = json.loads(body.decode("utf-8"))
     except UnicodeDecodeError:
@@ -162,7 +174,7 @@ def _object(body: bytes) -> dict[str, Any]:
     return asked
 
 
-def _labels(asked: Mapping[str, Any]) -> tuple[tuple[str, ...], str | None]:
+def _labels(asked: Mapping[str, object]) -> tuple[tuple[str, ...], str | None]:
     """(labels, JSON key of the answer)."""
     structured, json_key = asked.get("structured_outputs"), None
     if isinstance(structured, dict) and structured.get("choice") is not None:
@@ -182,7 +194,7 @@ def _labels(asked: Mapping[str, Any]) -> tuple[tuple[str, ...], str | None]:
     return tuple(labels), json_key
 
 
-def _schema(form: Any) -> tuple[Any, str]:
+def _schema(form: object) -> tuple[object, str]:
     """(the enum of a response_format, "" or the property that it belongs to)."""
     schema = form.get("json_schema") if isinstance(form, dict) else None
     schema = schema.get("schema") if isinstance(schema, dict) else None
@@ -199,7 +211,7 @@ def _schema(form: Any) -> tuple[Any, str]:
     raise ApiError(400, f"the schema is no enum, and no object with one enum: {HOW}", "no_labels")
 
 
-def _referred(value: Any, definitions: Any) -> Any:
+def _referred(value: object, definitions: object) -> object:
     """What `{"$ref": "#/$defs/NAME"}` stands for, as pydantic writes an Enum."""
     name = value.get("$ref") if isinstance(value, dict) else None
     if isinstance(name, str) and isinstance(definitions, dict):
@@ -207,7 +219,7 @@ def _referred(value: Any, definitions: Any) -> Any:
     return value
 
 
-def _turns(asked: Mapping[str, Any]) -> Turns:
+def _turns(asked: Mapping[str, object]) -> Turns:
     messages = asked.get("messages")
     if not isinstance(messages, list) or not messages:
         raise ApiError(400, "messages must be a list of at least one message")
@@ -220,7 +232,7 @@ def _turns(asked: Mapping[str, Any]) -> Turns:
     return turns
 
 
-def _content(content: Any) -> str:
+def _content(content: object) -> str:
     if isinstance(content, list):
         texts = [part.get("text") if isinstance(part, dict) else None for part in content]
         content = None if None in texts else "".join(map(str, texts))
@@ -229,7 +241,7 @@ def _content(content: Any) -> str:
     return _encodable(content)
 
 
-def _text(asked: Mapping[str, Any]) -> str:
+def _text(asked: Mapping[str, object]) -> str:
     prompt = asked.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
@@ -238,7 +250,7 @@ def _text(asked: Mapping[str, Any]) -> str:
     return _encodable(prompt)
 
 
-def _query(prompt: str | Turns, labels: tuple[str, ...], options: Any) -> Query:
+def _query(prompt: str | Turns, labels: tuple[str, ...], options: object) -> Query:
     lead = options.get("lead") if isinstance(options, dict) else 0
     new = options.get("max_new_tokens", 0) if isinstance(options, dict) else 0
     if not isinstance(lead, str | None) or type(new) is not int or new > MAX_REPLY:
@@ -261,7 +273,7 @@ def _encodable(text: str) -> str:
     return text
 
 
-def _logprobs(asked: Mapping[str, Any], chat: bool) -> int | None:
+def _logprobs(asked: Mapping[str, object], chat: bool) -> int | None:
     value = asked.get("logprobs")
     if chat:
         value = (asked.get("top_logprobs") or 0) if value else None
@@ -272,7 +284,7 @@ def _logprobs(asked: Mapping[str, Any], chat: bool) -> int | None:
     return int(value)
 
 
-def _shares(labels: Sequence[str], vote: VoteResult, form: Form) -> dict[str, Any]:
+def _shares(labels: Sequence[str], vote: VoteResult, form: Form) -> dict[str, object]:
     """Logarithms of vote shares, the most frequent labels first."""
     logs = [math.log(share) if share else NEVER for share in vote.shares]
     best = sorted(range(len(labels)), key=lambda code: (code != vote.code, -vote.shares[code]))
@@ -285,7 +297,7 @@ def _shares(labels: Sequence[str], vote: VoteResult, form: Form) -> dict[str, An
             "text_offset": [0],
         }
 
-    def entry(code: int) -> dict[str, Any]:
+    def entry(code: int) -> dict[str, object]:
         label = labels[code]
         return {"token": label, "logprob": logs[code], "bytes": list(label.encode())}
 
