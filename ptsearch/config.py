@@ -12,8 +12,8 @@ from typing import Any
 
 from ptsearch.variant import BACKENDS
 
-PACKAGED = Path(__file__).parent / "conf"  # in a wheel
-CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[1] / "conf"
+CONF = Path(__file__).parent / "conf"  # in a wheel
+CONF = CONF if CONF.is_dir() else Path(__file__).parents[1] / "conf"
 JOBS = ("study", "build", "evaluate", "export", "serve", "rescore")
 STUDIES = ("pareto", "slo", "benchmark", "paper")
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "exhaustive")
@@ -21,8 +21,8 @@ RULES = ("clean", "ct", "dt")
 PROMPTS = ("chat", "raw", "ct_llama2")
 LOCAL = "local"
 TARGETS = (LOCAL, "cpu", "cuda")
-LEAST_TOKENS = 64  # of one forward pass
-BASE = "base"  # as a judge: the base model itself
+BASE = "base"  # as a judge: the base model
+NOT_NEGATIVE = ("max_changed", "alarm_disagreement", "keep_tokens", "quorum", "retries", "cooldown")
 CONSTRAINTS = ("structured_outputs", "response_format", "none")
 
 
@@ -144,9 +144,7 @@ class EngineConfig:
     """What answers: transformers in this process, or vLLM's server."""
 
     name: str = "transformers"  # transformers | vllm
-    dtype: str = (
-        "auto"  # auto: bfloat16 where the processor multiplies it natively | bfloat16 | float32
-    )
+    dtype: str = "auto"  # auto: bfloat16 where the processor has it | bfloat16 | float32
     device: str = "auto"  # auto | cpu | cuda
     max_tokens: int = 0  # of one forward pass, 0 = from free memory
     threads: int = 0  # of each worker, 0 = all cores shared out
@@ -163,8 +161,8 @@ class EngineConfig:
         one_of("engine.device", self.device, ("auto", "cpu", "cuda"))
         one_of("engine.too_long", self.too_long, ("drop", "error"))
         at_least("engine.threads", self.threads, 0)
-        if self.max_tokens:  # fewer than this would cut prompts into slivers
-            at_least("engine.max_tokens (0 = from free memory)", self.max_tokens, LEAST_TOKENS)
+        if self.max_tokens:  # fewer would cut prompts into slivers
+            at_least("engine.max_tokens (0 = from free memory)", self.max_tokens, 64)
 
     def check(self) -> None:
         """ValueError, FileNotFoundError: vLLM cannot be reached with these settings."""
@@ -211,13 +209,6 @@ class TrustConfig:
             at_least(f"trust.weights.{name}", weight, 0)
         if not any(self.weights.values()):
             raise ValueError("trust.weights must not all be 0")
-
-
-def benchmarks() -> tuple[str, ...]:
-    """The names of all registered benchmarks."""
-    from ptsearch.benchmarks import BENCHMARKS
-
-    return tuple(BENCHMARKS)
 
 
 def default_weights() -> dict[str, float]:
@@ -345,15 +336,7 @@ class ServeConfig:
                 raise ValueError(f"serve.engines must begin with http, got {url!r}")
         for key in ("max_body", "max_prompt", "max_concurrent"):
             at_least(f"serve.{key}", getattr(self, key), 1)
-        for key in (
-            "max_changed",
-            "alarm_disagreement",
-            "keep_tokens",
-            "quorum",
-            "retries",
-            "cooldown",
-            "wait",
-        ):
+        for key in (*NOT_NEGATIVE, "wait"):
             at_least(f"serve.{key}", getattr(self, key), 0)
         at_least("serve.timeout", self.timeout, 0.001)
 
@@ -366,7 +349,7 @@ class RescoreConfig:
     rules: str = "clean"
 
     def __post_init__(self) -> None:
-        one_of("rescore.benchmark", self.benchmark, benchmarks())
+        one_of("rescore.benchmark", self.benchmark, ("mmlu", *default_weights()))
         one_of("rescore.rules", self.rules, RULES)
 
 
@@ -395,18 +378,6 @@ class Config:
     optuna_db: str = ""
     mlflow_db: str = ""
 
-    def choices(self) -> dict[str, str]:
-        """What was chosen, in a word each: the params of a study's run."""
-        return {
-            "model": self.model.name,
-            "pool": self.pool.name,
-            "benchmarks": self.benchmarks.name,
-            "rules": self.benchmarks.rules,
-            "vote": self.vote.rule,
-            "engine": self.engine.name,
-            "dtype": self.engine.dtype,
-        }
-
 
 def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
@@ -421,7 +392,7 @@ def at_least(key: str, value: float, least: float) -> None:
 def secret(key: str, variable: str) -> str:
     """What the environment variable holds that the config names under `key`; "" = none is named.
 
-    It is read where it is used and stands in no file or message.
+    It is read where it is used, never written to a file or message.
     """
     value = os.environ.get(variable, "").strip()
     if variable and not value:

@@ -13,7 +13,7 @@ from ptsearch.config import CONF, Config, ModelConfig
 from ptsearch.report import plots, rows, terminal, tracking
 from ptsearch.report.paper import ENSEMBLES, Outcome, over_best
 from ptsearch.report.plots import BarPanel
-from ptsearch.report.rows import BEST_SINGLE, Row, shown_benchmarks
+from ptsearch.report.rows import BEST_SINGLE, Row, run_params, shown_benchmarks
 from ptsearch.report.terminal import gain_cell, number, starred
 from ptsearch.report.tracking import RunRecord, Tracker
 from ptsearch.scoring.scores import Scores
@@ -48,7 +48,7 @@ def log(tracker: Tracker, config: Config, outcome: Outcome) -> str:
         data.write_text(json.dumps(outcome.data, indent=2), encoding="utf-8")
         tracking.finish(
             tracker,
-            params=config.choices(),
+            params=run_params(config),
             metrics={"lines": len(outcome.rows)},
             files=files,
             note="\n\n".join(notes(config, outcome)),

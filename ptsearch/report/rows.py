@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ptsearch.config import Config
 from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.report.certificate import Certificate
 from ptsearch.scoring import scores as scoring
@@ -261,3 +262,16 @@ def write_scenarios(scenarios: ScenarioScores, path: Path) -> None:
             row |= {f"{model}: {key}": scores[k] for key, k in keys.items() if k in scores}
         rows.append(row)
     write_rows(rows, path)
+
+
+def run_params(config: Config) -> dict[str, str]:
+    """What was chosen, one word each: the params of a study's MLflow run."""
+    return {
+        "model": config.model.name,
+        "pool": config.pool.name,
+        "benchmarks": config.benchmarks.name,
+        "rules": config.benchmarks.rules,
+        "vote": config.vote.rule,
+        "engine": config.engine.name,
+        "dtype": config.engine.dtype,
+    }

@@ -53,9 +53,10 @@ def log_result(tracker: Tracker, table: Table, study: optuna.Study, result: Resu
     tracking.log_steps(tracker, "hypervolume_reachable", enumerate(result.reachable))
     config, search = table.config, study_config(table.config)
     with tempfile.TemporaryDirectory() as folder:
+        sampler = {"sampler": search.sampler} if result.exact else {}
         tracking.finish(
             tracker,
-            params=config.choices() | ({"sampler": search.sampler} if result.exact else {}),
+            params=results.run_params(config) | sampler,
             metrics={
                 "front_size": len(result.front),
                 "trials": len(result.trials),
@@ -196,7 +197,7 @@ def log_relaxations(tracker: Tracker, config: Config, answer: Answer) -> None:
         results.write_rows([_relaxation_row(each) for each in answer.relaxations], path)
         tracking.finish(
             tracker,
-            params=config.choices(),
+            params=results.run_params(config),
             metrics={"ensembles": answer.ensembles, "feasible": 0},
             files=[path],
             note=limits.verdict(answer),
