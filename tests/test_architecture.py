@@ -60,6 +60,8 @@ ONLY_IN = {
     "torch": {"models", "quantize", "engine", "pool", "testing", "evaluation/workers"},
     "transformers": {"models", "quantize", "engine", "pool", "testing"},
 }
+# Above the limits of 2,600 lines per wing and 16,500 in all: to be lowered, never raised.
+MOST_LINES = {"engine": 2990, "ptsearch": 20500}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -121,10 +123,8 @@ def test_the_tables_speak_of_what_there_is() -> None:
     assert named <= places, f"no such file: {named - places}"
 
 
-@pytest.mark.xfail(reason="on the way")
-def test_files_functions_and_wings_stay_small() -> None:
-    lengths = {place_of(p): len(p.read_text(encoding="utf-8").splitlines()) for p in FILES}
-    assert {name: lines for name, lines in lengths.items() if lines > 400} == {}
+def test_files_and_functions_stay_short() -> None:
+    assert {name: lines for name, lines in lengths().items() if lines > 400} == {}
     functions = {
         f"{place_of(path)}:{node.name}": node.end_lineno - node.lineno + 1
         for path in FILES
@@ -132,12 +132,18 @@ def test_files_functions_and_wings_stay_small() -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno
     }
     assert {name: lines for name, lines in functions.items() if lines > 60} == {}
-    wings = {
-        wing: sum(lines for name, lines in lengths.items() if name.split("/")[0] == wing)
-        for wing in MAY_IMPORT
-    }
-    assert {wing: lines for wing, lines in wings.items() if lines > 2600} == {}
-    assert sum(lengths.values()) <= 16_500
+
+
+def test_wings_do_not_grow() -> None:
+    """Where a wing is above the limit it may only shrink; so may the whole."""
+    for wing in MAY_IMPORT:
+        lines = sum(n for name, n in lengths().items() if name.split("/")[0] == wing)
+        assert lines <= MOST_LINES.get(wing, 2600), (wing, lines)
+    assert sum(lengths().values()) <= MOST_LINES["ptsearch"]
+
+
+def lengths() -> dict[str, int]:
+    return {place_of(p): len(p.read_text(encoding="utf-8").splitlines()) for p in FILES}
 
 
 def test_the_wings_say_what_they_are_for() -> None:
