@@ -209,8 +209,8 @@ def test_evaluate_prints_a_line_a_benchmark(finished, tiny_model, monkeypatch, c
 def test_a_judge_reads_what_the_rules_cannot(finished, tiny_model, monkeypatch, capfd) -> None:
     cache = finished / "mlruns" / "cache"
     before = files_under(cache / "predictions")
-    scorer = ("benchmarks.extract=scorer", "benchmarks.scorer.model=base")
-    job = ("+evaluate=variant", "evaluate.variant=none", *study(tiny_model)[1:-2], *scorer)
+    judge = ("benchmarks.extract=judge", "benchmarks.judge.model=base")
+    job = ("+evaluate=variant", "evaluate.variant=none", *study(tiny_model)[1:-2], *judge)
     assert ptsearch(monkeypatch, finished, *job) == 0
     rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     judged = {row["benchmark"]: row["scores"][f"{row['benchmark']}.judged"] for row in rows}

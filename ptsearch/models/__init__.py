@@ -5,8 +5,3 @@ mode with its tokenizer, or tensors by name. Uniform grids are compressed-tensor
 codebooks, trellises and bit planes are `ptsearch-codes/2` (`coded.py`).
 Open `loading.py` first, then `base_model.py`.
 """
-
-import os
-
-# compressed-tensors has no switch for its bars; tqdm reads this one when torch imports it.
-os.environ.setdefault("TQDM_DISABLE", "1")

