@@ -21,7 +21,6 @@ from omegaconf import OmegaConf
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from ptsearch import jobs
-from ptsearch.aliases import AnswerCodes
 from ptsearch.config import CONF, Config, VoteConfig
 from ptsearch.evaluation.table import Table
 from ptsearch.evaluation.workers import quiet_libraries
@@ -31,6 +30,7 @@ from ptsearch.search import exact_front
 from ptsearch.search.comparisons import differences
 from ptsearch.search.scorer import EnsembleScorer, search_and_holdout
 from ptsearch.search.study import Members
+from ptsearch.shared import AnswerCodes
 
 ENSEMBLES, SIZES = 10, (3, 5)
 

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import optuna
 
-from ptsearch.aliases import Report
 from ptsearch.benchmarks import BENCHMARKS, Benchmark, digest, hub, sources
 from ptsearch.config import Config, VoteConfig
 from ptsearch.deploy import export, record
@@ -26,6 +25,7 @@ from ptsearch.scoring.scores import Scores
 from ptsearch.search import exact_front, limits, next_build
 from ptsearch.search import study as studies
 from ptsearch.search.scorer import EnsembleScorer, search_and_holdout
+from ptsearch.shared import Report
 
 
 def run_study(config: Config) -> None:

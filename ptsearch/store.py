@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from ptsearch.aliases import JsonObject
 from ptsearch.variant import Variant, from_fields
 
 MANIFEST = "files.json"
@@ -81,7 +81,7 @@ def read_meta(folder: Path) -> VariantMeta:
     if (version := recorded.get("version", 1)) != META_VERSION:
         raise ValueError(f"{path} has version {version}, expected {META_VERSION}: build it again")
     try:
-        variant = from_fields(recorded["variant"])  # type: ignore[arg-type]
+        variant = from_fields(recorded["variant"])
         meta = TypeAdapter(VariantMeta).validate_python({**recorded, "variant": variant})
     except (KeyError, TypeError, ValidationError) as error:
         reason = str(error).replace("\n", " ")
@@ -93,7 +93,7 @@ def write_meta(folder: Path, meta: VariantMeta) -> None:
     write_text(folder / META, json.dumps(asdict(meta), indent=1))
 
 
-def read_json(path: Path) -> JsonObject:
+def read_json(path: Path) -> dict[str, Any]:
     """An object. FileNotFoundError. ValueError: not JSON, or something else than an object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

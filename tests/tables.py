@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from ptsearch.aliases import AnswerCodes
 from ptsearch.benchmarks import Scenario
 from ptsearch.scoring.scores import Part, Questions
+from ptsearch.shared import AnswerCodes
 
 SCENARIOS = (
     ("mmlu", Scenario("zero", "zero"), 5),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "ptsearch"
-VALUES = {"aliases", "config", "store", "variant"}  # what every wing may import
+VALUES = {"shared", "config", "store", "variant"}  # what every wing may import
 TABLE = {"benchmarks", "models", "quantize", "engine", "pool", "scoring", "voting"}
 # wing -> the wings that it may import; every one of them exists
 MAY_IMPORT: dict[str, set[str]] = {
@@ -30,11 +30,11 @@ MAY_IMPORT: dict[str, set[str]] = {
 TOP: dict[str, set[str]] = {
     "__init__": {"variant"},
     "__main__": {"cli"},
-    "aliases": set(),
+    "shared": set(),
     "cli": {"config", "jobs"},
     "config": {"variant"},
     "jobs": VALUES,
-    "store": {"aliases", "variant"},
+    "store": {"shared", "variant"},
     "variant": set(),
 }
 TOP_MAY_IMPORT: dict[str, set[str]] = {

@@ -4,42 +4,20 @@ A package adds benchmarks through the entry point group `ptsearch.benchmarks`, e
 `BenchmarkDefinition`.
 """
 
-from collections.abc import Iterator
-from importlib import import_module
-from importlib.metadata import entry_points
-from pkgutil import iter_modules
-
 from ptsearch import benchmarks
 from ptsearch.benchmarks.definition import BenchmarkDefinition
 from ptsearch.benchmarks.parsing import PARSERS, Rule
+from ptsearch.shared import RecordNames, collect_records
 
 GROUP = "ptsearch.benchmarks"
-USERS = ("registry", "sources")  # files that import this one
-
-
-def built_in() -> Iterator[BenchmarkDefinition]:
-    """`BENCHMARK` of every file."""
-    for module in iter_modules(benchmarks.__path__):
-        if module.name not in USERS:
-            file = import_module(f"{benchmarks.__name__}.{module.name}")
-            if definition := getattr(file, "BENCHMARK", None):
-                yield definition
 
 
 def load() -> dict[str, BenchmarkDefinition]:
-    """Every benchmark by name, in the order of ranks.
-
-    ValueError: an entry point is not a BenchmarkDefinition, or its name is taken.
-    """
-    definitions = {definition.name: definition for definition in built_in()}
-    for point in entry_points(group=GROUP):
-        where, definition = f"entry point {point.value} of {GROUP}", point.load()
-        if not isinstance(definition, BenchmarkDefinition):
-            raise ValueError(f"{where} must be a BenchmarkDefinition, got {definition!r}")
-        if definition.name in definitions:
-            raise ValueError(f"{where}: a benchmark named {definition.name} exists already")
-        definitions[definition.name] = definition
-    return dict(sorted(definitions.items(), key=lambda item: (item[1].rank, item[0])))
+    """Every benchmark by name, in the order of ranks."""
+    skip = ("registry", "sources")  # they import this file
+    names = RecordNames("BENCHMARK", "benchmark", GROUP)
+    found = collect_records(benchmarks, BenchmarkDefinition, names, skip)
+    return dict(sorted(found.items(), key=lambda item: (item[1].rank, item[0])))
 
 
 def parsers() -> dict[str, dict[str, Rule]]:

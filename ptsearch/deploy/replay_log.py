@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ptsearch import store
 from ptsearch.benchmarks import Benchmark, Sample
 from ptsearch.benchmarks.parsing import Question
 from ptsearch.deploy import query
@@ -53,10 +53,7 @@ def record(table: Table) -> str:
     text = "".join(json.dumps(row) + "\n" for row in rows)
     path = path_of(Path(table.config.cache_dir), hashlib.sha256(text.encode()).hexdigest())
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}")
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        store.write_text(path, text)
     return path.stem
 
 

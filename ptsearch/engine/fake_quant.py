@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ptsearch import store
 from ptsearch.engine import kv_attention, kv_cache
 from ptsearch.engine.kv_cache import Rounding
 from ptsearch.models import experts, loading
@@ -44,7 +45,7 @@ class Runtime(NamedTuple):
 def of(folder: Path) -> Runtime:
     """What the checkpoint in `folder` asks for."""
     if (folder / loading.META).is_file():
-        meta = loading.read_json(folder / loading.META)
+        meta = store.read_json(folder / loading.META)
         variant = from_fields(meta["variant"])
         if variant.decode_schedule:
             first, *parts = variant.phases()
@@ -52,7 +53,7 @@ def of(folder: Path) -> Runtime:
         if variant.method != "path":
             return of_variant(variant, folder)
         folder = Path(meta["checkpoint"])
-    quantization = loading.read_json(folder / "config.json").get("quantization_config") or {}
+    quantization = loading.quantization_config(folder)
     return Runtime(act_bits=_input_bits(quantization, folder))
 
 

@@ -159,7 +159,6 @@ def _wkvquant(how: Rounding, kv: KV, start: int) -> KV:
     return KV(*rounded)
 
 
-FITTED = ("kvquant", "wkvquant")  # on calibration samples
 RANGE = ("center", "half")
 ROUND = {"kivi": _kivi, "kvquant": _kvquant, "wkvquant": _wkvquant}
 

@@ -124,7 +124,7 @@ def connect(folder: Path, settings: EngineConfig, context: int) -> Server:
         server = Server(settings.url.rstrip("/"), folder.name, _client(), "as the server has it")
         return _checked(server)
     checkpoint, trust = loading.checkpoint_of(folder)
-    quantization = loading.read_json(checkpoint / "config.json").get("quantization_config") or {}
+    quantization = loading.quantization_config(checkpoint)
     groups = quantization.get("config_groups", {}).values()
     bits = sorted({group["weights"]["num_bits"] for group in groups})
     reason = "asked for by engine.form=dense" if settings.form == "dense" else ""

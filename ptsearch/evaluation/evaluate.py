@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 
 from ptsearch import engine as engines
-from ptsearch.aliases import Report
+from ptsearch import store
 from ptsearch.benchmarks import Benchmark, Sample, Scenario, digest
 from ptsearch.benchmarks.fit import fit
 from ptsearch.config import EngineConfig
 from ptsearch.evaluation import predictions
 from ptsearch.models import loading
 from ptsearch.models.base_model import BaseModel
+from ptsearch.shared import Report
 
 EVALUATE_VERSION = 6  # bump when equal inputs would give another reply or log-probability
 LATENCY_SEED, LATENCY_VERSION = 0, 2  # the file of latencies has `rows` since 2
@@ -106,10 +107,7 @@ def measure_latency(
         "rows": list(seconds),
         "seconds": list(seconds.values()),
     }
-    task.latency.parent.mkdir(parents=True, exist_ok=True)
-    part = task.latency.with_suffix(".part")
-    part.write_text(json.dumps(found), encoding="utf-8")
-    part.replace(task.latency)
+    store.write_text(task.latency, json.dumps(found))
     report("measuring the latency", prompts, prompts)
 
 

@@ -8,9 +8,8 @@ lies in a file of its own, named by the hash of all that it depends on, so nothi
 import hashlib
 import json
 import logging
-import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -22,12 +21,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ptsearch import engine as engines
-from ptsearch.aliases import Report
+from ptsearch import store
 from ptsearch.benchmarks import Benchmark, Sample, Turn
 from ptsearch.benchmarks.parsing import CONTRADICTORY, REFUSED, UNUSABLE
 from ptsearch.config import BASE, Config, EngineConfig, JudgeConfig, secret
 from ptsearch.models import base_model, loading
 from ptsearch.models.base_model import BaseModel
+from ptsearch.shared import Report
 
 WORDING_VERSION = 1  # bump when a judge is asked in other words
 DECLINED, UNCLEAR = "refused", "unclear"
@@ -119,7 +119,8 @@ def settle(reader: Reader, asks: Sequence[Ask], report: Report) -> None:
     report("asking the judge", 0, len(asks))
     answer = _from_endpoint if reader.checkpoint is None else _from_checkpoint
     for done, (ask, verdict) in enumerate(zip(asks, answer(reader, asks), strict=True)):
-        _keep(_file(reader, ask), {"judge": reader.identity, "verdict": verdict})
+        text = json.dumps({"judge": reader.identity, "verdict": verdict})
+        store.write_text(_file(reader, ask), text)
         report("asking the judge", done + 1, len(asks))
 
 
@@ -127,7 +128,7 @@ def decide(reader: Reader, codes: NDArray[np.int16], replies: Iterable[Unread]) 
     """The codes with the settled verdicts in them; what is unclear keeps the code of the rules."""
     codes, judged = codes.copy(), np.zeros(codes.shape, dtype=bool)
     for row, ask, declined in replies:
-        verdict = loading.read_json(_file(reader, ask))["verdict"]
+        verdict = store.read_json(_file(reader, ask))["verdict"]
         if verdict != UNCLEAR:
             codes[row] = declined if verdict == DECLINED else ask.labels.index(verdict)
             judged[row] = True
@@ -246,13 +247,3 @@ def _choice(said: str, ask: Ask) -> str:
 def _file(reader: Reader, ask: Ask) -> Path:
     digest = hashlib.sha256(json.dumps([reader.identity, *ask]).encode()).hexdigest()
     return reader.verdicts / digest[:2] / f"{digest}.json"
-
-
-def _keep(path: Path, verdict: Mapping[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
-    try:
-        part.write_text(json.dumps(verdict), encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -4,11 +4,12 @@ Raw output only, never depending on scoring rules. One Parquet file per (variant
 appears whole or not at all.
 """
 
-import os
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from ptsearch import store
 
 SCHEMA = pa.schema(
     [
@@ -46,13 +47,8 @@ def check(table: pa.Table) -> None:
 def write(table: pa.Table, path: Path, metadata: dict[str, str]) -> None:
     """Write beside `path`, then rename; `metadata` goes into the file's schema."""
     check(table)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
-    try:
+    with store.new_file(path) as part:
         pq.write_table(table.replace_schema_metadata(metadata), part, compression="zstd")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def dropped(path: Path) -> int:

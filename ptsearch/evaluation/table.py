@@ -16,18 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsearch import store
-from ptsearch.aliases import AnswerCodes, Report
 from ptsearch.benchmarks import Benchmark
 from ptsearch.benchmarks.parsing import UNUSABLE
 from ptsearch.benchmarks.registry import RULES
 from ptsearch.config import Config
 from ptsearch.evaluation import evaluate, llm_judge, predictions
 from ptsearch.evaluation.workers import Pool
-from ptsearch.models import base_model, loading
+from ptsearch.models import base_model
 from ptsearch.models.base_model import BaseModel
 from ptsearch.pool import build, calibration
 from ptsearch.scoring import scores
 from ptsearch.scoring.cost import kv_bytes
+from ptsearch.shared import AnswerCodes, Report
 from ptsearch.variant import Variant, expand_pool, unique_labels
 from ptsearch.voting import VOTES
 
@@ -233,7 +233,7 @@ class Table:
 
     def _costed(self, label: str) -> dict[str, Any]:
         """The meta.json of a variant, with the bytes of its KV cache."""
-        meta, base = self.meta(label), loading.read_json(self.base.path / "config.json")
+        meta, base = self.meta(label), store.read_json(self.base.path / "config.json")
         return meta | {"kv_bytes": kv_bytes(base, meta["kv"], self.config.memory.context)}
 
     def _degenerate_entry(self, label: str, reason: str) -> Entry:

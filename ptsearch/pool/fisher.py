@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ptsearch.aliases import Report
 from ptsearch.models.base_model import BaseModel
 from ptsearch.models.checkpoint import Tensors
 from ptsearch.models.layers import (
@@ -25,6 +24,7 @@ from ptsearch.models.layers import (
     materialise,
     skeleton,
 )
+from ptsearch.shared import Report
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ptsearch.aliases import Report
 from ptsearch.models import loading
 from ptsearch.models.base_model import BaseModel
 from ptsearch.models.checkpoint import Tensors
@@ -24,6 +23,7 @@ from ptsearch.pool.layerwise import Samples
 from ptsearch.pool.variant_build import UNSOLVABLE, LayerNotes, VariantBuild, alone
 from ptsearch.quantize import awq, grid, solve
 from ptsearch.quantize.layer import Layer, LayerResult, ScalingSite
+from ptsearch.shared import Report
 
 
 class Packed(NamedTuple):

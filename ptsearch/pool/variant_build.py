@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ptsearch import store
-from ptsearch.models import checkpoint, coded, loading
+from ptsearch.models import checkpoint, coded
 from ptsearch.models.base_model import BaseModel
 from ptsearch.pool import writer
 from ptsearch.quantize import METHODS
@@ -115,7 +115,7 @@ class VariantBuild:
             weights = path.suffix == ".safetensors" or path.name.endswith(".index.json")
             if path.is_file() and not weights and path.name not in NOT_COPIED:
                 shutil.copyfile(path, self.folder / path.name)
-        config = loading.read_json(base.path / "config.json")
+        config = store.read_json(base.path / "config.json")
         files = sorted(self.folder.glob("*-*.safetensors"))
         weight_map = {key: path.name for path in files for key in checkpoint.names_in(path)}
         if self.method.storage == "codes":

@@ -21,10 +21,10 @@ from compressed_tensors.quantization import (
 )
 from torch import Tensor
 
-from ptsearch.aliases import JsonObject
 from ptsearch.models.coded import Coded
 from ptsearch.quantize import METHODS
 from ptsearch.quantize.grid import SCALE_DTYPE, Quantized
+from ptsearch.shared import JsonObject
 from ptsearch.store import StoredTensor
 from ptsearch.variant import Variant
 

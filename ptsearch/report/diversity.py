@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsearch.aliases import AnswerCodes, Floats
 from ptsearch.benchmarks.parsing import REFUSED
 from ptsearch.report.rows import CsvRow
 from ptsearch.scoring import metrics
 from ptsearch.scoring.scores import Questions
+from ptsearch.shared import AnswerCodes, Floats
 from ptsearch.variant import Variant
 
 ALL = "all"  # the benchmarks together

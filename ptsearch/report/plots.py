@@ -5,9 +5,9 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ptsearch.aliases import Floats
 from ptsearch.report.rows import Row, shown_benchmarks
 from ptsearch.scoring.scores import Scores
+from ptsearch.shared import Floats
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

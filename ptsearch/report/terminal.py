@@ -17,10 +17,10 @@ from rich.progress import (
 )
 from rich.table import Table as RichTable
 
-from ptsearch.aliases import Report
 from ptsearch.report.rows import BEST_SINGLE, Row, ScenarioScores, shown_benchmarks
 from ptsearch.scoring.scores import MMLU, Scores
 from ptsearch.search.comparisons import Gain
+from ptsearch.shared import Report
 
 WIDTH = 118  # where the output is no terminal
 SHORT = {"adversarial": "adv", "fairness": "fair", MMLU: "MMLU"}  # heads of columns; others in full

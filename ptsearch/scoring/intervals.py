@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsearch.aliases import Floats
+from ptsearch.shared import Floats
 
 AT_ONCE = 2**22  # cluster weights held at once, for the memory
 

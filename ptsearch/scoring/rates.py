@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ptsearch.aliases import AnswerCodes, Floats
 from ptsearch.scoring.intervals import ClusterSums
 from ptsearch.scoring.scores import MMLU, Part, Questions, trust_weights
+from ptsearch.shared import AnswerCodes, Floats
 
 ANSWERED = np.iinfo(np.int16).min  # as a target: any usable answer counts
 

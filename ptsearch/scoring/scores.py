@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ptsearch.aliases import AnswerCodes, Floats
 from ptsearch.benchmarks import Benchmark, Scenario
 from ptsearch.benchmarks.parsing import Question, best, calibrated
 from ptsearch.benchmarks.split import half
 from ptsearch.scoring import metrics
 from ptsearch.scoring.ct_dt import Answers, Measures, aggregate, measure
+from ptsearch.shared import AnswerCodes, Floats
 
 Scores = dict[str, float]
 MMLU, ETHICS = "mmlu", "ethics"

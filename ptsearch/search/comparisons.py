@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ptsearch.aliases import AnswerCodes, Floats
 from ptsearch.benchmarks import PERSPECTIVES
 from ptsearch.evaluation.table import Table
 from ptsearch.scoring import intervals, rates
 from ptsearch.scoring.scores import MMLU
 from ptsearch.search.scorer import EnsembleScorer
 from ptsearch.search.study import Members
+from ptsearch.shared import AnswerCodes, Floats
 
 KEYS = ("trust", MMLU, *PERSPECTIVES)
 LEVEL = 0.95

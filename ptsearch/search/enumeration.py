@@ -9,21 +9,17 @@ number of votes, then whose highest bit is highest, which is the paper's rule fo
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from math import comb
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from ptsearch.aliases import AnswerCodes, Floats
 from ptsearch.scoring import rates
 from ptsearch.scoring.scores import Questions, score
+from ptsearch.shared import AnswerCodes, Floats
 from ptsearch.voting import lazy
 from ptsearch.voting.votes import majority
-
-if TYPE_CHECKING:
-    from llvmlite.ir import IRBuilder
 
 Masks = NDArray[np.uint32]
 WideMasks = NDArray[np.uint32] | NDArray[np.uint64]  # of more than 32 variants
@@ -84,13 +80,6 @@ def score_all(
         for key, values in rates.score_counts(plan, hits.T).items():
             scores[key][chunk] = values
     return scores
-
-
-def count_hits(
-    plan: rates.Plan, codes: AnswerCodes, precision: Floats, masks: Masks
-) -> NDArray[np.int32]:
-    """Hits (rates, ensembles) of every mask's vote on what the plan counts."""
-    return _hits(plan, _patterns(plan, codes, precision), precision, masks)
 
 
 def cost_all(
@@ -226,21 +215,20 @@ def _wide(masks: Sequence[int], n_variants: int) -> WideMasks:
     return np.array(masks, dtype=np.uint64)
 
 
-@intrinsic
-def _popcount(typing_context: object, mask: object) -> tuple[object, object]:
-    def generate(
-        context: object, builder: "IRBuilder", signature: object, arguments: Sequence[object]
-    ) -> object:
-        return builder.ctpop(arguments[0])
-
-    return numba.uint32(numba.uint32), generate
+@numba.njit(cache=True)
+def _popcount(mask: np.uint32) -> np.uint32:
+    """Number of set bits: sums of pairs, fours and bytes, which LLVM makes one instruction of."""
+    pairs = np.uint32(mask - ((mask >> np.uint32(1)) & np.uint32(0x55555555)))
+    low, high = pairs & np.uint32(0x33333333), (pairs >> np.uint32(2)) & np.uint32(0x33333333)
+    fours = np.uint32(low + high)
+    eights = np.uint32(fours + (fours >> np.uint32(4))) & np.uint32(0x0F0F0F0F)
+    return np.uint32(np.uint32(eights * np.uint32(0x01010101)) >> np.uint32(24))
 
 
 @numba.njit(cache=True)
 def _support(mask: np.uint32, shift: np.uint32) -> np.uint32:
     """What the voters in `mask` weigh: their number, then the most precise of them."""
-    votes: np.uint32 = _popcount(mask)  # type: ignore[call-arg]  # numba passes the context
-    return np.uint32(np.uint32(votes << shift) | mask)
+    return np.uint32(np.uint32(_popcount(mask) << shift) | mask)
 
 
 @numba.njit(cache=True)

@@ -8,7 +8,6 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 
-from ptsearch.aliases import Floats
 from ptsearch.evaluation.table import Table
 from ptsearch.scoring.cost import Cost
 from ptsearch.scoring.scores import Scores, nan_last
@@ -23,6 +22,7 @@ from ptsearch.search.objectives import (
 )
 from ptsearch.search.scorer import EnsembleScorer
 from ptsearch.search.study import Members, limits, study_config
+from ptsearch.shared import Floats
 
 REFERENCE = 1.1  # of the hypervolume, in units of the front's range from its ideal point
 BUDGET = 2000  # trials of NSGA-II where not all ensembles can be scored

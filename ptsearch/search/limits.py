@@ -10,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsearch.aliases import Floats
 from ptsearch.config import StudyConfig
 from ptsearch.evaluation.table import Table
 from ptsearch.search.exact_front import Everything, enumerate_scores
 from ptsearch.search.scorer import EnsembleScorer
 from ptsearch.search.study import Members, limits, study_config
+from ptsearch.shared import Floats
 
 DIGITS = 3  # after the point, of a relaxed limit; rounded so that it can be met
 

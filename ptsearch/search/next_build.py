@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ptsearch.aliases import AnswerCodes, Floats
 from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.search import enumeration, pareto
 from ptsearch.search.objectives import chosen_objectives, losses, with_objectives
 from ptsearch.search.scorer import EnsembleScorer
 from ptsearch.search.study import study_config
+from ptsearch.shared import AnswerCodes, Floats
 from ptsearch.variant import Variant
 
 DRAWS = 6  # imagined variants for each unbuilt one

@@ -10,8 +10,8 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from ptsearch.aliases import Floats
 from ptsearch.config import StudyConfig
+from ptsearch.shared import Floats
 
 Direction = Literal["maximize", "minimize"]
 Value = TypeVar("Value", float, Floats)

@@ -6,7 +6,7 @@ import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ptsearch.aliases import Floats
+from ptsearch.shared import Floats
 
 
 def pareto_front(values: ArrayLike, directions: Sequence[str]) -> NDArray[np.intp]:

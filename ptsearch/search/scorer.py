@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsearch.aliases import AnswerCodes
 from ptsearch.config import Config
 from ptsearch.evaluation.table import Table
 from ptsearch.scoring import scores
 from ptsearch.scoring.cost import total_cost
 from ptsearch.scoring.scores import Questions, Scores
 from ptsearch.search.objectives import with_objectives
+from ptsearch.shared import AnswerCodes
 from ptsearch.voting import VOTES, Fitted, VoteInputs, VoteRule, lazy
 
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ptsearch.aliases import AnswerCodes, Floats
 from ptsearch.benchmarks import Benchmark, Sample, Scenario, item_hash
 from ptsearch.benchmarks.parsing import CONTRADICTORY, REFUSED, Question
 from ptsearch.config import VoteConfig
 from ptsearch.scoring.scores import Questions, questions
+from ptsearch.shared import AnswerCodes, Floats
 from ptsearch.voting import VoteInputs, VoteRule, votes
 
 SAMPLES = 60  # of each scenario

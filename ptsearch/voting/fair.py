@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsearch.aliases import AnswerCodes, Floats
 from ptsearch.config import VoteConfig
+from ptsearch.shared import AnswerCodes, Floats
 from ptsearch.voting.rule import Fitted, VoteInputs, VoteRule
 from ptsearch.voting.weighted import DECIMALS, weighted_majority
 

@@ -12,7 +12,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsearch.aliases import AnswerCodes, Floats
+from ptsearch.shared import AnswerCodes, Floats
 from ptsearch.voting.votes import decided
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from ptsearch.aliases import AnswerCodes, Floats
 from ptsearch.config import VoteConfig
+from ptsearch.shared import AnswerCodes, Floats
 
 if TYPE_CHECKING:
     from ptsearch.scoring.scores import Questions

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ptsearch.aliases import AnswerCodes, Floats
 from ptsearch.benchmarks.parsing import REFUSED
+from ptsearch.shared import AnswerCodes, Floats
 from ptsearch.voting.rule import VoteRule
 from ptsearch.voting.votes import majority
 

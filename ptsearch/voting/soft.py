@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ptsearch.aliases import AnswerCodes, Floats
+from ptsearch.shared import AnswerCodes, Floats
 from ptsearch.voting.rule import Fitted, VoteInputs, VoteRule
 from ptsearch.voting.votes import majority
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ptsearch.aliases import AnswerCodes, Floats
 from ptsearch.benchmarks.parsing import REFUSED
+from ptsearch.shared import AnswerCodes, Floats
 
 
 def majority(answers: AnswerCodes, precision: Floats) -> AnswerCodes:

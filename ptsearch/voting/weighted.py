@@ -3,10 +3,10 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ptsearch.aliases import AnswerCodes, Floats
 from ptsearch.benchmarks.parsing import REFUSED
 from ptsearch.config import VoteConfig
 from ptsearch.scoring import metrics
+from ptsearch.shared import AnswerCodes, Floats
 from ptsearch.voting.rule import Fitted, VoteInputs, VoteRule
 
 DECIMALS = 9  # sums of weights that differ by less are a tie

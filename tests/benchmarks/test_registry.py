@@ -4,6 +4,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
+from ptsearch import shared
 from ptsearch.benchmarks import BenchmarkDefinition, registry
 from ptsearch.config import TrustConfig
 
@@ -21,7 +22,7 @@ def test_the_built_in_benchmarks_are_in_the_order_of_tables() -> None:
 
 
 def test_a_package_adds_a_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "entry_points", lambda group: installed("ADDED"))
+    monkeypatch.setattr(shared, "entry_points", lambda group: installed("ADDED"))
     assert list(registry.load().values())[-1] is ADDED
 
 
@@ -33,7 +34,7 @@ def test_a_package_adds_a_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_cannot_be_added(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "entry_points", lambda group: installed(name))
+    monkeypatch.setattr(shared, "entry_points", lambda group: installed(name))
     with pytest.raises(ValueError, match=message):
         registry.load()
 

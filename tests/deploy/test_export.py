@@ -239,7 +239,7 @@ def test_what_a_target_does_not_run_is_written_dense(study, cache, tmp_path) -> 
     said = {row.label: row for row in exported_.description.members}
     for variant in POOL:
         row, folder = said[variant.label], exported_.members[variant.label]
-        quantized = "quantization_config" in loading.read_json(folder / "config.json")
+        quantized = "quantization_config" in store.read_json(folder / "config.json")
         assert quantized == (variant.bits == 4) == (row.form == "stored") == (not row.why)
     three = POOL[0]
     stored, dense = (
@@ -276,7 +276,7 @@ def test_a_member_says_what_it_rounds_while_it_runs(study, cache, tmp_path) -> N
     """The engine looks for that in meta.json."""
     exported_ = write(study, cache, tmp_path / "out")
     for variant in POOL:
-        meta = loading.read_json(exported_.members[variant.label] / loading.META)
+        meta = store.read_json(exported_.members[variant.label] / loading.META)
         assert from_fields(meta["variant"]) == variant
         assert loading.checkpoint_of(exported_.members[variant.label])[0].samefile(
             exported_.members[variant.label]
@@ -290,7 +290,7 @@ def test_a_member_says_what_it_rounds_while_it_runs(study, cache, tmp_path) -> N
 def test_a_meta_that_leads_elsewhere_is_refused(change, study, cache, tmp_path) -> None:
     folder = write(study, cache, tmp_path / "out").folder
     path = folder / "members" / POOL[0].label / loading.META
-    path.write_text(json.dumps(loading.read_json(path) | change))
+    path.write_text(json.dumps(store.read_json(path) | change))
     (folder / store.MANIFEST).unlink()
     store._seal(folder)
     with pytest.raises(ValueError, match=r"meta\.json: a member must consist of safetensors"):
@@ -389,7 +389,7 @@ def test_an_export_that_was_stopped_leaves_nothing(
 def test_a_checkpoint_of_another_packing_is_refused(study, cache, tmp_path) -> None:
     folder = write(study, cache, tmp_path / "out").folder
     path = folder / "members" / POOL[0].label / "config.json"
-    config = loading.read_json(path)
+    config = store.read_json(path)
     config["quantization_config"]["version"] = "0.17.1"
     path.unlink()  # linked to the cache
     path.write_text(json.dumps(config))

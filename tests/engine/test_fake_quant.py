@@ -14,6 +14,7 @@ from tiny_pool import build_tiny, pool
 from tiny_prompts import FP32, LABELS, PROMPTS, changed, one_score, silent
 
 from ptsearch import engine as engines
+from ptsearch import store
 from ptsearch.engine import fake_quant
 from ptsearch.models import loading
 from ptsearch.pool import build
@@ -100,7 +101,7 @@ def test_the_stored_form_says_what_the_format_can_say(built: Path) -> None:
     formats = {}
     for variant in pool(ROWS):
         folder = build.folder_of(built, variant)
-        config = loading.read_json(folder / "config.json")["quantization_config"]
+        config = store.read_json(folder / "config.json")["quantization_config"]
         group = config["config_groups"]["group_0"]
         formats[variant.label] = (
             config["format"],

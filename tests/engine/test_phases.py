@@ -83,7 +83,7 @@ def test_both_are_built_and_stored_tensors_count_once(built: Path) -> None:
     variant = pool(ROWS)[0]
     assert variant.label == "rtn-8b-g32-then2b-s0"
     _, *parts = variant.phases()
-    metas = [loading.read_json(build.folder_of(built, v) / loading.META) for v in (variant, *parts)]
+    metas = [store.read_json(build.folder_of(built, v) / loading.META) for v in (variant, *parts)]
     assert all(store.is_whole(build.folder_of(built, part)) for part in parts)
     metas = [meta | {"kv_bytes": 0, "latency_ms": 1.0} for meta in metas]
     costs = [total_cost(several, "parallel") for several in (metas[:1], metas[1:], metas)]

@@ -12,6 +12,7 @@ import vllm_server
 from safetensors.torch import load_file
 
 from ptsearch import engine as engines
+from ptsearch import store
 from ptsearch.benchmarks import sources
 from ptsearch.config import BenchmarksConfig, EngineConfig
 from ptsearch.engine import fake_quant
@@ -150,7 +151,7 @@ def test_what_is_written_out_is_an_ordinary_checkpoint(pool, tiny_model, tmp_pat
     model, _ = loading.load(pool[8])
     for name, weight in written.items():
         assert torch.equal(weight, model.state_dict()[name])
-    assert "quantization_config" not in loading.read_json(tmp_path / "config.json")
+    assert "quantization_config" not in store.read_json(tmp_path / "config.json")
 
 
 def test_all_members_can_be_asked_for_as_dense_weights(pool, python):

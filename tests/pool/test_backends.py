@@ -92,7 +92,7 @@ def test_a_library_builds_the_same_kind_of_folder(
     for variant in variants:
         made = build.folder_of(tmp_path / "store", variant)
         assert store.verify_folder(made) == []
-        meta = loading.read_json(made / loading.META)
+        meta = store.read_json(made / loading.META)
         assert backend in meta["versions"]
         assert meta["perplexity"] == pytest.approx(meta["dense_perplexity"], rel=0.2)
         assert any(name.endswith("weight_packed") for name in meta["tensors"])

@@ -32,7 +32,7 @@ def test_every_variant_is_whole_and_described(built: Path, tiny_model: Path) -> 
     for variant in [Variant("tiny", "0"), *pool(ROWS)]:
         folder = build.folder_of(built, variant)
         assert store.verify_folder(folder) == []
-        meta = loading.read_json(folder / loading.META)
+        meta = store.read_json(folder / loading.META)
         assert meta["label"] == variant.label
         assert meta["perplexity"] > 1
         assert not meta["degenerate"]
@@ -47,7 +47,7 @@ def test_every_variant_is_whole_and_described(built: Path, tiny_model: Path) -> 
 
 def test_fewer_bits_are_fewer_bytes(built: Path) -> None:
     sizes = [
-        loading.read_json(build.folder_of(built, variant) / loading.META)["tensor_bytes"]
+        store.read_json(build.folder_of(built, variant) / loading.META)["tensor_bytes"]
         for variant in pool([{"method": "rtn", "bits": [3, 4, 8]}])
     ]
     assert sizes == sorted(sizes)
@@ -73,7 +73,7 @@ def test_loaded_logits_are_those_of_the_solved_weights(tmp_path: Path, tied: boo
 
 def test_shared_tensors_can_be_told(built: Path) -> None:
     tables = [
-        loading.read_json(build.folder_of(built, variant) / loading.META)["tensors"]
+        store.read_json(build.folder_of(built, variant) / loading.META)["tensors"]
         for variant in [Variant("tiny", "0"), *pool(ROWS)]
     ]
     embeddings = {table["model.embed_tokens.weight"]["sha256"] for table in tables}
@@ -127,7 +127,7 @@ def test_building_twice_gives_the_same_tensors(tiny_model: Path, tmp_path: Path)
         build_tiny(tiny_model, tmp_path / root, variants)
     for variant in variants:
         one, two = (
-            loading.read_json(build.folder_of(tmp_path / root, variant) / loading.META)["tensors"]
+            store.read_json(build.folder_of(tmp_path / root, variant) / loading.META)["tensors"]
             for root in ("one", "two")
         )
         assert one == two
@@ -144,7 +144,7 @@ def test_a_sharded_base_gives_the_same_tensors(
     build_tiny(tmp_path / "base", tmp_path / "store", variants)
     for variant in variants:
         one, two = (
-            loading.read_json(build.folder_of(root, variant) / loading.META)["tensors"]
+            store.read_json(build.folder_of(root, variant) / loading.META)["tensors"]
             for root in (built, tmp_path / "store")
         )
         assert one == two
@@ -156,14 +156,14 @@ def test_sequential_layers_see_what_was_quantized_before(tiny_model: Path, tmp_p
     variant = ordinary.sequential()
     assert pool([{"method": "rtn", "bits": 2}])[0].sequential().method_args == ()
     build_tiny(tiny_model, tmp_path, [ordinary, variant])
-    one, two = (loading.read_json(build.folder_of(tmp_path, v) / loading.META)["tensors"]
+    one, two = (store.read_json(build.folder_of(tmp_path, v) / loading.META)["tensors"]
                 for v in (ordinary, variant))  # fmt: skip
     first = "model.layers.0.mlp.down_proj.weight_packed"
     last = "model.layers.1.mlp.down_proj.weight_packed"
     assert one[first] == two[first]  # nothing is quantized before it
     assert one[last] != two[last]
     model, tokenizer = loading.load(build.folder_of(tmp_path, variant))
-    drawn = loading.read_json(build.folder_of(tmp_path, variant) / loading.META)[
+    drawn = store.read_json(build.folder_of(tmp_path, variant) / loading.META)[
         "calibration_indices"
     ]
     tokens = calibrations.chunks(tokenizer, CALIBRATION.fitted, CALIBRATION.length)[drawn]
@@ -263,7 +263,7 @@ def test_a_variant_far_from_dense_is_degenerate(tmp_path: Path) -> None:
     variants = pool([{"method": "rtn", "bits": 2}])
     base = BaseModel("tiny", "0", folder)
     build.build_pool(base, variants, CALIBRATION, tmp_path / "store", silent, 0.5)
-    meta = loading.read_json(build.folder_of(tmp_path / "store", variants[0]) / loading.META)
+    meta = store.read_json(build.folder_of(tmp_path / "store", variants[0]) / loading.META)
     assert meta["degenerate"]
 
 
@@ -271,7 +271,7 @@ def test_a_model_larger_than_memory_is_built_by_layers(tmp_path: Path, monkeypat
     monkeypatch.setattr(memory, "available", lambda device: 1000)
     variants = pool(ROWS[:1])
     build_tiny(write_tiny_model(tmp_path / "base"), tmp_path / "store", variants)
-    meta = loading.read_json(build.folder_of(tmp_path / "store", variants[0]) / loading.META)
+    meta = store.read_json(build.folder_of(tmp_path / "store", variants[0]) / loading.META)
     assert meta["read_back"] == "layer by layer"
 
 
@@ -280,8 +280,8 @@ def test_a_ready_made_checkpoint_joins(built: Path, tiny_model: Path, tmp_path: 
     base = BaseModel("tiny", "0", tiny_model)
     variant = base_model.path_variant(base, path=str(made), label="mine", bits=3)
     build_tiny(tiny_model, tmp_path, [variant])
-    meta = loading.read_json(build.folder_of(tmp_path, variant) / loading.META)
-    theirs = loading.read_json(made / loading.META)
+    meta = store.read_json(build.folder_of(tmp_path, variant) / loading.META)
+    theirs = store.read_json(made / loading.META)
     assert meta["label"] == "mine"
     assert meta["tensors"] == theirs["tensors"]
     assert meta["perplexity"] == theirs["perplexity"]
@@ -306,7 +306,7 @@ def test_other_architectures(tmp_path: Path, architecture: str, overrides: dict[
     variants = pool(rows)
     build_tiny(folder, tmp_path / "store", variants)
     for variant in variants:
-        meta = loading.read_json(build.folder_of(tmp_path / "store", variant) / loading.META)
+        meta = store.read_json(build.folder_of(tmp_path / "store", variant) / loading.META)
         assert meta["perplexity"] == pytest.approx(meta["dense_perplexity"], rel=0.02)
 
 
@@ -320,7 +320,7 @@ def test_experts_that_saw_too_little_are_rounded(tmp_path: Path, architecture: s
     rows = [{"method": m, "bits": 8, "damp_percent": 0.05} for m in ("rtn", "gptq", "awq")]
     variants = pool(rows)
     build_tiny(folder, tmp_path / "store", variants)
-    metas = [loading.read_json(build.folder_of(tmp_path / "store", v) / loading.META)
+    metas = [store.read_json(build.folder_of(tmp_path / "store", v) / loading.META)
              for v in variants]  # fmt: skip
     for meta in metas:
         assert meta["perplexity"] == pytest.approx(meta["dense_perplexity"], rel=0.02)

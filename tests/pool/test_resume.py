@@ -75,7 +75,7 @@ def test_an_interrupted_pool_goes_on_where_it_stopped(
     for variant in variants:
         one, two = (build.folder_of(tmp_path / root, variant) for root in ("one", "two"))
         assert store.verify_folder(one) == []
-        found, expected = (loading.read_json(folder / loading.META) for folder in (one, two))
+        found, expected = (store.read_json(folder / loading.META) for folder in (one, two))
         for key in ("tensors", "perplexity", "calibration_indices", "damp_raised"):
             assert found[key] == expected[key], (variant.label, key)
         assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()}

@@ -11,6 +11,7 @@ import torch
 from tiny import write_tiny_model
 from tiny_pool import TEXT, build_tiny, pool
 
+from ptsearch import store
 from ptsearch.models import loading
 from ptsearch.pool import build, verify
 from ptsearch.pool import calibration as calibrations
@@ -48,7 +49,7 @@ def test_layer_by_layer_finds_what_loading_whole_finds(
         monkeypatch.setattr(verify, "_fits", lambda _, fits=fits: fits)
         build_tiny(folder, tmp_path / way, variants)
         metas[way] = [
-            loading.read_json(build.folder_of(tmp_path / way, variant) / loading.META)
+            store.read_json(build.folder_of(tmp_path / way, variant) / loading.META)
             for variant in variants
         ]
         assert {meta["read_back"] for meta in metas[way]} == {way}
@@ -100,6 +101,6 @@ held = next(line for line in open("/proc/self/status") if line.startswith("VmDat
 limit = int(held.split()[1]) * 1024 + int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 build_tiny(base, root / "second", variants)
-metas = map(loading.read_json, root.glob("second/variants/*/meta.json"))
+metas = map(store.read_json, root.glob("second/variants/*/meta.json"))
 print(limit, [meta["read_back"] for meta in metas])
 """

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from tables import random_asked, random_codes
 
+from ptsearch import shared
 from ptsearch.config import VoteConfig
 from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.report import explain
@@ -199,10 +200,10 @@ UNSURE = VoteRule("unsure", lambda inputs, _: np.full_like(inputs.answers[0], -1
 
 def test_a_package_adds_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     point = EntryPoint("unsure", f"{__name__}:UNSURE", registry.GROUP)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    monkeypatch.setattr(shared, "entry_points", lambda group: [point])
     assert registry.load()["unsure"] is UNSURE
     monkeypatch.setitem(VOTES, "unsure", UNSURE)
     assert VoteConfig("unsure").rule == "unsure"
-    monkeypatch.setattr(registry, "built_in", lambda: [UNSURE])
+    monkeypatch.setattr(shared, "entry_points", lambda group: [point, point])
     with pytest.raises(ValueError, match="a vote rule named unsure exists already"):
         registry.load()
