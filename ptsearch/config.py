@@ -21,7 +21,6 @@ RULES = ("clean", "ct", "dt")
 PROMPTS = ("chat", "raw", "ct_llama2")
 LOCAL = "local"
 TARGETS = (LOCAL, "cpu", "cuda")
-BASE = "base"  # as a judge: the base model
 NOT_NEGATIVE = ("max_changed", "alarm_disagreement", "keep_tokens", "quorum", "retries", "cooldown")
 CONSTRAINTS = ("structured_outputs", "response_format", "none")
 
@@ -87,9 +86,8 @@ class SplitConfig:
 
 @dataclass
 class JudgeConfig:
-    """Who reads what the rules cannot: a checkpoint, or an OpenAI-compatible endpoint."""
+    """Who reads what the rules cannot: a model behind an OpenAI-compatible endpoint."""
 
-    model: str = ""  # folder of a checkpoint; base = the base model of the study
     url: str = ""  # of the endpoint, up to and with /v1
     name: str = ""  # the model there
     api_key_env: str = ""  # name of the environment variable that holds the key; "" = no key
@@ -131,10 +129,10 @@ class BenchmarksConfig:
         one_of("benchmarks.rules", self.rules, RULES)
         one_of("benchmarks.prompt", self.prompt, PROMPTS)
         one_of("benchmarks.extract", self.extract, ("rules", "judge"))
-        if self.extract == "judge" and bool(self.judge.model) == bool(self.judge.url):
+        if self.extract == "judge" and not self.judge.url:
             raise ValueError(
-                "benchmarks.extract=judge needs either benchmarks.judge.model=FOLDER (or base) "
-                "or benchmarks.judge.url=http://HOST/v1"
+                "benchmarks.extract=judge needs benchmarks.judge.url=http://HOST/v1 and "
+                "benchmarks.judge.name, the model there"
             )
         at_least("benchmarks.limit", self.limit, 0)
 

@@ -146,8 +146,7 @@ def tables(config: Config, progress: AbstractContextManager[Report]) -> Iterator
             replace(config, model=model, pool=replace(config.pool, variants=[], paths=[]))
             for model in config.baseline_models
         ]
-        table, *others = (open_table(each, benchmarks, pool, report) for each in configs)
-        yield table, *(replace(other, reader=table.reader) for other in others)  # one judge for all
+        yield tuple(open_table(each, benchmarks, pool, report) for each in configs)
 
 
 def need_pool(config: Config) -> None:

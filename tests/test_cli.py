@@ -30,7 +30,7 @@ def test_without_a_job_it_says_what_there_is(monkeypatch, tmp_path, capsys) -> N
         (("+study=pareto", "benchmarks=paper"), "benchmarks.root=FOLDER"),
         (("+study=pareto", "benchmarks=paper", "benchmarks.root=nowhere"), "nowhere"),
         (("+study=pareto", "benchmarks.prompt=plain"), "benchmarks.prompt must be one of"),
-        (("+study=pareto", "benchmarks.extract=judge"), "benchmarks.judge.model=FOLDER"),
+        (("+study=pareto", "benchmarks.extract=judge"), "benchmarks.judge.url=http"),
         (("+study=pareto", "study.baselines=[gpt5]"), "there is no model 'gpt5'"),
         (("+study=pareto", "+benchmarks.mode.poetry=choice"), "no scenario 'poetry'"),
         (("+export=ensemble", "export.out=x"), "no study 'pareto-smollm2-default-pocket'"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from command import ptsearch
+from judge_server import Served, serve
 from safetensors.torch import load_file, save_file
 from small_study import SMALL, files_under
 from tiny import write_tiny_model
@@ -209,9 +210,11 @@ def test_evaluate_prints_a_line_a_benchmark(finished, tiny_model, monkeypatch, c
 def test_a_judge_reads_what_the_rules_cannot(finished, tiny_model, monkeypatch, capfd) -> None:
     cache = finished / "mlruns" / "cache"
     before = files_under(cache / "predictions")
-    judge = ("benchmarks.extract=judge", "benchmarks.judge.model=base")
-    job = ("+evaluate=variant", "evaluate.variant=none", *study(tiny_model)[1:-2], *judge)
-    assert ptsearch(monkeypatch, finished, *job) == 0
+    with serve(Served(lambda _: "refused")) as url:
+        judge = ("benchmarks.extract=judge", f"benchmarks.judge.url={url}")
+        judge += ("benchmarks.judge.name=m",)
+        job = ("+evaluate=variant", "evaluate.variant=none", *study(tiny_model)[1:-2], *judge)
+        assert ptsearch(monkeypatch, finished, *job) == 0
     rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     judged = {row["benchmark"]: row["scores"][f"{row['benchmark']}.judged"] for row in rows}
     assert files_under(cache / "predictions") == before

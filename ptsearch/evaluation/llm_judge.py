@@ -1,39 +1,34 @@
 """Replies that the rules cannot read, given to another model: `benchmarks.extract=judge`.
 
-The judge names the label that a reply means, or `refused` or `unclear`. It is a local checkpoint,
-whose log-probabilities of these words are compared, or any OpenAI-compatible endpoint. A verdict
-lies in a file of its own, named by the hash of all that it depends on, so nothing is asked twice.
+The judge, behind any OpenAI-compatible endpoint, says which label a reply means, or `refused` or
+`unclear`. A verdict is kept in a file named by the hash of all that it depends on, so nothing is
+asked twice.
 """
 
 import hashlib
 import json
-import logging
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import httpx
 import numpy as np
 import pyarrow as pa
+import urllib3
 from numpy.typing import NDArray
 
-from ptsearch import engine as engines
 from ptsearch import store
-from ptsearch.benchmarks import Benchmark, Sample, Turn
+from ptsearch.benchmarks import Benchmark, Sample
 from ptsearch.benchmarks.parsing import CONTRADICTORY, REFUSED, UNUSABLE
-from ptsearch.config import BASE, Config, EngineConfig, JudgeConfig, secret
-from ptsearch.models import base_model, loading
-from ptsearch.models.base_model import BaseModel
+from ptsearch.config import Config, JudgeConfig, secret
 from ptsearch.shared import Report
 
 WORDING_VERSION = 1  # bump when a judge is asked in other words
 DECLINED, UNCLEAR = "refused", "unclear"
 MAX_NEW_TOKENS = 16
-WAIT = 1.0  # seconds before the first repeat of a request, doubled each time
-BUSY = 429
+WAIT = 1.0  # seconds before a second repeat of a request is twice this, then doubled each time
+REPEATED = (429, *range(500, 600))  # statuses after which a request is made again
 
 
 class Reader(NamedTuple):
@@ -41,8 +36,6 @@ class Reader(NamedTuple):
 
     identity: str  # all that a verdict depends on besides what is asked
     judge: JudgeConfig
-    checkpoint: Path | None  # None = an endpoint
-    engine: EngineConfig
     verdicts: Path
 
 
@@ -65,27 +58,14 @@ class Read(NamedTuple):
     judged: NDArray[np.bool_]  # (samples,) whose code is a judge's
 
 
-def open_reader(config: Config, base: BaseModel) -> Reader | None:
-    """The judge of the config; None where the rules alone read.
-
-    ValueError, FileNotFoundError: no such checkpoint, or the key's variable is not set.
-    """
+def open_reader(config: Config) -> Reader | None:
+    """The judge of the config; None where the rules alone read. ValueError: its key is not set."""
     if config.benchmarks.extract == "rules":
         return None
-    judge, cache, checkpoint = config.benchmarks.judge, Path(config.cache_dir), None
-    if judge.url:
-        secret("benchmarks.judge.api_key_env", judge.api_key_env)
-        who = ["endpoint", judge.url.rstrip("/"), judge.name]
-    elif judge.model == BASE:
-        checkpoint = base.path
-        who = ["checkpoint", base.name, base.revision, config.engine.dtype]
-    else:
-        checkpoint = Path(judge.model).resolve()
-        if not (checkpoint / "config.json").is_file():
-            raise FileNotFoundError(f"benchmarks.judge.model: no checkpoint in {judge.model!r}")
-        who = ["checkpoint", base_model.content_hash(checkpoint, cache), config.engine.dtype]
-    identity = json.dumps([*who, WORDING_VERSION])
-    return Reader(identity, judge, checkpoint, config.engine, cache / "verdicts")
+    judge = config.benchmarks.judge
+    secret("benchmarks.judge.api_key_env", judge.api_key_env)
+    identity = json.dumps(["endpoint", judge.url.rstrip("/"), judge.name, WORDING_VERSION])
+    return Reader(identity, judge, Path(config.cache_dir) / "verdicts")
 
 
 def unread(
@@ -117,8 +97,7 @@ def settle(reader: Reader, asks: Sequence[Ask], report: Report) -> None:
     ValueError: the endpoint refuses, or does not answer.
     """
     report("asking the judge", 0, len(asks))
-    answer = _from_endpoint if reader.checkpoint is None else _from_checkpoint
-    for done, (ask, verdict) in enumerate(zip(asks, answer(reader, asks), strict=True)):
+    for done, (ask, verdict) in enumerate(zip(asks, _answers(reader, asks), strict=True)):
         text = json.dumps({"judge": reader.identity, "verdict": verdict})
         store.write_text(_file(reader, ask), text)
         report("asking the judge", done + 1, len(asks))
@@ -157,53 +136,26 @@ def _question(sample: Sample) -> str:
     return sample.prompt[sample.demos[-1][1] :] if sample.demos else sample.prompt
 
 
-def _from_checkpoint(reader: Reader, asks: Sequence[Ask]) -> list[str]:
-    """The most probable of the choices for each ask."""
-    assert reader.checkpoint is not None
-    with engines.opened(reader.checkpoint, reader.engine) as engine:
-        return _scored(engine, asks)
-
-
-def _scored(engine: engines.Engine, asks: Sequence[Ask]) -> list[str]:
-    """The most probable of the choices for each ask."""
-    chat = bool(engine.tokenizer.chat_template)
-    prompts = [
-        loading.render(
-            engine.tokenizer,
-            (Turn("user", wording(ask)),) if chat else f"{wording(ask)}\nAnswer:",
-        )
-        for ask in asks
-    ]
-    lead = "" if chat else " "
-    words = [
-        [
-            engine.tokenizer(lead + word, add_special_tokens=False)["input_ids"]
-            for word in _choices(ask)
-        ]
-        for ask in asks
-    ]
-    try:
-        found = engines.score(engine, prompts, words, lambda _done, _total: None)
-    except engines.NonFiniteLogitsError as error:
-        raise ValueError("benchmarks.judge.model: the model's output is not finite") from error
-    return [_choices(ask)[int(np.argmax(row))] for ask, row in zip(asks, found, strict=True)]
-
-
-def _from_endpoint(reader: Reader, asks: Sequence[Ask]) -> Iterator[str]:
+def _answers(reader: Reader, asks: Sequence[Ask]) -> Iterator[str]:
     """What the endpoint says to each ask, several at a time; anything but a choice is unclear."""
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line for each request
-    key = secret("benchmarks.judge.api_key_env", reader.judge.api_key_env)
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    with (
-        httpx.Client(headers=headers, timeout=reader.judge.timeout) as client,
-        ThreadPoolExecutor(reader.judge.parallel) as threads,
-    ):
-        said = threads.map(partial(_post, client, reader.judge), map(wording, asks))
-        for ask, text in zip(asks, said, strict=True):
+    judge = reader.judge
+    key = secret("benchmarks.judge.api_key_env", judge.api_key_env)
+    client = urllib3.PoolManager(
+        maxsize=judge.parallel,
+        headers={"Authorization": f"Bearer {key}"} if key else {},
+        timeout=judge.timeout,
+        retries=urllib3.Retry(
+            judge.retries, allowed_methods=None, status_forcelist=REPEATED, backoff_factor=WAIT,
+            raise_on_status=False,
+        ),
+    )  # fmt: skip
+    with ThreadPoolExecutor(judge.parallel) as threads:
+        replies = threads.map(partial(_post, client, judge), map(wording, asks))
+        for ask, text in zip(asks, replies, strict=True):
             yield _choice(text, ask)
 
 
-def _post(client: httpx.Client, judge: JudgeConfig, content: str) -> str:
+def _post(client: urllib3.PoolManager, judge: JudgeConfig, content: str) -> str:
     """The endpoint's reply. ValueError: it refuses the request, or gives none in all attempts."""
     url = f"{judge.url.rstrip('/')}/chat/completions"
     body = {
@@ -212,31 +164,19 @@ def _post(client: httpx.Client, judge: JudgeConfig, content: str) -> str:
         "temperature": 0,
         "max_tokens": MAX_NEW_TOKENS,
     }
-    fault = ""
-    for attempt in range(judge.retries + 1):
-        if attempt:
-            time.sleep(WAIT * 2 ** (attempt - 1))
-        try:
-            response = client.post(url, json=body)
-        except httpx.TransportError as error:
-            fault = type(error).__name__
-            continue
-        fault = f"HTTP {response.status_code}"
-        if response.is_success:
-            return _content(response, url)
-        if response.status_code != BUSY and not response.is_server_error:
-            break
-    raise ValueError(f"benchmarks.judge: no answer from {url} ({fault}, {attempt + 1} attempt(s))")
-
-
-def _content(response: httpx.Response, url: str) -> str:
     try:
-        content: object = response.json()["choices"][0]["message"]["content"]
+        response = client.request("POST", url, json=body)
+    except urllib3.exceptions.MaxRetryError as error:
+        reason = type(error.reason).__name__
+        raise ValueError(f"benchmarks.judge: no answer from {url} ({reason})") from error
+    if response.status != 200:
+        raise ValueError(f"benchmarks.judge: no answer from {url} (HTTP {response.status})")
+    try:
+        return str(response.json()["choices"][0]["message"]["content"] or "")
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(
             f"benchmarks.judge: {url} answered, but not with a chat completion"
         ) from error
-    return str(content or "")
 
 
 def _choice(said: str, ask: Ask) -> str:

@@ -265,7 +265,7 @@ def open_table(
     if config.pool.sequential:
         pool = [variant.sequential() for variant in pool]
     pool += [base_model.path_variant(base, **row) for row in config.pool.paths]
-    variants, reader = unique_labels(pool), llm_judge.open_reader(config, base)
+    variants, reader = unique_labels(pool), llm_judge.open_reader(config)
     return Table(config, base, variants, benchmarks, workers, report, reader=reader)
 
 

@@ -1,4 +1,4 @@
-"""Replies that the rules cannot read, put to a judge: an endpoint on loopback, and a tiny model."""
+"""Replies that the rules cannot read, put to a judge: an endpoint on loopback."""
 
 import json
 import logging
@@ -13,10 +13,9 @@ from judge_server import Served, serve
 from ptsearch.benchmarks import Benchmark, Sample, Scenario, Turn
 from ptsearch.benchmarks.parsing import Question
 from ptsearch.benchmarks.registry import RULES
-from ptsearch.config import BenchmarksConfig, Config, EngineConfig, JudgeConfig
+from ptsearch.config import BenchmarksConfig, Config, JudgeConfig
 from ptsearch.evaluation import llm_judge
 from ptsearch.evaluation.llm_judge import Ask
-from ptsearch.models.base_model import BaseModel
 from ptsearch.scoring import scores
 
 KEY = "sk-secret-123"
@@ -32,10 +31,9 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 def reader(folder: Path, **judge: object) -> llm_judge.Reader:
     config = Config(
         benchmarks=BenchmarksConfig(extract="judge", judge=JudgeConfig(**judge)),  # type: ignore[arg-type]
-        engine=EngineConfig(dtype="float32", threads=1),
         cache_dir=str(folder),
     )
-    found = llm_judge.open_reader(config, BaseModel("base", "r1", folder / "base"))
+    found = llm_judge.open_reader(config)
     assert found is not None
     return found
 
@@ -136,7 +134,7 @@ def test_the_key_goes_into_the_header_alone(tmp_path, monkeypatch, caplog) -> No
         settle(judge, [ASK])
         assert served.headers[0]["Authorization"] == f"Bearer {KEY}"
         served.failures, served.body = [401], f"wrong key {KEY}".encode()
-        with pytest.raises(ValueError, match=r"HTTP 401, 1 attempt") as refused:
+        with pytest.raises(ValueError, match=r"HTTP 401") as refused:
             settle(judge, [ASK._replace(reply="Ha.")])
     kept = "".join(path.read_text() for path in tmp_path.rglob("*.json"))
     assert KEY not in kept + caplog.text + str(refused.value) + repr(judge)
@@ -148,17 +146,20 @@ def test_busy_endpoints_are_asked_again(tmp_path: Path) -> None:
         settle(reader(tmp_path, url=url, name="m"), [ASK])
         assert len(served.requests) == 3
         served.failures = [500] * 9
-        with pytest.raises(ValueError, match=r"no answer from .*HTTP 500, 2 attempt"):
+        with pytest.raises(ValueError, match=r"no answer from .*HTTP 500"):
             settle(reader(tmp_path, url=url, name="n", retries=1), [ASK])
+        assert len(served.requests) == 5
 
 
 def test_no_endpoint_a_slow_one_and_one_of_another_kind(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no answer from http://127\.0\.0\.1:9/v1/.*ConnectError"):
+    with pytest.raises(
+        ValueError, match=r"no answer from http://127\.0\.0\.1:9/v1/.*NewConnectionError"
+    ):
         settle(reader(tmp_path, url="http://127.0.0.1:9/v1", name="m", retries=0), [ASK])
     gate = threading.Event()
     with serve(Served(lambda _: "yes", seconds=gate)) as url:
         slow = reader(tmp_path, url=url, name="m", retries=0, timeout=0.2)
-        with pytest.raises(ValueError, match="ReadTimeout"):
+        with pytest.raises(ValueError, match="ReadTimeoutError"):
             settle(slow, [ASK])
         gate.set()
     other = Served(lambda _: "yes", body=b"<html>")
@@ -177,59 +178,24 @@ def test_verdicts_before_a_failure_are_kept(tmp_path: Path) -> None:
         assert llm_judge.unsettled(judge, asks) == asks[2:]
 
 
-@pytest.mark.parametrize("template", [True, False])
-def test_a_local_judge_chooses_the_most_probable_word(
-    template: bool, tiny_model: Path, tmp_path: Path
-) -> None:
-    from tiny import write_tiny_model
-
-    from ptsearch import engine as engines
-    from ptsearch.models import loading
-
-    folder = tiny_model
-    if not template:
-        folder = write_tiny_model(tmp_path / "plain")
-        (folder / "chat_template.jinja").unlink()
-    judge = reader(tmp_path / "cache", model=str(folder))
-    asks = [ASK, ASK._replace(reply="Who knows?")]
-    llm_judge.settle(judge, asks, quiet)
-    engine = engines.load(folder, judge.engine)
-    for ask in asks:
-        codes, judged = llm_judge.decide(
-            judge, np.array([-2], dtype=np.int16), [llm_judge.Unread(0, ask, -1)]
-        )
-        prompt = llm_judge.wording(ask)
-        ids = loading.render(
-            engine.tokenizer, (Turn("user", prompt),) if template else f"{prompt}\nAnswer:"
-        )
-        lead = "" if template else " "
-        words = [*ask.labels, "refused", "unclear"]
-        labels = [engine.tokenizer(lead + w, add_special_tokens=False).input_ids for w in words]
-        best = int(np.argmax(engines.score(engine, [ids], [labels], quiet)[0]))
-        assert (int(codes[0]), bool(judged[0])) == ([0, 1, -1, -2][best], best < 3)
-
-
-def test_the_identity_follows_the_judge(tiny_model: Path, tmp_path: Path) -> None:
-    found = {
-        reader(tmp_path, model="base").identity,
-        reader(tmp_path, model=str(tiny_model)).identity,
+def test_the_identity_follows_the_judge(tmp_path: Path) -> None:
+    identities = {
         reader(tmp_path, url="http://a/v1", name="m").identity,
         reader(tmp_path, url="http://a/v1", name="n").identity,
+        reader(tmp_path, url="http://b/v1", name="m").identity,
     }
-    assert len(found) == 4
-    assert llm_judge.open_reader(Config(), BaseModel("base", "r1", tmp_path)) is None
+    assert len(identities) == 3
+    assert llm_judge.open_reader(Config()) is None
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "needs either benchmarks.judge.model"),
-        ({"model": "base", "url": "http://a/v1", "name": "m"}, "needs either"),
+        ({}, "needs benchmarks.judge.url"),
         ({"url": "http://a/v1"}, "needs benchmarks.judge.name"),
         ({"url": "a/v1", "name": "m"}, "must begin with http"),
-        ({"model": "nowhere"}, "no checkpoint in 'nowhere'"),
     ],
 )
 def test_a_judge_that_cannot_be(settings, message, tmp_path) -> None:
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    with pytest.raises(ValueError, match=message):
         reader(tmp_path, **settings)
