@@ -191,7 +191,8 @@ def _save(model: "PreTrainedModel", tokenizer: "Tokenizer", folder: Path) -> Non
     with torch.device("meta"):
         names = type(model)(model.config).state_dict().keys()
     state = model.state_dict()
-    if state.keys() != names:  # it was decompressed: scales and packed shapes are left
+    # Read from GGUF, or decompressed: scales and packed shapes are left.
+    if hasattr(model, "hf_quantizer") or state.keys() != names:
         weights = {name: value for name, value in state.items() if name in names}
         model = _from_state(
             type(model), model.config, weights, model.dtype, model.generation_config

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -190,6 +191,14 @@ def test_smollm2_from_its_wheel(tmp_path: Path) -> None:
     ids = torch.tensor([loading.render(tokenizer, [("user", "What is the capital of France?")])])
     reply = model.generate(ids, max_new_tokens=24, do_sample=False)
     assert "Paris" in tokenizer.decode(reply[0, ids.shape[1] :])
+
+
+def test_a_model_that_was_read_from_gguf_is_saved(tiny_model: Path, tmp_path: Path) -> None:
+    model, tokenizer = loading.load(tiny_model)
+    model.hf_quantizer = SimpleNamespace(quantization_config=SimpleNamespace(quant_method="gguf"))
+    loading._save(model, tokenizer, tmp_path)
+    weights = loading.load(tmp_path)[0].state_dict()
+    assert all(torch.equal(weights[name], W) for name, W in model.state_dict().items())
 
 
 def test_loading_draws_no_bars(tiny_model: Path, tmp_path: Path, capfd) -> None:
