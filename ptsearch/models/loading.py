@@ -186,13 +186,13 @@ def silence_libraries() -> None:
 
 def _save(model: "PreTrainedModel", tokenizer: "Tokenizer", folder: Path) -> None:
     """Both as a checkpoint of dense weights."""
-    if hasattr(model.config, "quantization_config"):  # else it would be saved as a quantized one
+    quantized = hasattr(model.config, "quantization_config")  # it was, as it is after GGUF
+    if quantized:  # else it would be saved as a quantized one
         del model.config.quantization_config
     with torch.device("meta"):
         names = type(model)(model.config).state_dict().keys()
     state = model.state_dict()
-    # Read from GGUF, or decompressed: scales and packed shapes are left.
-    if hasattr(model, "hf_quantizer") or state.keys() != names:
+    if quantized or state.keys() != names:  # decompressed: scales and packed shapes are left
         weights = {name: value for name, value in state.items() if name in names}
         model = _from_state(
             type(model), model.config, weights, model.dtype, model.generation_config

@@ -195,7 +195,8 @@ def test_smollm2_from_its_wheel(tmp_path: Path) -> None:
 
 def test_a_model_that_was_read_from_gguf_is_saved(tiny_model: Path, tmp_path: Path) -> None:
     model, tokenizer = loading.load(tiny_model)
-    model.hf_quantizer = SimpleNamespace(quantization_config=SimpleNamespace(quant_method="gguf"))
+    model.config.quantization_config = SimpleNamespace(quant_method="gguf")
+    model.hf_quantizer = SimpleNamespace(quantization_config=model.config.quantization_config)
     loading._save(model, tokenizer, tmp_path)
     weights = loading.load(tmp_path)[0].state_dict()
     assert all(torch.equal(weights[name], W) for name, W in model.state_dict().items())
