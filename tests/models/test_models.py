@@ -181,6 +181,17 @@ def test_path_variants(tiny_model: Path) -> None:
         base_model.path_variant(base, path=str(tiny_model), label="x", bits=99)
 
 
+def test_what_was_decoded_is_saved_as_a_dense_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
+    model, tokenizer = loading.load(tiny_model)
+    config = SimpleNamespace(quant_method="gguf")  # as transformers leaves a model read from a GGUF
+    model.config.quantization_config = config
+    model.hf_quantizer = SimpleNamespace(quantization_config=config)
+    loading._save(model, tokenizer, tmp_path)
+    again, _ = loading.load(tmp_path)
+    for name, tensor in loading.load(tiny_model)[0].state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name])
+
+
 @pytest.mark.slow
 def test_smollm2_from_its_wheel(tmp_path: Path) -> None:
     base = base_model.prepare(ModelConfig(), tmp_path, silent)
