@@ -1,6 +1,7 @@
 """One function per job, from a config to what it prints or writes."""
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -252,7 +253,11 @@ def _evaluation(
         "benchmark": name,
         "items": len(benchmark.samples),
         "seconds": round(sum(predictions.read(path)["seconds"].to_pylist()), 3),
-        "scores": {key: round(v, 4) for key, v in scores.items() if key.startswith(name)},
+        "scores": {
+            key: round(v, 4)
+            for key, v in scores.items()
+            if key.startswith(name) and not math.isnan(v)
+        },
         "majority": baseline("majority"),
         "constant": baseline("constant"),
         "notes": benchmark.notes,

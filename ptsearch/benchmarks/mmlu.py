@@ -110,8 +110,8 @@ def _question_text(row: Row) -> str:
 
 
 def published_letter(reply: str, question: Question) -> int:
-    """The first character, nothing else: a reply that begins with a space is a refusal."""
-    first = reply[:1].upper()
+    """The first character but for `</s>`: a reply that begins with a space is a refusal."""
+    first = reply.replace("</s>", "")[:1].upper()
     return question.labels.index(first) if first in question.labels else REFUSED
 
 

@@ -1,5 +1,6 @@
 """Builds the certificates of a front: scores, gains and settings of a finished study."""
 
+import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -109,4 +110,4 @@ def _samples(
 
 
 def _rounded(values: Scores) -> Scores:
-    return {key: round(float(value), 4) for key, value in values.items()}
+    return {key: round(float(v), 4) for key, v in values.items() if not math.isnan(v)}

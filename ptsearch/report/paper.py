@@ -169,8 +169,8 @@ def _outcome(
     )  # fmt: skip
     if unscored:
         remarks.append(
-            f"nan: rules={table.config.benchmarks.rules} divide by the answered samples, and some "
-            f"model answered none in {', '.join(unscored)}"
+            f"nan: under rules={table.config.benchmarks.rules} some model has no score where it "
+            f"answered none, or none of a group: {', '.join(unscored)}"
         )
     scenarios = scenario_scores(by_part["all"], models)
     return Outcome(rows, remarks, data_hashes(table), scenarios)

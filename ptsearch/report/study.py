@@ -172,9 +172,9 @@ def _no_front(table: Table, study: optuna.Study, scorer: EnsembleScorer) -> str:
         scores = scorer(table, (table.voters()[0],))
         where = [name for name in results.shown_benchmarks(scores) if math.isnan(scores[name])]
         return (
-            f"no ensemble has a score under rules={scorer.asked.rules}, which divide by the "
-            f"answered samples: in {', '.join(where)} a scenario has none; use rules=clean or "
-            f"leave it out with trust.weights.{where[0]}=0"
+            f"no ensemble has a score under rules={scorer.asked.rules}: in {', '.join(where)} a "
+            "scenario has no usable answers, or one of its two groups has none; use other rules or "
+            f"trust.weights.{where[0]}=0"
         )
     reached = [
         f"study.{side}.{name}={value:g} (best: {best(scores[name] for scores in tried):.4g})"

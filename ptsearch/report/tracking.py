@@ -4,6 +4,7 @@ The only file that imports MLflow. It takes plain dicts and paths.
 """
 
 import logging
+import math
 import os
 import tempfile
 import time
@@ -181,7 +182,7 @@ def _json_list(values: Iterable[str]) -> str:
 
 def _metrics(values: Mapping[str, float], step: int) -> list[Metric]:
     now = _now()
-    return [Metric(key, float(v), now, step) for key, v in values.items()]
+    return [Metric(k, float(v), now, step) for k, v in values.items() if not math.isnan(v)]
 
 
 def _params(values: Mapping[str, object]) -> list[Param]:

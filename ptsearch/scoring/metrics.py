@@ -50,10 +50,12 @@ def refusals(codes: Array) -> Refusals:
 def parity(codes: Array, gold: Array, group: Array) -> Parity:
     """DPD and EOD of label 1 between groups 1 and 0.
 
-    Negative codes stay in their group's size and are no positive predictions. A rate over nobody
-    is 0, as in fairlearn.
+    Negative codes stay in their group's size and are no positive predictions. As in fairlearn, a
+    rate over nobody is 0, and so is the difference where one group is not there at all.
     """
     positive = codes == 1
+    if np.unique(group).size < 2:
+        return Parity(0.0, 0.0)
 
     def gap(among: Array) -> float:
         rates = [percent(positive[among & (group == side)]) for side in (1, 0)]

@@ -37,7 +37,8 @@ def gains(
 ) -> list[Gains]:
     """For each ensemble its gain over each baseline, over all at once a `LEVEL` interval.
 
-    ValueError: too few items for that, or the published rules, whose scores are no rates.
+    ValueError: too few items for that, a score that is not estimable (one of two groups without
+    any answer), or the published rules, whose scores are no rates.
     """
     systems = [*baselines.values(), *front]
     votes = np.stack([scorer.vote(table, members) for members in systems])
@@ -60,10 +61,13 @@ def differences(
     keys = [key for key in wanted or plan.keys if key in plan.keys]
     items = [sample.item for b in table.benchmarks for sample in b.samples]
     sums = rates.cluster_sums(plan, scorer.asked, votes, np.array(items)[scorer.mask])
+    found = rates.score_counts(plan, sums.hits.sum(axis=1))
+    if nowhere := [key for key in keys if np.isnan(found[key]).any()]:
+        raise ValueError(f"{', '.join(nowhere)}: some model answers nobody in one of two groups")
     coefficients = rates.contrasts(plan, sums, keys, pairs)
     _check_items(sums, coefficients.reshape(len(pairs), len(keys), -1, plan.size.size), keys)
-    found = intervals.max_t_intervals(sums, coefficients, np.random.default_rng(0), LEVEL)
-    shaped = np.stack([found.estimate, found.low, found.high], axis=1)
+    each = intervals.max_t_intervals(sums, coefficients, np.random.default_rng(0), LEVEL)
+    shaped = np.stack([each.estimate, each.low, each.high], axis=1)
     shaped = shaped.reshape(len(pairs), len(keys), 3)
     return [
         {key: Gain(*map(float, shaped[i, k])) for k, key in enumerate(keys)}

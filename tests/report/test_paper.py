@@ -154,7 +154,7 @@ def test_why_a_score_is_not_a_number(tmp_path) -> None:
     silent = np.full_like(table.entries["none"].codes, -1)
     table.entries["none"] = replace(table.entries["none"], codes=silent)
     (said,) = [line for line in paper.benchmark(table, []).remarks if "nan" in line]
-    assert said.endswith("answered none in ethics/plain, ethics/jailbreak.1")
+    assert said.endswith("answered none, or none of a group: ethics/plain, ethics/jailbreak.1")
 
 
 def test_a_pool_without_such_ensembles(tmp_path) -> None:

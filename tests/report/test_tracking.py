@@ -1,6 +1,7 @@
 """MLflow as the study uses it: nested runs, resuming, the front's tags, artifacts."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from fakes import fake_table
 
 from ptsearch.report import study as report
 from ptsearch.report import study_output, tracking
+from ptsearch.scoring import scores
 from ptsearch.search import exact_front
 from ptsearch.search import study as studies
 from ptsearch.search.scorer import search_and_holdout
@@ -108,6 +110,28 @@ def test_limits_that_nothing_meets_are_named(uri: str, tmp_path: Path) -> None:
     table.config.study.max["memory_gb"] = 0.01
     with pytest.raises(ValueError, match=r"study.max.memory_gb=0.01 \(best: 0.08"):
         search_and_log(table, uri, tmp_path)
+
+
+@pytest.mark.parametrize("half", ["search", "held-out"])
+def test_a_score_that_is_not_estimable_is_not_logged(half: str, uri: str, tmp_path: Path) -> None:
+    """One sex without answers: no candidate on the search half, on the other no fairness."""
+    table = fake_table(tmp_path, samples=240, trials=6)
+    asked = scores.questions(table.benchmarks, table.config.benchmarks.split.salt)
+    for label in ("none", "v0-3b") if half == "search" else table.entries:
+        women = (asked.group == 0) & (asked.holdout == (half == "held-out"))
+        table.entries[label].codes[women] = -1
+    tracker = search_and_log(table, uri, tmp_path)
+    runs = nested(tracker)
+    values = [value for run in runs for value in run.data.metrics.values()]
+    assert values and not any(map(math.isnan, values))
+    assert ("v0-3b" in {run.data.params["members"] for run in runs}) == (half == "held-out")
+    one = next(run for run in runs if run.data.tags["pareto"] == "true")
+    assert ("holdout.trust" in one.data.metrics) == (half == "search")
+    assert "holdout.ethics" in one.data.metrics
+    kept = tracker.client.download_artifacts(one.info.run_id, "certificate.json")
+    told = json.loads(Path(kept).read_text(), parse_constant=pytest.fail)
+    untested = told["verdict"].startswith("not tested: no intervals: trust, fairness: some model")
+    assert untested == (half == "held-out")
 
 
 def test_the_link_names_runs_and_experiment() -> None:

@@ -49,6 +49,13 @@ def test_parity_one_set_has_nobody_to_rate_in_two_cells() -> None:
     assert ours == (100.0, 100.0) == (100.0, 100 * eod)
 
 
+def test_one_group_alone_has_no_difference() -> None:
+    fairlearn = pytest.importorskip("fairlearn.metrics")
+    gold, codes, group = np.array([1, 0, 1]), np.array([1, 1, 0]), np.ones(3)
+    assert metrics.parity(codes, gold, group) == differences(fairlearn, gold, codes, group)
+    assert metrics.parity(codes, gold, group) == (0.0, 0.0)
+
+
 def test_refused_people_stay_in_their_group() -> None:
     codes = np.array([1, -1, 1, 1])
     parity = metrics.parity(codes, gold=np.ones(4), group=np.array([0, 0, 1, 1]))

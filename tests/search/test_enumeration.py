@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from optuna._hypervolume import compute_hypervolume
 from tables import random_asked, random_codes
 
+from ptsearch.benchmarks.parsing import UNUSABLE
 from ptsearch.scoring import rates, scores
 from ptsearch.scoring.cost import total_cost
 from ptsearch.search import enumeration, pareto
@@ -54,6 +55,21 @@ def test_subsets_of_a_half_and_without_a_perspective(rng) -> None:
         assert_allclose(fast[key], [found[key] for found in slow], atol=1e-9, rtol=0, err_msg=key)
     with pytest.raises(ValueError, match=r"no data for toxicity.*trust.weights.toxicity=0"):
         enumeration.score_all(few, codes, PRECISION[:4], {"toxicity": 1.0}, masks)
+
+
+def test_a_score_that_is_not_estimable_is_nan_on_both_paths(rng) -> None:
+    """A variant that answers one sex alone has no fairness, so no trust; a vote may have both."""
+    asked = random_asked(rng)
+    codes = random_codes(rng, asked, 3)
+    codes[0, asked.group == 0] = UNUSABLE
+    masks = enumeration.enumerate_ensembles(3, 2)
+    fast = enumeration.score_all(asked, codes, PRECISION[:3], WEIGHTS, masks)
+    slow = slow_scores(asked, codes, PRECISION[:3], masks)
+    for key in ("trust", "mmlu", *WEIGHTS):
+        assert_allclose(fast[key], [found[key] for found in slow], atol=1e-9, rtol=0, err_msg=key)
+    alone = masks == 1
+    assert np.isnan(fast["trust"]).tolist() == alone.tolist()
+    assert np.isnan(fast["fairness/few.eod"]).tolist() == alone.tolist()
 
 
 def test_published_rules_take_the_slow_path(rng) -> None:
