@@ -1,7 +1,7 @@
 """Private names of libraries, and C functions: no other file of the engine uses any.
 
 * `torch.ops.mkldnn._reorder_linear_weight` and `_linear_pointwise`: weights laid out for oneDNN
-  once; fp32 products take half of MKL's time on some CPUs. Without: `torch.nn.functional.linear`.
+  once, which pays with AVX-512, in bf16 most. Without: `torch.nn.functional.linear`.
 * `config._attn_implementation` of transformers: what to restore after a trial of another attention.
   Without: "sdpa".
 * `mallopt` of glibc: freed blocks stay with the process, 4 % of a forward's time. Without: blocks
@@ -31,7 +31,11 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 
 @cache
 def can_reorder(dtype: torch.dtype) -> bool:
-    """Whether this processor has oneDNN's kernels: for bf16 it needs AVX-512 or AVX-NE-CONVERT."""
+    """Whether the processor has oneDNN's kernels and gains by them: without AVX-512 fp32 products
+    of MKL are faster.
+    """
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
     try:
         torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 16, dtype=dtype))
     except (RuntimeError, AttributeError):
@@ -40,28 +44,19 @@ def can_reorder(dtype: torch.dtype) -> bool:
 
 
 def reordered(weight: Tensor) -> Tensor:
-    """The weight in oneDNN's layout; itself where there is none."""
+    """The weight in oneDNN's layout; itself where that does not pay."""
     if not can_reorder(weight.dtype):
         return weight
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
     return packed
 
 
-def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool = False, times: Tensor | None = None
-) -> Tensor:
-    """x Wᵀ + b of a `reordered` weight, then SiLU or a factor of the output's shape (..., out)."""
-    if weight.is_mkldnn:
-        product, activation = torch.ops.mkldnn._linear_pointwise, "swish" if silu else "none"
-        y: Tensor = (
-            product(x, weight, bias, activation, [], "")
-            if times is None
-            else product.binary(x, times, weight, bias, "mul")
-        )
-        return y
-    y = functional.linear(x, weight, bias)
-    y = functional.silu(y) if silu else y
-    return y if times is None else y * times
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x Wᵀ + b of a `reordered` weight."""
+    if not weight.is_mkldnn:
+        return functional.linear(x, weight, bias)
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return y
 
 
 def attention_of(model: "PreTrainedModel") -> str:

@@ -1,11 +1,11 @@
-"""Linear layers whose weights oneDNN has laid out for its own kernels, once.
+"""Linear layers for 16-bit and AVX-512 processors: packed weights, and logits in fp32.
 
-torch multiplies fp32 matrices with MKL, which reaches less than half of oneDNN's speed on some
-CPUs, and bf16 ones with oneDNN from plain weights, which is slow for few rows. The modules are
-swapped in place; no model code changes. On other devices nothing is done.
+oneDNN multiplies faster by weights that it has laid out for its own kernels once: bf16 products of
+few rows most, fp32 ones on some processors with AVX-512. The modules are replaced in place; no
+model code changes. On other devices nothing is packed.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,41 +15,20 @@ from ptsearch.engine import _compat
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FUSED = {"SiLUActivation", "SiLU"}  # a gate's activation that oneDNN applies inside the product
-GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}  # the parts of a gated MLP
-# Rounding once instead of three times, of the output's norm.
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-
 BLOCK = 4096  # rows of a head's weights that stay in the CPU's cache from one product to the next
 
 
 class PackedLinear(nn.Module):
-    """x -> x Wᵀ + b, then SiLU where asked, W in oneDNN's layout. x: (..., in) -> (..., out)."""
+    """x -> x Wᵀ + b, W in oneDNN's layout. x: (..., in) -> (..., out)."""
 
-    def __init__(self, linear: nn.Linear, silu: bool = False) -> None:
+    def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight = _compat.reordered(linear.weight.detach())
         self.bias = None if linear.bias is None else linear.bias.detach()
-        self.silu = silu
-
-    def forward(self, x: Tensor, times: Tensor | None = None) -> Tensor:
-        """`times`: (..., out), multiplied with the result inside the product."""
-        return _compat.linear(x, self.weight, self.bias, self.silu, times)
-
-
-class PackedMLP(nn.Module):
-    """x -> down(activation(gate x) * up x): both element-wise steps inside the products."""
-
-    def __init__(self, mlp: Any) -> None:
-        super().__init__()
-        self.gate_proj = PackedLinear(mlp.gate_proj, silu=True)
-        self.up_proj = PackedLinear(mlp.up_proj)
-        self.down_proj = PackedLinear(mlp.down_proj)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.down_proj(self.up_proj(x, self.gate_proj(x)))
-        return y
+        return _compat.linear(x, self.weight, self.bias)
 
 
 class Head(nn.Module):
@@ -86,38 +65,14 @@ def use_fp32_head(model: "PreTrainedModel") -> None:
 
 
 def prepack(model: nn.Module) -> None:
-    """Swap the model's gated MLPs, and its other linear layers.
+    """Pack the weights of the model's linear layers.
 
     Layers whose weight another module shares (a tied head) stay: a second layout would double it.
     """
     weight = next(model.parameters())
-    if weight.device.type == "cpu" and _compat.can_reorder(weight.dtype):
-        embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
-        _swap(model, {id(module.weight) for module in embeddings})
-
-
-def _swap(module: nn.Module, shared: set[int]) -> None:
-    for name, child in list(module.named_children()):
-        if packed := _packed_mlp(child):
-            setattr(module, name, packed)
-        elif type(child) is nn.Linear and id(child.weight) not in shared:
-            setattr(module, name, PackedLinear(child))
-        else:
-            _swap(child, shared)
-
-
-@torch.no_grad()
-def _packed_mlp(module: nn.Module) -> PackedMLP | None:
-    """The packed form, where `module` is found to be down(activation(gate x) * up x)."""
-    mlp: Any = module
-    if {name for name, _ in module.named_children()} != GATED:
-        return None
-    linears = (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
-    if type(mlp.act_fn).__name__ not in FUSED or any(type(p) is not nn.Linear for p in linears):
-        return None
-    weight = mlp.gate_proj.weight
-    x = torch.linspace(-1, 1, weight.shape[1], dtype=weight.dtype, device=weight.device)[None]
-    packed, truth = PackedMLP(mlp), module(x).float()
-    error = (packed(x).float() - truth).norm().item()
-    # NaN is not greater: of a degenerate variant the first prompt will say so.
-    return None if error > TOLERANCE[weight.dtype] * truth.norm().item() else packed
+    if weight.device.type != "cpu" or not _compat.can_reorder(weight.dtype):
+        return
+    shared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Linear and id(module.weight) not in shared:
+            model.set_submodule(name, PackedLinear(module))
