@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +23,7 @@ from ptsearch.engine.local import LocalModel
 from ptsearch.engine.prefix_cache import Kept
 from ptsearch.engine.requests import NonFiniteLogitsError, Progress, Runner, Target
 from ptsearch.models import loading
+from ptsearch.models.architecture import read_config
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
@@ -134,7 +136,7 @@ def load(folder: Path, settings: EngineConfig) -> Engine:
     linears = fake_quant.linear_names(model)
     reason = probe.enable(model)
     if reason:
-        log.warning("%s runs in plain batches: %s", type(model).__name__, reason)
+        _say_once(f"{type(model).__name__} runs in plain batches: {reason}")
     rounding = fake_quant.apply(model, linears, runtime, packed=not reason)
     limits = memory.limits(model, settings.max_tokens)
     limits = limits._replace(align=rounding.align if rounding else 1)
@@ -263,9 +265,7 @@ def _served(folder: Path, settings: EngineConfig) -> Engine:
             "change models within a reply; take engine=transformers"
         )
     checkpoint, trust = loading.checkpoint_of(folder)
-    config = transformers.AutoConfig.from_pretrained(
-        checkpoint, local_files_only=True, trust_remote_code=trust
-    )
+    config = read_config(checkpoint, trust)
     try:
         generation = transformers.GenerationConfig.from_pretrained(checkpoint)
     except OSError:  # it has none
@@ -296,6 +296,12 @@ def eos_ids(config: "PreTrainedConfig", generation: "GenerationConfig") -> froze
         if value is not None:
             ids.update(value if isinstance(value, list) else [value])
     return frozenset(ids)
+
+
+@cache
+def _say_once(text: str) -> None:
+    """All variants of a model have the same to say."""
+    log.warning(text)
 
 
 def _silent(done: int, total: int) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from ptsearch.models.architecture import auto_class, read_config
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -84,13 +86,9 @@ def check_fits(folder: Path, trust_remote_code: bool, dtype: torch.dtype, device
 
 def weights(folder: Path, trust_remote_code: bool) -> int:
     """How many a checkpoint has; reads its configuration only."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=trust_remote_code
-    )
+    config = read_config(folder, trust_remote_code)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     return sum(weight.numel() for weight in model.parameters())
 
 

@@ -4,9 +4,10 @@ import inspect
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ptsearch.engine import _compat, onednn, packed, prefix
+from ptsearch.models.layers import layers_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,6 +26,8 @@ def enable(model: "PreTrainedModel") -> str:
 
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         return "it cannot give the logits of chosen rows alone"
+    if any(isinstance(module, nn.Conv1d) for module in layers_of(model)[1].modules()):
+        return "its layers carry a state from token to token"
     config = model.config.get_text_config()
     kinds = _values(getattr(config, "rope_parameters", None), "rope_type")
     if GROWING & kinds:
@@ -82,11 +85,15 @@ def _together(model: "PreTrainedModel", sequences: list[tuple[int, ...]]) -> Ten
     shared = prefix.share(sequences, max_run=SHARED // 2, min_saving=1)
     part = range(len(shared.segments))
     keep = [number for number in part if shared.last[number] > number]
-    pack = packed.Pack(shared, part, keep, {}, model)
+    store: packed.Store = {}
+    pack = packed.Pack(shared, part, keep, store, model)
     last = [chain[-1] for chain in shared.chains]
     rows = [pack.offsets[n] + len(shared.segments[n].tokens) - 1 for n in last]
     where = torch.tensor(rows, device=model.device)
-    return packed.forward(model, pack.ids, pack.positions, where, pack).float()
+    logits = packed.forward(model, pack.ids, pack.positions, where, pack).float()
+    if any(len(kept) < model.config.get_text_config().num_hidden_layers for kept in store.values()):
+        raise packed.UnsupportedError("it has layers without attention")
+    return logits
 
 
 def _compare(truth: Tensor, found: Tensor, tolerance: float) -> str:

@@ -17,7 +17,7 @@ from ptsearch.benchmarks import Benchmark, Sample, Scenario, digest
 from ptsearch.benchmarks.fit import fit
 from ptsearch.config import EngineConfig
 from ptsearch.evaluation import predictions
-from ptsearch.models import loading
+from ptsearch.models import loading, support
 from ptsearch.models.base_model import BaseModel
 from ptsearch.shared import Report
 
@@ -52,7 +52,11 @@ def with_dtype(settings: EngineConfig, _: Report) -> EngineConfig:
 
 
 def check_runs(base: BaseModel, settings: EngineConfig, _report: Report) -> None:
-    """ValueError: the engine has no room for the base model, in the form that variants run in."""
+    """ValueError: no variant of the base model can be built here, or the engine has no room for it
+    in the form that variants run in.
+    """
+    if reason := support.check(base.path, base.trust_remote_code):
+        raise ValueError(reason)
     if settings.name == "transformers":
         engines.check_fits(base.path, base.trust_remote_code, settings)
 

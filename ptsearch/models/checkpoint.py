@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationScheme
@@ -10,17 +11,21 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ptsearch.models import coded
+from ptsearch.models.architecture import Names
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
 class Tensors:
-    """The tensors of a checkpoint's safetensors files, read one by one."""
+    """The tensors of a checkpoint's safetensors files, read one by one, by their model's names."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.file_of = weight_map(folder)
+    def __init__(self, folder: Path, names: Names | None = None) -> None:
+        self.folder, self.names = folder, names or Names()
+        self.file_of = {self.names.in_model(n): file for n, file in weight_map(folder).items()}
 
     def read(self, names: Sequence[str]) -> dict[str, Tensor]:
         """Copies: safetensors' own tensors would keep a mapping of the whole file."""
@@ -29,12 +34,17 @@ class Tensors:
             with safe_open(self.folder / file_name, "pt") as file:
                 for name in names:
                     if self.file_of[name] == file_name:
-                        tensors[name] = file.get_tensor(name).clone()
+                        tensors[name] = file.get_tensor(self.names.on_disk(name)).clone()
         return tensors
 
     def under(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin with `prefix`."""
         return self.read([name for name in self.file_of if name.startswith(prefix)])
+
+
+def tensors_of(model: "PreTrainedModel", folder: Path) -> Tensors:
+    """The tensors of the folder by the names that they have in `model`."""
+    return Tensors(folder, Names(model, weight_map(folder)))
 
 
 def weight_map(folder: Path) -> dict[str, str]:
@@ -55,11 +65,13 @@ def names_in(path: Path) -> list[str]:
         return list(file.keys())
 
 
-def dense(folder: Path, prefix: str = "") -> dict[str, Tensor]:
+def dense(folder: Path, prefix: str = "", names: Names | None = None) -> dict[str, Tensor]:
     """A checkpoint's tensors under a prefix as dense weights."""
-    tensors = Tensors(folder).under(prefix)
+    stored = Tensors(folder, names)
+    tensors = stored.under(prefix)
     if (folder / coded.INDEX).is_file():
-        return coded.decode(tensors, coded.read_index(folder))
+        entries = coded.read_index(folder).items()
+        return coded.decode(tensors, {stored.names.in_model(n): e for n, e in entries})
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     quantization = config.get("quantization_config")
     if not quantization:

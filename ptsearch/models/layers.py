@@ -4,12 +4,13 @@ import ctypes
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from torch import Tensor, nn
 
 from ptsearch.models import experts
-from ptsearch.models.base_model import BaseModel
+from ptsearch.models.architecture import auto_class, read_config
 from ptsearch.models.loading import compute_dtype
 
 if TYPE_CHECKING:
@@ -20,17 +21,14 @@ Nested = TypeVar("Nested")
 Read = Callable[[str], dict[str, Tensor]]  # prefix -> a checkpoint's tensors under it, by full name
 
 
-def skeleton(base: BaseModel) -> "PreTrainedModel":
+def skeleton(folder: Path, trust_remote_code: bool) -> "PreTrainedModel":
     """The model on the meta device; only buffers that no checkpoint holds have values."""
-    import transformers
     from accelerate import init_empty_weights
 
-    config = transformers.AutoConfig.from_pretrained(
-        base.path, local_files_only=True, trust_remote_code=base.trust_remote_code
-    )
+    config = read_config(folder, trust_remote_code)
     with init_empty_weights(include_buffers=False):
-        model = transformers.AutoModelForCausalLM.from_config(
-            config, dtype=compute_dtype(), trust_remote_code=base.trust_remote_code
+        model: PreTrainedModel = auto_class(config).from_config(
+            config, dtype=compute_dtype(), trust_remote_code=trust_remote_code
         )
     experts.split(model)
     model.tie_weights()
@@ -38,10 +36,11 @@ def skeleton(base: BaseModel) -> "PreTrainedModel":
 
 
 def layers_of(model: "PreTrainedModel") -> tuple[str, nn.ModuleList]:
-    """The decoder layers and their name in the model."""
+    """The decoder layers of the language model, and their name in the whole model."""
     count = model.config.get_text_config().num_hidden_layers
+    inside = {id(module) for module in cast(nn.Module, model.get_decoder()).modules()}
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
+        if isinstance(module, nn.ModuleList) and len(module) == count and id(module) in inside:
             return name, module
     raise ValueError(f"{type(model).__name__}: no list of {count} decoder layers found")
 
@@ -67,12 +66,29 @@ def map_tensors(change: Callable[[Tensor], Tensor], value: Nested) -> Nested:
     return value
 
 
+def run_layer(layers: nn.ModuleList, index: int, arguments: Arguments) -> Tensor:
+    """What a layer really computes; notes for `forwards` in which form the layers return it."""
+    layer, (args, kwargs) = layers[index], arguments
+    output = type(layer).forward(layer, *args, **kwargs)
+    layers.__dict__["return_tuples"] = isinstance(output, tuple)
+    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    return tensor
+
+
 @contextmanager
 def forwards(layers: nn.ModuleList, forward: Callable[..., Tensor]) -> Iterator[None]:
-    """While it lasts, the layer of number i computes forward(i, *args, **kwargs)."""
+    """While it lasts, the layer of number i computes forward(i, *args, **kwargs).
+
+    The model is given that as its layers return it, which is known once one of them has run.
+    """
+
+    def call(index: int, *args: Any, **kwargs: Any) -> object:
+        output = forward(index, *args, **kwargs)
+        return (output,) if layers.__dict__.get("return_tuples") else output
+
     try:
         for index, layer in enumerate(layers):
-            layer.forward = partial(forward, index)
+            layer.forward = partial(call, index)
         yield
     finally:
         for layer in layers:
@@ -85,6 +101,13 @@ def give_back() -> None:
     """
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def empty(layer: nn.Module) -> None:
+    """Put its parameters back on the meta device; buffers that no checkpoint holds stay."""
+    for module in layer.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
 
 
 def fill_around(read: Read, module: nn.Module, prefix: str, layers: nn.ModuleList) -> None:

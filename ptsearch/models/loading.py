@@ -15,6 +15,7 @@ import torch
 
 from ptsearch import store
 from ptsearch.models import checkpoint, coded
+from ptsearch.models.architecture import auto_class, read_config
 
 if TYPE_CHECKING:
     from transformers import (
@@ -39,32 +40,31 @@ def load(
     A variant's folder without a checkpoint of its own leads to the one its meta.json names.
     ValueError: written by another version of the format.
     """
-    import transformers
 
     silence_libraries()
     folder, trust = checkpoint_of(folder)
     if checkpoint.needs_decoding(folder):
         return _on(device, _load_decoded(folder, trust, dtype)), load_tokenizer(folder, trust)
-    options: dict[str, Any] = {}
+    config = read_config(folder, trust)
     quantization = quantization_config(folder)
     if quantization.get("quant_method") == "compressed-tensors":
         check_format(folder, quantization)
-        options["config"] = transformers.AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=trust
-        )
         groups = quantization.get("config_groups", {}).items()
         weights_only = {name: {**group, "input_activations": None} for name, group in groups}
-        options["config"].quantization_config = {
+        config.quantization_config = {
             **quantization, "config_groups": weights_only, "dequantize": True
         }  # fmt: skip
     with redirect_stderr(io.StringIO()):  # compressed-tensors draws bars and has no switch for them
-        model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = auto_class(config).from_pretrained(
             folder,
+            config=config,
             dtype=getattr(torch, dtype),
             local_files_only=True,
             trust_remote_code=trust,
-            **options,
         )
+    floats = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if quantization and floats != {getattr(torch, dtype)}:  # as stored: tensors that were renamed
+        model = _load_decoded(folder, trust, dtype)
     return _on(device, model), load_tokenizer(folder, trust)
 
 
@@ -104,12 +104,11 @@ def _load_decoded(folder: Path, trust: bool, dtype: str) -> "PreTrainedModel":
     """A model whose weights are decoded here."""
     import transformers
 
-    options = {"local_files_only": True, "trust_remote_code": trust}
-    config = transformers.AutoConfig.from_pretrained(folder, **options)
+    config = read_config(folder, trust)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
-        kind = type(transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust))
+        kind = type(auto_class(config).from_config(config, trust_remote_code=trust))
     generation = None
     if (folder / "generation_config.json").is_file():
         generation = transformers.GenerationConfig.from_pretrained(folder)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from ptsearch import store
 from ptsearch.engine import kv_attention, kv_cache
-from ptsearch.models import loading
+from ptsearch.models import loading, support
 from ptsearch.models.base_model import BaseModel
-from ptsearch.models.checkpoint import Tensors
+from ptsearch.models.checkpoint import Tensors, tensors_of
 from ptsearch.models.layers import linears_of, skeleton
 from ptsearch.pool import backends, one_pass, verify, writer
 from ptsearch.pool.calibration import Calibration
@@ -52,6 +52,8 @@ def build_pool(
     ]
     if not missing:
         return
+    if reason := support.check(base.path, base.trust_remote_code):
+        raise ValueError(reason)
     with scratch_folder(store_root, [variant.id for variant in (dense, *variants)]) as scratch:
         builds = [VariantBuild(variant, scratch) for variant in missing]
         started = time.perf_counter()
@@ -125,7 +127,7 @@ def _with_libraries(
     """Build variants of other backends, one after the other."""
     for build in builds:
         backends.check_available(build.variant)
-    model = skeleton(base)
+    model = skeleton(base.path, base.trust_remote_code)
     linears = linears_of(model)
     one_pass.check_groups(builds, linears)
     samples = one_pass.draw(base, builds, calibration)
@@ -136,14 +138,16 @@ def _with_libraries(
         if build.variant.backend == "llmcompressor":
             backends.llmcompressor(base, build.variant, tokens, build.folder)
         else:
-            _write_whole(base, build, backends.gptqmodel(base, build.variant, tokens))
+            held = tensors_of(model, base.path)
+            build.names = held.names
+            _write_whole(held, build, backends.gptqmodel(base, build.variant, tokens))
             build.write_config(base, one_pass.dense_linears(model, linears))
         build.cpu_seconds = time.process_time() - started
 
 
-def _write_whole(base: BaseModel, build: VariantBuild, quantized: Mapping[str, Quantized]) -> None:
-    """A checkpoint whose quantized linears are all in memory."""
-    tensors = Tensors(base.path).under("")
+def _write_whole(held: Tensors, build: VariantBuild, quantized: Mapping[str, Quantized]) -> None:
+    """A checkpoint whose quantized linears are all in memory; `held`: of the base model."""
+    tensors = held.under("")
     for name, linear in quantized.items():
         del tensors[f"{name}.weight"]
         tensors |= writer.tensors(name, linear, build.variant)

@@ -15,13 +15,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ptsearch.models.base_model import BaseModel
-from ptsearch.models.checkpoint import Tensors
+from ptsearch.models.checkpoint import tensors_of
 from ptsearch.models.layers import (
     Arguments,
+    empty,
     fill_around,
     forwards,
     layers_of,
     materialise,
+    run_layer,
     skeleton,
 )
 from ptsearch.shared import Report
@@ -37,11 +39,12 @@ def measure(base: BaseModel, tokens: Tensor, folder: Path, report: Report) -> No
 
     tokens (samples, length).
     """
-    model = skeleton(base).requires_grad_(False)
-    tensors = Tensors(base.path)
+    model = skeleton(base.path, base.trust_remote_code).requires_grad_(False)
+    tensors = tensors_of(model, base.path)
     root, layers = layers_of(model)
     fill_around(tensors.under, model, "", layers)
     model.tie_weights()
+    materialise(layers[0], tensors.under(f"{root}.0."), f"{root}.0.")
     hidden, calls = _embed(model, layers, tokens)
     inputs = []
     for index, layer in enumerate(layers):
@@ -49,17 +52,17 @@ def measure(base: BaseModel, tokens: Tensor, folder: Path, report: Report) -> No
         materialise(layer, tensors.under(f"{root}.{index}."), f"{root}.{index}.")
         inputs.append(hidden)
         with torch.no_grad():
-            hidden = [_run(layer, sample, calls[index]) for sample in hidden]
-        layer.to("meta")
+            hidden = [_run(layers, index, X, calls[index]) for X in hidden]
+        empty(layer)
     gradients = _head(model, layers, tokens, hidden)
     for index in reversed(range(len(layers))):
         report(STAGE, 2 * len(layers) - 1 - index, 2 * len(layers))
         prefix, layer = f"{root}.{index}.", layers[index]
         materialise(layer, tensors.under(prefix), prefix)
-        diagonal, gradients = _backward(layer, inputs.pop(), gradients, calls[index])
+        diagonal, gradients = _backward(layers, index, inputs.pop(), gradients, calls[index])
         found = {prefix + name: F.to(torch.bfloat16) for name, F in diagonal.items()}
         save_file(found, folder / f"{index}.safetensors")
-        layer.to("meta")
+        empty(layer)
 
 
 def read(folders: Mapping[int, Path], layer: int) -> dict[int, dict[str, Tensor]]:
@@ -74,10 +77,13 @@ def _embed(
     model: "PreTrainedModel", layers: nn.ModuleList, tokens: Tensor
 ) -> tuple[list[Tensor], list[Arguments]]:
     """(the first layer's input for each sample, each layer's other arguments, alike for all)."""
-    hidden, calls = [], []
+    hidden: list[Tensor] = []
+    calls: list[Arguments] = []
 
     def note(index: int, X: Tensor, *args: object, **kwargs: object) -> Tensor:
         if index == 0:
+            if not hidden:
+                run_layer(layers, 0, ((X, *args), kwargs))  # in which form its model takes `X`
             hidden.append(X)
         if len(hidden) == 1:
             calls.append((args, kwargs))
@@ -104,17 +110,22 @@ def _head(
 
 
 def _backward(
-    layer: nn.Module, inputs: list[Tensor], gradients: list[Tensor], call: Arguments
+    layers: nn.ModuleList,
+    index: int,
+    inputs: list[Tensor],
+    gradients: list[Tensor],
+    call: Arguments,
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """(mean squared gradient of each linear's weight, gradients with respect to the inputs)."""
-    linears = {name: m for name, m in layer.named_modules() if isinstance(m, nn.Linear)}
+    named = layers[index].named_modules()
+    linears = {name: m for name, m in named if isinstance(m, nn.Linear)}
     diagonal = {name: torch.zeros(linear.weight.shape) for name, linear in linears.items()}
     passed = []
     for X, gradient in zip(inputs, gradients, strict=True):
         leaf = X.detach().requires_grad_()
         for linear in linears.values():
             linear.weight.requires_grad_().grad = None
-        _run(layer, leaf, call).backward(gradient)
+        _run(layers, index, leaf, call).backward(gradient)
         for name, linear in linears.items():
             if linear.weight.grad is not None:  # an expert that no token reached has none
                 diagonal[name] += linear.weight.grad.float().square() / len(inputs)
@@ -123,8 +134,6 @@ def _backward(
     return diagonal, passed
 
 
-def _run(layer: nn.Module, hidden: Tensor, call: Arguments) -> Tensor:
+def _run(layers: nn.ModuleList, index: int, X: Tensor, call: Arguments) -> Tensor:
     args, kwargs = call
-    output = type(layer).forward(layer, hidden, *args, **kwargs)
-    tensor: Tensor = output[0] if isinstance(output, tuple) else output
-    return tensor
+    return run_layer(layers, index, ((X, *args), kwargs))

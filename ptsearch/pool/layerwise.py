@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from ptsearch.models.layers import (
     Arguments,
     Read,
+    empty,
     fill_around,
     forwards,
     give_back,
     layers_of,
     map_tensors,
     materialise,
+    run_layer,
 )
 from ptsearch.quantize.layer import Layer, Moments
 
@@ -71,22 +73,22 @@ def walk(
         materialise(layer, stored, prefix)
         over = not _elsewhere(args[0], (args[1:], kwargs))
         if index < first:
-            last = _run(layer, (args, kwargs), parts, None, over)
-            layer.to("meta")
+            last = _run(layers, index, (args, kwargs), parts, None, over)
+            empty(layer)
             give_back()
             return last if index + 1 < len(layers) else last[:1]
         sums = _Sums(prefix, layer)
         rest = _rows((args[1:], kwargs), len(tokens), slice(0, 1))
         example = (args[0][:1].clone(), *rest[0]), rest[1]
-        last = _run(layer, (args, kwargs), parts, sums, over and not sequential)
+        last = _run(layers, index, (args, kwargs), parts, sums, over and not sequential)
         sums.close()
         give_back()
         layer_of = Layer(index, prefix, layer, stored, sums.inputs, sums.moments(), example)
         changed = visit(layer_of)
         if sequential and changed:
             materialise(layer, {**stored, **changed}, prefix)
-            last = _run(layer, (args, kwargs), parts, None, over)
-        layer.to("meta")
+            last = _run(layers, index, (args, kwargs), parts, None, over)
+        empty(layer)
         give_back()
         return last if index + 1 < len(layers) else last[:1]  # nothing after it is needed
 
@@ -106,7 +108,8 @@ def _forget_embeddings(model: "PreTrainedModel", decoder: "PreTrainedModel") -> 
 
 
 def _run(
-    layer: nn.Module,
+    layers: nn.ModuleList,
+    index: int,
     arguments: Arguments,
     parts: Parts,
     sums: "_Sums | None",
@@ -117,11 +120,9 @@ def _run(
     outputs, done = entering if over else torch.empty_like(entering), 0
     for rows, drawn_by in parts:
         taken = slice(done, done := done + len(rows))
-        args, kwargs = _rows(arguments, len(entering), taken)
         if sums:
             sums.drawn_by = drawn_by
-        output = type(layer).forward(layer, *args, **kwargs)
-        outputs[taken] = output[0] if isinstance(output, tuple) else output
+        outputs[taken] = run_layer(layers, index, _rows(arguments, len(entering), taken))
     return outputs
 
 

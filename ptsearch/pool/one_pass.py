@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ptsearch.models import loading
 from ptsearch.models.base_model import BaseModel
-from ptsearch.models.checkpoint import Tensors
+from ptsearch.models.checkpoint import Tensors, tensors_of
 from ptsearch.models.coded import Coded
 from ptsearch.models.layers import layers_of, linears_of, skeleton
 from ptsearch.pool import calibration as calibrations
@@ -40,11 +40,13 @@ def one_pass(
 
     All are solved behind the dense model's layers, or there is one sequential variant.
     """
-    model = skeleton(base)
+    model = skeleton(base.path, base.trust_remote_code)
     linears = linears_of(model)
     check_groups(builds, linears)
+    tensors = tensors_of(model, base.path)
     for build in builds:
         build.method.check_available()
+        build.names = tensors.names
     samples = draw(base, builds, calibration)
     root, layers = layers_of(model)
     first = _first_missing(builds, len(layers))
@@ -53,7 +55,6 @@ def one_pass(
         scaled = any("sites" in build.method.needs for build in builds)
         sequential = builds[0].sequential
         done = {f"{root}.{i}.": i + 1 for i in range(first)} if sequential else {}
-        tensors = Tensors(base.path)
         _write_around(tensors, root, builds)
         with _gradients(base, builds, samples, report) as gradients, _threads() as pool:
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ptsearch import store
 from ptsearch.models import checkpoint, coded
+from ptsearch.models.architecture import Names
 from ptsearch.models.base_model import BaseModel
 from ptsearch.pool import writer
 from ptsearch.quantize import METHODS
@@ -56,6 +57,7 @@ class VariantBuild:
     cpu_seconds: float = 0.0  # outside the layers
     gradient_cpu_seconds: float = 0.0  # of the pass for gradients, shared by a seed
     runtime: dict[str, Tensor] = field(default_factory=dict)  # outside the layers
+    names: Names = field(default_factory=Names)  # of tensors on disk and in the model
 
     def __post_init__(self) -> None:
         self.folder.mkdir(exist_ok=True)
@@ -88,7 +90,8 @@ class VariantBuild:
         with store.new_file(self._notes / f"{number}.safetensors") as part:
             save_file(_apart(notes.runtime), part, {"notes": text})
         with store.new_file(self.file(number)) as part:
-            save_file(_apart(tensors), part, {"format": "pt"})
+            stored = {self.names.on_disk(name): tensor for name, tensor in tensors.items()}
+            save_file(_apart(stored), part, {"format": "pt"})
 
     def notes(self) -> list[LayerNotes]:
         """The notes of every file that was written, in order."""
@@ -103,7 +106,8 @@ class VariantBuild:
 
     def dense_layer(self, number: int) -> dict[str, Tensor]:
         """The tensors of a file that was written, with dense weights."""
-        tensors = load_file(self.file(number))
+        stored = load_file(self.file(number))
+        tensors = {self.names.in_model(name): tensor for name, tensor in stored.items()}
         if self.method.storage == "codes":
             return coded.decode(tensors, self.notes()[number].entries)
         scheme, form = writer.scheme_of(self.variant), writer.format_of(self.variant)
@@ -119,7 +123,8 @@ class VariantBuild:
         files = sorted(self.folder.glob("*-*.safetensors"))
         weight_map = {key: path.name for path in files for key in checkpoint.names_in(path)}
         if self.method.storage == "codes":
-            entries = {name: e for notes in self.notes() for name, e in notes.entries.items()}
+            noted = [entry for notes in self.notes() for entry in notes.entries.items()]
+            entries = {self.names.on_disk(name): entry for name, entry in noted}
             coded.write_index(self.folder, entries, weight_map)
         else:
             config["quantization_config"] = writer.quantization_config(self.variant, dense_linears)

@@ -136,7 +136,7 @@ def _read_whole(base: BaseModel, folder: Path, asked: Runtime, chunks: Tensor) -
 
 def _read_by_layers(base: BaseModel, folder: Path, asked: Runtime, chunks: Tensor) -> Measured:
     """The same by transformers' layers, of which one is in memory."""
-    model = skeleton(base)
+    model = skeleton(base.path, base.trust_remote_code)
     _, layers = layers_of(model)
     runtime.apply(model, runtime.linear_names(model), asked, packed=False)
     finite = True
@@ -146,7 +146,7 @@ def _read_by_layers(base: BaseModel, folder: Path, asked: Runtime, chunks: Tenso
         finite = finite and all(map(_is_finite, layer.stored.values()))
         return {}
 
-    read = partial(checkpoint.dense, folder)
+    read = partial(checkpoint.dense, folder, names=checkpoint.tensors_of(model, base.path).names)
     hidden = layerwise.walk(read, model, Samples(chunks), look)
     fill_around(read, model, "", layers)
     model.tie_weights()

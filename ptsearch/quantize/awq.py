@@ -11,6 +11,7 @@ the linears multiplied; where the layer's output does not change, the pair is a 
 norms that compute (1 + w) x, fused projections and grouped queries need no tables of names.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any
@@ -27,50 +28,65 @@ from ptsearch.variant import Variant
 
 EXPONENTS = [step / 10 for step in range(11)]
 SEARCH_ROWS = 64  # of each linear, evenly spaced: enough to choose one exponent
-TOLERANCE = 1e-3  # of the layer's change to its input, in float32
+EXPERT = re.compile(r"(?<=\.experts\.)\d+(?=\.)")  # its number
+LEAST = 1e-3  # of the layer's change to its input: what scaling does that can be seen
+TOLERANCE = 5e-3  # of that, in float32: what is left where it is undone
 
 
 class ScalingSites:
-    """The sites of each kind of layer, found once."""
+    """The sites of each kind of input, found once; a layer's experts are of one kind."""
 
     def __init__(self) -> None:
-        self._by_kind: dict[object, list[ScalingSite]] = {}
+        self._known: dict[object, ScalingSite | None] = {}
 
     def of(self, layer: Layer) -> list[ScalingSite]:
-        shapes = [(name, tensor.shape) for name, tensor in layer.module.named_parameters()]
-        kind = (type(layer.module), *shapes)
-        if kind not in self._by_kind:
-            self._by_kind[kind] = sites(layer)
-        return self._by_kind[kind]
+        """Where this layer can be scaled without changing what it computes."""
+        shapes = tuple((name, tensor.shape) for name, tensor in layer.module.named_parameters())
+        trial, keys = None, []
+        for slot, names in enumerate(layer.inputs):
+            relative = [EXPERT.sub("*", name.removeprefix(layer.prefix)) for name in names]
+            keys.append(key := (type(layer.module), shapes, *relative))
+            if key not in self._known:
+                trial = trial or _Trial(layer)
+                effect = trial.change(slot)
+                if effect > LEAST * trial.whole:  # else the example is not sent to this expert
+                    sites = _candidates(layer, slot)
+                    kept = (s for s in sites if trial.change(slot, s) <= TOLERANCE * effect)
+                    self._known[key] = next(kept, None)
+        found = []
+        for slot, (key, names) in enumerate(zip(keys, layer.inputs, strict=True)):
+            if site := self._known.get(key):
+                number = EXPERT.search(names[0])
+                source = EXPERT.sub(number.group(), site.source) if number else site.source
+                found.append(ScalingSite(source, site.offset, slot))
+        return found
 
 
-def sites(layer: Layer) -> list[ScalingSite]:
-    """Where this layer can be scaled without changing what it computes."""
-    module = deepcopy(layer.module).float()
-    args, kwargs = map_tensors(_to_float, layer.example)
-    before = _run(module, args, kwargs)
-    change = (before - args[0]).norm()
-    found = []
-    for slot, names in enumerate(layer.inputs):
-        relative = [name.removeprefix(layer.prefix) for name in names]
-        linears: list[Any] = [module.get_submodule(name) for name in relative]
-        for site in _candidates(module, layer, slot):
-            source: Any = module.get_submodule(site.source)
-            touched = [source, *linears]
-            kept = [deepcopy(part.state_dict()) for part in touched]
-            steps = torch.arange(linears[0].in_features) % 3
-            s = 2.0 ** (steps - 1).float()
-            with torch.no_grad():
-                _undo(source, s, site.offset)
-                for linear in linears:
-                    linear.weight.mul_(s)
-            after = _run(module, args, kwargs)
-            for part, state in zip(touched, kept, strict=True):
-                part.load_state_dict(state)
-            if (after - before).norm() <= TOLERANCE * change:
-                found.append(site)
-                break
-    return found
+class _Trial:
+    """A copy of a layer in float32, and what it computes for the example."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.layer, self.module = layer, deepcopy(layer.module).float()
+        self.arguments = map_tensors(_to_float, layer.example)
+        self.before = _run(self.module, *self.arguments)
+        self.whole = (self.before - self.arguments[0][0]).norm().item()  # what the layer does
+
+    def change(self, slot: int, site: ScalingSite | None = None) -> float:
+        """What scaling the columns of an input's linears does, undone at `site` or not at all."""
+        names = [name.removeprefix(self.layer.prefix) for name in self.layer.inputs[slot]]
+        linears: list[Any] = [self.module.get_submodule(name) for name in names]
+        source = [self.module.get_submodule(site.source)] if site else []
+        kept = [deepcopy(part.state_dict()) for part in (*source, *linears)]
+        s = 2.0 ** (torch.arange(linears[0].in_features) % 3 - 1).float()
+        with torch.no_grad():
+            if site:
+                _undo(source[0], s, site.offset)
+            for linear in linears:
+                linear.weight.mul_(s)
+        after = _run(self.module, *self.arguments)
+        for part, state in zip((*source, *linears), kept, strict=True):
+            part.load_state_dict(state)
+        return (after - self.before).norm().item()
 
 
 def quantize(
@@ -142,7 +158,7 @@ def divide(
     return torch.where(exact.isfinite() & (exact > 0), exact, s)
 
 
-def _candidates(module: nn.Module, layer: Layer, slot: int) -> Iterator[ScalingSite]:
+def _candidates(layer: Layer, slot: int) -> Iterator[ScalingSite]:
     """Norms of the input's width, then linears that ran before and have that many outputs.
 
     What an expert is given is others' too; only linears of its own come before its others.
@@ -150,7 +166,7 @@ def _candidates(module: nn.Module, layer: Layer, slot: int) -> Iterator[ScalingS
     first = layer.inputs[slot][0]
     expert = first[: first.rindex(".") + 1] if ".experts." in first else ""
     width = layer.stored[f"{layer.inputs[slot][0]}.weight"].shape[1]
-    for name, part in module.named_modules():
+    for name, part in layer.module.named_modules():
         weight = getattr(part, "weight", None)
         if not expert and isinstance(weight, Tensor) and weight.shape == (width,):
             yield ScalingSite(name, 0.0, slot)

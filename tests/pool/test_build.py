@@ -110,7 +110,10 @@ def test_moments_are_those_of_a_plain_forward_pass(tiny_model: Path) -> None:
         return {}
 
     layerwise.walk(
-        Tensors(base.path).under, layers.skeleton(base), layerwise.Samples(tokens, seeds), compare
+        Tensors(base.path).under,
+        layers.skeleton(base.path, False),
+        layerwise.Samples(tokens, seeds),
+        compare,
     )
     assert seen == [0, 1]
 
@@ -182,7 +185,7 @@ def test_sequential_layers_see_what_was_quantized_before(tiny_model: Path, tmp_p
     base = BaseModel("tiny", "0", tiny_model)
     layerwise.walk(
         Tensors(base.path).under,
-        layers.skeleton(base),
+        layers.skeleton(base.path, False),
         layerwise.Samples(tokens, {0: [0, 1, 2, 3]}),
         visit,
         sequential=True,
@@ -212,7 +215,7 @@ def test_what_runs_is_held_once_unless_layers_are_replaced(
             examples.append(layer.example[0][0])
             return layer.stored
 
-        skeleton, read = layers.skeleton(base), Tensors(base.path).under
+        skeleton, read = layers.skeleton(base.path, False), Tensors(base.path).under
         samples = layerwise.Samples(tokens, {0: [1, 4]})
         return layerwise.walk(read, skeleton, samples, visit, 0, sequential), examples
 

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import write_tiny_model
+from tiny_pool import build_tiny, pool
 
+from ptsearch import store
 from ptsearch.models import layers
 from ptsearch.models.base_model import BaseModel
 from ptsearch.models.checkpoint import Tensors
-from ptsearch.pool import layerwise
+from ptsearch.pool import build, layerwise
 from ptsearch.quantize import awq, grid, rtn
 from ptsearch.quantize.layer import Layer, ScalingSite
 from ptsearch.variant import Variant
@@ -22,11 +24,11 @@ def first_layer(folder: Path) -> tuple[Layer, list[ScalingSite]]:
     tokens = torch.randint(0, 200, (4, 32), generator=torch.Generator().manual_seed(0))
 
     def keep(layer: Layer) -> None:
-        found.append((layer, awq.sites(layer)))
+        found.append((layer, awq.ScalingSites().of(layer)))
 
     layerwise.walk(
         Tensors(base.path).under,
-        layers.skeleton(base),
+        layers.skeleton(base.path, False),
         layerwise.Samples(tokens, {0: [0, 1, 2, 3]}),
         keep,
     )
@@ -59,6 +61,30 @@ def test_norms_that_add_one_are_recognised(tmp_path: Path) -> None:
         "gate_proj": ("post_attention_layernorm", 1.0),
         "down_proj": ("mlp.up_proj", 0.0),
     }
+
+
+def test_experts_that_the_example_is_not_sent_to(tmp_path: Path) -> None:
+    """Nothing can be seen of scaling them; where others of the layer can, it holds for them too."""
+    folder = write_tiny_model(
+        tmp_path, "Qwen3Moe", num_experts=16, num_experts_per_tok=1, moe_intermediate_size=32
+    )
+    layer, sites = first_layer(folder)
+    down = {layer.inputs[site.slot][0]: site.source for site in sites}
+    down = {name: source for name, source in down.items() if name.endswith("down_proj")}
+    asked = [names[0] for names in layer.inputs if names[0].endswith("down_proj")]
+    assert len(down) == len(asked)
+    for name, source in down.items():
+        assert f"{layer.prefix}{source}" == name.replace("down_proj", "up_proj")
+
+
+def test_layers_whose_tokens_reach_other_experts(tmp_path: Path) -> None:
+    folder = write_tiny_model(
+        tmp_path, "Qwen3Moe", num_experts=64, num_experts_per_tok=1, moe_intermediate_size=32
+    )
+    variants = pool([{"method": "awq", "bits": 3}])
+    build_tiny(folder, tmp_path / "cache", variants)
+    meta = store.read_meta(build.folder_of(tmp_path / "cache", variants[0]))
+    assert not meta.degenerate
 
 
 @pytest.mark.parametrize("bits", [3, 4])

@@ -1,0 +1,92 @@
+"""What transformers knows of a checkpoint: configuration, class, names of tensors."""
+
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+def read_config(folder: Path, trust_remote_code: bool = False) -> "PretrainedConfig":
+    """A checkpoint's configuration. ValueError, in one line: an architecture not known here."""
+    import transformers
+
+    try:
+        return transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except (ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"transformers {transformers.__version__}: {reason}") from None
+
+
+@cache
+def text_fields(folder: Path, trust_remote_code: bool) -> dict[str, Any]:
+    """The fields of the language model's configuration, those with default values included."""
+    fields: dict[str, Any] = read_config(folder, trust_remote_code).get_text_config().to_dict()
+    return fields
+
+
+def auto_class(config: "PretrainedConfig") -> Any:
+    """The class of transformers whose `from_pretrained` reads the checkpoint with all its parts.
+
+    ValueError, in one line: it is not a model that continues a text.
+    """
+    import transformers
+
+    if config.is_encoder_decoder:
+        raise ValueError(f"{config.model_type} is an encoder-decoder; a causal LM is required")
+    choices = [
+        (transformers.AutoModelForCausalLM, transformers.MODEL_FOR_CAUSAL_LM_MAPPING),
+        (transformers.AutoModelForMultimodalLM, transformers.MODEL_FOR_MULTIMODAL_LM_MAPPING),
+    ]
+    if config.get_text_config() is not config:  # the text part alone would lose the others
+        choices.reverse()
+    for auto, known in choices:
+        if type(config) in known or auto.__name__ in (getattr(config, "auto_map", None) or {}):
+            return auto
+    raise ValueError(f"transformers has no causal LM of model_type={config.model_type!r}")
+
+
+class Names:
+    """Tensors' names on disk and in the model, which differ where transformers renames on loading.
+
+    Known are the base model's; `X.SUFFIX` of a quantized linear goes where `X.weight` went.
+    """
+
+    def __init__(self, model: "PreTrainedModel | None" = None, stored: Iterable[str] = ()) -> None:
+        pairs = _renamed(model, stored) if model is not None else []
+        self._in_model = {**{_stem(a): _stem(b) for a, b in pairs}, **dict(pairs)}
+        self._on_disk = {new: old for old, new in self._in_model.items()}
+
+    def in_model(self, name: str) -> str:
+        """Of a tensor or a linear that is called `name` on disk."""
+        return _look_up(name, self._in_model)
+
+    def on_disk(self, name: str) -> str:
+        return _look_up(name, self._on_disk)
+
+
+def _look_up(name: str, known: dict[str, str]) -> str:
+    if name in known:
+        return known[name]
+    stem, dot, suffix = name.rpartition(".")
+    return known.get(stem, stem) + dot + suffix
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _renamed(model: "PreTrainedModel", stored: Iterable[str]) -> list[tuple[str, str]]:
+    """(on disk, in the model) of the tensors whose names differ."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    known = get_model_conversion_mapping(model)
+    renamings = [part for part in known if isinstance(part, WeightRenaming)]
+    prefix, state = model.base_model_prefix, dict.fromkeys(model.state_dict(), True)
+    pairs = [(name, rename_source_key(name, renamings, [], prefix, state)[0]) for name in stored]
+    return [(old, new) for old, new in pairs if old != new]

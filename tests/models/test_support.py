@@ -1,0 +1,37 @@
+"""Whether an architecture can be built and run is known before any work, in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny import write_tiny_model
+from zoo import write
+
+from ptsearch.models import support
+
+
+def changed(folder: Path, **fields: object) -> Path:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen3-MoE", "Gemma 3 multimodal", "Falcon-H1"])
+def test_what_can_be_built(name: str, tmp_path: Path) -> None:
+    assert support.check(write(tmp_path, name)) is None
+
+
+def test_what_cannot_is_one_line(tmp_path: Path) -> None:
+    reasons = [
+        support.check(write(tmp_path / "a", "GPT-2")),
+        support.check(write(tmp_path / "b", "T5")),
+        support.check(changed(write_tiny_model(tmp_path / "c"), model_type="klingon")),
+        support.check(changed(write_tiny_model(tmp_path / "d"), num_hidden_layers=3)),
+        support.check(changed(write_tiny_model(tmp_path / "e"), model_type="clip")),
+    ]
+    parts = ["no linear layers", "encoder-decoder", "klingon", "no tensor", "no causal LM"]
+    for reason, part in zip(reasons, parts, strict=True):
+        assert reason
+        assert part in reason
+        assert "\n" not in reason
+        assert len(reason) < 250
