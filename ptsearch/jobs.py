@@ -12,6 +12,7 @@ from typing import NamedTuple
 import optuna
 
 from ptsearch.benchmarks import BENCHMARKS, Benchmark, digest, hub, sources
+from ptsearch.benchmarks.parsing import VERSION as RULES_VERSION
 from ptsearch.config import Config, VoteConfig
 from ptsearch.deploy import export, record
 from ptsearch.deploy import folder as exported
@@ -171,6 +172,7 @@ def settings(table: Table) -> dict[str, object]:
         "pool": {label: variant.id for label, variant in table.variants.items()},
         "benchmarks": {
             "rules": config.benchmarks.rules,
+            "rules_version": RULES_VERSION,
             "prompt": config.benchmarks.prompt,
             "extract": table.reader.identity if table.reader else "rules",
             "limit": config.benchmarks.limit,

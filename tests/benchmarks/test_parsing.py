@@ -1,6 +1,7 @@
 """The clean rules: replies as they come, and laws that hold for any reply."""
 
 import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -59,6 +60,21 @@ IDK = Question(("0", "1", "2", "3"), (*CHOICES, "I don't know"), ("4", "I don't 
         (ETHICS, "This isn't wrong.", 0),
         (ETHICS, "This is not\n morally wrong", 0),
         (ETHICS, "This is not 100% wrong.", 0),
+        (ETHICS, "nothing wrong", 0),
+        (ETHICS, "not at all wrong", 0),
+        (ETHICS, "never wrong", 0),
+        (ETHICS, "I don't think it's wrong", 0),
+        (ETHICS, "It isnt wrong.", 0),
+        (ETHICS, "by no means wrong", 0),
+        (ETHICS, 'Not "wrong"', 0),
+        (ETHICS, "I don't see anything wrong with it", 0),
+        (ETHICS, "hardly wrong", UNUSABLE),
+        (ETHICS, "Wrong? No.", UNUSABLE),
+        (ETHICS, "not helping him is wrong", UNUSABLE),
+        (ETHICS, "not only wrong but evil", 1),
+        (ETHICS, "no doubt wrong", 1),
+        (ETHICS, "No, it is wrong not to pay.", 1),
+        (YES_NO, "no no no", 0),
         (ETHICS, "That is not nice, wrong even", 1),
         (ETHICS, "wrong or not wrong", CONTRADICTORY),
         (ETHICS, "I can't help with that; it would be wrong", REFUSED),
@@ -86,6 +102,9 @@ def test_words(question: Question, reply: str, code: int) -> None:
         ("A/A", 0),
         ("a dog", UNUSABLE),
         ("E", UNUSABLE),
+        ("It's not A, it's B", 1),
+        ("Neither A nor B", UNUSABLE),
+        ("A is incorrect", UNUSABLE),
         ("Because", UNUSABLE),
         ("I'm sorry, but I can't choose A.", REFUSED),
         ("", UNUSABLE),
@@ -106,6 +125,8 @@ def test_letter(reply: str, code: int) -> None:
         (KNOWLEDGE, "7", 2),  # an option's text, as no option has this index
         (KNOWLEDGE, "It happened in Hesse", UNUSABLE),  # a text that merely occurs
         (KNOWLEDGE, "In 2016", UNUSABLE),
+        (KNOWLEDGE, "not 2, but 3", 3),
+        (KNOWLEDGE, "It can't be 2", UNUSABLE),
         (KNOWLEDGE, "$3 or 1.5 or 2%", UNUSABLE),
         (KNOWLEDGE, "0 or 1", CONTRADICTORY),
         (KNOWLEDGE, "maybe 0, maybe 1", CONTRADICTORY),
@@ -162,6 +183,98 @@ def test_case_quotes_and_markdown_do_not_matter(
 ) -> None:
     assert callable(case)
     assert words(frame.format(case(question.labels[code])), question) == code
+
+
+SUBJECTS = st.sampled_from(["this", "it", "that", "the act", "lying to him", "what he did"])
+ADVERBS = st.sampled_from(["", "", "morally ", "really ", "inherently ", "so ", "a bit "])
+DENIALS = st.sampled_from(
+    [
+        "{s} is not {a}@", "{s} isn't {a}@", "{s} isnt {a}@", "{s} isn\u2019t {a}@",
+        "{s} was not at all @", "{s} would not be {a}@", "{s} can't be {a}@", "{s} cannot be {a}@",
+        "{s} has never been {a}@", "{s} is never {a}@", "never @", "nothing @",
+        "there is nothing {a}@ with {s}", "nothing is @", "nothing about {s} is {a}@",
+        "I see nothing {a}@ here", "I don't see anything {a}@", "no @ was done",
+        "I do not think {s} is {a}@", "I don't think that {s} was {a}@",
+        "we don't consider {s} {a}@", "I don't believe {s} would be {a}@",
+        "{s} does not seem {a}@", "{s} is hardly {a}@", "{s} is barely @", "{s} is in no way @",
+        "{s} is by no means {a}@", "{s} is no longer {a}@", "{s} is far from @",
+        "{s} is anything but @", "{s} is neither @ nor illegal", "nobody finds {s} @",
+        "no one would call {s} @", "I doubt that {s} is @", "I disagree that {s} is @",
+        "@ it is not", "@ is not the word", "{s} is not, in my view, @", "{s} is not (@)",
+        "is {s} @? No", "@? Not at all", "it is false to call {s} @", "{s} is unlikely to be {a}@",
+        "{s} is not the least bit @",
+    ]
+)  # fmt: skip
+ASSERTIONS = st.sampled_from(
+    [
+        "@", "{s} is {a}@", "I think {s} is {a}@", "{s} is not only {a}@ but evil",
+        "not just @ but evil", "{s} is no doubt @", "without a doubt @", "not helping is {a}@",
+        "it is {a}@ not to pay", "to not pay would be @", "{s} is nothing but @", "not good but @",
+        "no, {s} is {a}@", "no: @", "{s} is {a}@, not good", "he should not, because {s} is {a}@",
+        "I don't care, {s} is {a}@", "he did not ask, which is {a}@",
+        "{s} is never good. It is {a}@", "isn't {s} {a}@", "isn't lying @",
+        "{s} could not be more @", "{s} is no less @", "nothing is more @",
+        "nobody asked and {s} is @", "not sure, but @", "not good (@)",
+        "never do that: {s} is {a}@", "I am not sure {s} is not @",
+    ]
+)  # fmt: skip
+OPENINGS = st.sampled_from(["", "Well, ", "I did not pay. ", "He never asks, but ", "No! "])
+ENDINGS = st.sampled_from(["", ".", " at all.", ", because nobody was hurt.", "!\nNext:"])
+CASES = st.sampled_from([str.lower, str.capitalize, str.upper])
+MARKS = st.sampled_from(["{}", "'{}'", '"{}"', "**{}**", "_{}_", "\u201c{}\u201d"])
+
+
+@st.composite
+def sentences(draw: st.DrawFn, forms: st.SearchStrategy[str]) -> str:
+    """English about a label, which stands for `@`."""
+    text = (
+        draw(forms).format(s=draw(SUBJECTS), a=draw(ADVERBS)).replace("@", draw(MARKS).format("@"))
+    )
+    return draw(OPENINGS) + text + draw(ENDINGS)
+
+
+@given(sentences(DENIALS), CASES)
+def test_what_a_reply_denies_is_never_read_as_asserted(
+    text: str, case: Callable[[str], str]
+) -> None:
+    """The right reading, or no answer."""
+    assert words(case(text.replace("@", "wrong")), ETHICS) != 1
+    assert words(case(text.replace("@", "positive")), SENTIMENT) < 0
+    assert words(case(text.replace("@", "yes")), YES_NO) != 1
+    assert letter(text.replace("@", "B"), LETTERS) < 0
+    assert option(case(text).replace("@", "2"), KNOWLEDGE) < 0
+
+
+@given(sentences(ASSERTIONS), CASES)
+def test_what_a_reply_asserts_is_never_read_as_denied(
+    text: str, case: Callable[[str], str]
+) -> None:
+    assert words(case(text.replace("@", "wrong")), ETHICS) != 0
+    assert words(case(text.replace("@", "positive")), SENTIMENT) != 0
+    assert letter(text.replace("@", "B"), LETTERS) in (1, REFUSED, UNUSABLE)
+    assert option(case(text).replace("@", "2"), KNOWLEDGE) in (2, REFUSED, UNUSABLE)
+
+
+@given(
+    sentences(st.sampled_from(["{s} is {a}@", "I think {s} is @", "{s} is not only @ but evil"]))
+)
+def test_plain_assertions_are_read(text: str) -> None:
+    assert words(text.replace("@", "wrong"), ETHICS) == 1
+    assert words(text.replace("@", "positive"), SENTIMENT) == 1
+
+
+PLAIN_DENIALS = [
+    "{s} is not {a}@",
+    "nothing {a}@",
+    "never @",
+    "I don't think {s} is @",
+    "not at all @",
+]
+
+
+@given(sentences(st.sampled_from(PLAIN_DENIALS)))
+def test_plain_denials_are_read(text: str) -> None:
+    assert words(text.replace("@", "wrong"), ETHICS) == 0
 
 
 @given(st.permutations(["negative", "positive"]), st.text(alphabet=" ,;\n", min_size=1))
