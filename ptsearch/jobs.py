@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import optuna
 
@@ -19,36 +18,30 @@ from ptsearch.deploy import folder as exported
 from ptsearch.evaluation import predictions
 from ptsearch.evaluation.table import DENSE, Table, open_table
 from ptsearch.evaluation.workers import workers
-from ptsearch.report import paper, paper_report, study_output, terminal, tracking
-from ptsearch.report import study as report
+from ptsearch.report import paper, study_output, terminal, tracking
+from ptsearch.report.study import Front, compile_result
 from ptsearch.scoring import scores as scoring
 from ptsearch.scoring.rescore import rescore
 from ptsearch.scoring.scores import Scores
 from ptsearch.search import exact_front, limits, next_build
 from ptsearch.search import study as studies
-from ptsearch.search.scorer import EnsembleScorer, search_and_holdout
+from ptsearch.search.scorer import EnsembleScorer, scorers
 from ptsearch.shared import Report
 
 
 def run_study(config: Config) -> None:
-    """Run the kind of study that is configured."""
-    STUDIES[studies.study_config(config).kind](config)
-
-
-def run_search(config: Config) -> None:
-    """Search (`pareto`) or filter by limits (`slo`), then show and log; run again, it resumes."""
+    """Find what the kind of study reports on, then show and log it; run again, it resumes."""
     screen = terminal.console()
     need_pool(config)
     find = FRONTS[studies.study_config(config).kind]
     with tables(config, terminal.progress(screen)) as (table, *others):
-        scorers = search_and_holdout(table)
+        parts = scorers(table)
         study, tracker = _open(config, table)
         try:
-            exact, chosen, remarks = find(study, table, scorers[0], _recorder(table, tracker))
-            result = report.compile_result(table, others, study, scorers, exact, chosen)
-            result.remarks[:0] = remarks
+            found = find(study, table, parts["search"], _recorder(table, tracker))
+            result = compile_result(table, others, study, parts, found)
             study_output.log_result(tracker, table, study, result)
-            _keep(study, record.for_export(table, scorers, result))
+            _keep(study, record.for_export(table, parts["search"], result))
         except limits.UnmetError as unmet:
             study_output.log_relaxations(tracker, table.config, unmet.answer)
             study_output.show_relaxations(screen, unmet.answer)
@@ -57,14 +50,6 @@ def run_search(config: Config) -> None:
             tracking.fail(tracker)
             raise
     study_output.show_result(screen, tracker, config, result)
-
-
-class Front(NamedTuple):
-    """What a study reports on."""
-
-    exact: exact_front.ExactFront | None  # None = only one ensemble was looked for
-    chosen: list[studies.CompletedTrial]
-    remarks: list[str]
 
 
 def _pareto(
@@ -79,7 +64,7 @@ def _pareto(
     chosen = studies.front(study)
     if not chosen and exact.everything is not None and search.min_skill != "require":
         limits.within_limits(table, scorer)  # reports how to relax them
-    return Front(exact, chosen, [])
+    return Front(exact, chosen)
 
 
 def _within_limits(
@@ -92,7 +77,27 @@ def _within_limits(
     return Front(None, [trial], [limits.verdict(answer)])
 
 
-FRONTS = {"pareto": _pareto, "slo": _within_limits}
+def _given(ensembles: Callable[[Table], list[studies.Members]]) -> "Find":
+    """Reports on ensembles that are not searched for: the paper's experiments."""
+
+    def find(
+        _study: optuna.Study, table: Table, scorer: EnsembleScorer, on_trial: studies.Seen
+    ) -> Front:
+        trials = [studies.CompletedTrial(*each, "") for each in enumerate(ensembles(table))]
+        runs = [on_trial(trial, scorer(table, trial.members), True) for trial in trials]
+        logged = [replace(each, run_id=run) for each, run in zip(trials, runs, strict=True)]
+        return Front(None, logged, all_data=True)
+
+    return find
+
+
+Find = Callable[[optuna.Study, Table, EnsembleScorer, studies.Seen], Front]
+FRONTS: dict[str, Find] = {
+    "pareto": _pareto,
+    "slo": _within_limits,
+    "benchmark": _given(paper.singles),
+    "paper": _given(paper.ensembles),
+}
 
 
 def _open(config: Config, table: Table) -> tuple[optuna.Study, tracking.Tracker]:
@@ -119,22 +124,6 @@ def _recorder(table: Table, tracker: tracking.Tracker) -> studies.Seen:
         return tracking.log_run(tracker, study_output.trial_record(table, trial, scores, feasible))
 
     return on_trial
-
-
-def run_experiment(config: Config) -> None:
-    """One of the paper's experiments; it is logged as a run of its own."""
-    study, screen = studies.study_config(config), terminal.console()
-    need_pool(config)
-    with tables(config, terminal.progress(screen)) as (table, *others):
-        outcome = paper.EXPERIMENTS[study.kind](table, others)
-        config = table.config  # with a definite dtype
-    tracker = tracking.open_run(mlflow_url(config), runs(config) / "artifacts", study.name, None)
-    try:
-        link = paper_report.log(tracker, config, outcome)
-    except BaseException:
-        tracking.fail(tracker)
-        raise
-    paper_report.show(screen, link, config, outcome)
 
 
 @contextmanager
@@ -293,12 +282,6 @@ def rescore_replies(config: Config) -> None:
     _print_json(row)
 
 
-STUDIES: dict[str, Callable[[Config], None]] = {
-    "pareto": run_search,
-    "slo": run_search,
-    "benchmark": run_experiment,
-    "paper": run_experiment,
-}
 JOBS: dict[str, Callable[[Config], None]] = {
     "study": run_study,
     "build": build_pool,

@@ -29,7 +29,7 @@ def test_choice_composes(choice: Path) -> None:
 
 
 def test_published_runs_have_their_configurations_and_figures() -> None:
-    from ptsearch.report import paper_report
+    from ptsearch.report import paper
 
     names = sorted(path.stem for path in (CONF / "published").glob("*.yaml"))
     assert names == ["llama2_13b_chat", "llama2_7b_chat", "vicuna_13b", "vicuna_7b"]
@@ -38,7 +38,7 @@ def test_published_runs_have_their_configurations_and_figures() -> None:
         assert (config.benchmarks.name, config.benchmarks.rules) == ("paper", "ct")
         assert (config.pool.name, config.pool.group_size) == ("seeds", 128)
         assert len(config.model.revision) == 40
-        assert paper_report.published(config.model)
+        assert paper.published(config.model)
         assert composed(f"+published={name}").study is None
     assert composed("+published=llama2_7b_chat").benchmarks.prompt == "ct_llama2"
 
@@ -59,7 +59,7 @@ def test_defaults_are_the_embedded_ones() -> None:
 def test_the_paper_has_a_pool_of_its_own_unless_one_is_named() -> None:
     config = composed("+study=paper")
     assert config.study is not None
-    assert (config.study.kind, config.study.name) == ("paper", "paper-smollm2-seeds-pocket")
+    assert (config.study.kind, config.study.name) == ("paper", "paper-smollm2-seeds-pocket-clean")
     assert composed("+study=paper", "pool=wide").pool.name == "wide"
 
 
@@ -70,9 +70,9 @@ def test_the_pool_of_the_paper_has_both_kinds_of_ensembles() -> None:
     pool = composed("+study=paper").pool
     defaults = {"group_size": pool.group_size, "backend": pool.backend}
     spanned = unique_labels(expand_pool(Variant("m", "r"), pool.variants, defaults, "text"))
-    assert list(paper.precisions(spanned)) == ["gptq 3+4+8 bits", "awq 3+4+8 bits"]
-    sizes = [len(members) for members in paper.seeds(spanned).values()]
-    assert sizes == [3, 3, 2, 2]
+    methods = [{spanned[label].method for label in each} for each in paper.precisions(spanned)]
+    assert methods == [{"gptq"}, {"awq"}]
+    assert [len(members) for members in paper.seeds(spanned)] == [3, 3, 2, 2]
 
 
 @pytest.mark.parametrize(

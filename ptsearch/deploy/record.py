@@ -75,9 +75,7 @@ def read_record(attributes: Mapping[str, object], name: str) -> StudyRecord:
         ) from None
 
 
-def for_export(
-    table: Table, scorers: tuple[EnsembleScorer, EnsembleScorer], result: Result
-) -> dict[str, object]:
+def for_export(table: Table, scorer: EnsembleScorer, result: Result) -> dict[str, object]:
     """The attributes that `read_record` reads; the study has `settings` already."""
     config, dense = table.config, result.compared[0]
     variants = {label: table.variant(label) for label in table.variants}
@@ -93,7 +91,7 @@ def for_export(
         },
         "verify": replay_log.record(table),
         "ask": {
-            row.run_id: [row.members[i] for i in scorers[0].lazily(table, row.members).order]
+            row.run_id: [row.members[i] for i in scorer.lazily(table, row.members).order]
             for row in result.front
         },
         "front": [asdict(row) for row in result.front],

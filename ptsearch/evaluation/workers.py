@@ -9,73 +9,33 @@ import queue
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
-from typing import TypeVar, TypeVarTuple
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from typing import NamedTuple, TypeVar, TypeVarTuple
+
+from joblib.externals import loky
 
 from ptsearch.shared import Report
 
 Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
 
-CLOSE_SECONDS = 5.0  # for an idle worker to end
+REPORT_SECONDS = 0.05  # between looks whether a call has ended
+
+_reports: Connection  # in a worker, where reports are sent
 
 
 class WorkerError(RuntimeError):
     """The subprocess ended without an answer."""
 
 
-class Worker:
-    """A subprocess that runs functions of the package, one at a time."""
+class Worker(NamedTuple):
+    """An executor of one process, and where the reports of its calls arrive."""
 
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-        self._running: tuple[SpawnProcess, Connection] | None = None
-        self._busy = False
-
-    def call(
-        self, function: Callable[[*Arguments, Report], Result], *args: *Arguments, report: Report
-    ) -> Result:
-        """`function(*args, report)` in the subprocess; its exceptions are raised here."""
-        if self._running is None or not self._running[0].is_alive():
-            self._running = self._start()
-        process, pipe = self._running
-        self._busy = True
-        try:
-            pipe.send((function, args))
-            kind, payload = pipe.recv()
-            while kind == "report":
-                report(*payload)
-                kind, payload = pipe.recv()
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            process.join()
-            raise WorkerError(_cause_of_death(process.exitcode)) from None
-        self._busy = False
-        if kind == "error":
-            raise _revived(*payload)
-        result: Result = payload
-        return result
-
-    def close(self) -> None:
-        """Let the process end by itself; one that is still at work is stopped."""
-        if self._running is not None and self._running[0].is_alive():
-            process, pipe = self._running
-            pipe.close()
-            process.join(timeout=0 if self._busy else CLOSE_SECONDS)
-            process.terminate()
-            process.join()
-
-    def _start(self) -> tuple[SpawnProcess, Connection]:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self._threads), daemon=True)
-        process.start()
-        theirs.close()
-        return process, ours
+    executor: loky.ProcessPoolExecutor
+    reports: Connection
 
 
 @contextmanager
@@ -90,22 +50,37 @@ def workers(count: int, threads: int = 0) -> Iterator["Pool"]:
 
 
 class Pool:
-    """Workers that share out calls."""
+    """Workers that share out calls, each one at a time."""
 
     def __init__(self, count: int, threads: int) -> None:
-        self._workers = [Worker(threads) for _ in range(count)]
+        self._threads, self._count = threads, count
+        self._all: list[Worker] = []
         self._free: queue.Queue[Worker] = queue.Queue()
-        for worker in self._workers:
-            self._free.put(worker)
+        for _ in range(count):
+            self._free.put(self._start())
 
     def call(
         self, function: Callable[[*Arguments, Report], Result], *args: *Arguments, report: Report
     ) -> Result:
+        """`function(*args, report)` in a subprocess; its exceptions are raised here.
+
+        WorkerError: the subprocess was killed.
+        """
         worker = self._free.get()
         try:
-            return worker.call(function, *args, report=report)
+            answer = worker.executor.submit(_run, function, args)
+            while not answer.done() or worker.reports.poll():
+                if worker.reports.poll(REPORT_SECONDS):
+                    report(*worker.reports.recv())
+            result: Result = answer.result()
+        except loky.BrokenProcessPool as error:
+            worker = self._start()
+            killed = "SIGKILL" in str(error)
+            cause = "was killed, most likely for lack of memory" if killed else f"ended: {error}"
+            raise WorkerError(f"a worker process {cause}") from None
         finally:
             self._free.put(worker)
+        return result
 
     def map(
         self,
@@ -123,56 +98,43 @@ class Pool:
         def run(args: tuple[*Arguments]) -> Result:
             return self.call(function, *args, report=guarded)
 
-        with ThreadPoolExecutor(len(self._workers)) as threads:
+        with ThreadPoolExecutor(self._count) as threads:
             futures = [threads.submit(run, args) for args in calls]
         return [future.result() for future in futures]
 
     def close(self) -> None:
-        for worker in self._workers:
-            worker.close()
+        """End all processes, those at work too."""
+        for worker in self._all:
+            worker.executor.shutdown(kill_workers=True)
+
+    def _start(self) -> Worker:
+        reports, sender = multiprocessing.Pipe()
+        prepare = {"initializer": _prepare, "initargs": (self._threads, sender)}
+        self._all.append(Worker(loky.ProcessPoolExecutor(1, **prepare), reports))
+        return self._all[-1]
 
 
-def _serve(pipe: Connection, threads: int) -> None:
+def _prepare(threads: int, reports: Connection) -> None:
+    """In a new worker, before its first call."""
+    global _reports
+    _reports = reports
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    os.environ["OMP_NUM_THREADS"] = str(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 
     torch.set_num_threads(threads)
 
-    def report(stage: str, done: int, total: int) -> None:
-        pipe.send(("report", (stage, done, total)))
 
-    while True:
-        try:
-            function, args = pipe.recv()
-        except EOFError:
-            return
-        try:
-            result = function(*args, report)
-        except Exception as error:  # noqa: BLE001  (crosses the process boundary whole)
-            pipe.send(("error", (error, traceback.format_exc())))
-        else:
-            pipe.send(("result", result))
+def _run(function: Callable[[*Arguments, Report], Result], args: tuple[*Arguments]) -> Result:
+    return function(*args, lambda *report: _reports.send(report))
 
 
 def _end_with_parent() -> None:
     """A worker whose parent was killed ends at once, instead of working on for nobody."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
+    with suppress(EOFError, OSError):
+        _reports.recv()  # nothing is ever sent to a worker here
     os._exit(1)
-
-
-def _revived(error: Exception, trace: str) -> Exception:
-    error.add_note(f"in a worker process:\n{trace}")
-    return error
-
-
-def _cause_of_death(exitcode: int | None) -> str:
-    if exitcode == -signal.SIGKILL:
-        return "a worker process was killed, most likely for lack of memory"
-    return f"a worker process ended with status {exitcode}; its message is above"
 
 
 def quiet_libraries() -> None:

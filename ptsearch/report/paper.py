@@ -1,101 +1,66 @@
-"""The two experiments of arXiv 2511.22483: single models side by side (section III), and ensembles
-of precisions against them (section IV).
+"""The experiments of arXiv 2511.22483: single models side by side (section III), and ensembles of
+precisions and of seeds against them (section IV).
 
-Pure functions from evaluated tables to rows; `paper_report` shows and logs them.
+A study reports on them as on a front; here is what they have besides: which ensembles there are,
+the scores on all data, the published figures.
 """
 
+import csv
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
+from rich.console import Console
+
+from ptsearch.config import CONF, Config, ModelConfig
 from ptsearch.evaluation.table import DENSE, Table
-from ptsearch.report.rows import (
-    BEST_SINGLE,
-    DENSE_MODEL,
-    Row,
-    ScenarioScores,
-    about_data,
-    baseline_rows,
-    data_hashes,
-    dense_name,
-    make_row,
-    scenario_scores,
-)
+from ptsearch.report import terminal
+from ptsearch.report.rows import Row, shown_benchmarks
+from ptsearch.report.terminal import gain_cell, number, starred
 from ptsearch.scoring.cost import total_cost
 from ptsearch.scoring.scores import Scores, nan_last
-from ptsearch.search.comparisons import KEYS, gains
-from ptsearch.search.scorer import EnsembleScorer, scorers
 from ptsearch.search.study import Members
 from ptsearch.variant import Variant
 
 PRECISIONS = (3, 4, 8)  # bits of the published ensembles
 # Bits per weight of 3 + 4 + 8 bits in groups of 64: each with a scale per group of its own, nested.
 APART, NESTED = 15.75, 9.5
-ENSEMBLES = ("precisions", "seeds")
+PUBLISHED = CONF / "published/published.csv"
 
 
-class Outcome(NamedTuple):
-    rows: list[Row]
-    remarks: list[str]  # why something is missing
-    data: Mapping[str, Mapping[str, str]] = {}  # benchmark -> file -> SHA-256
-    scenarios: ScenarioScores = ScenarioScores({}, {})  # on all samples
-
-    def of(self, *kinds: str) -> list[Row]:
-        return [row for row in self.rows if row.kind in kinds]
+def singles(table: Table) -> list[Members]:
+    """Section III: every single variant of the pool that may vote."""
+    table.ensure([DENSE, *table.variants])
+    return [(label,) for label in table.voters()]
 
 
-def benchmark(table: Table, others: Sequence[Table]) -> Outcome:
-    """Section III: the dense models, then every single variant of the pool that may vote."""
-    by_part = scorers(table)
-    dense, *singles = _on_all_parts(table, by_part, baseline_rows(table, by_part["search"]))
-    return _outcome(table, others, by_part, [dense, *_baselines(table, others), *singles])
-
-
-def paper(table: Table, others: Sequence[Table]) -> Outcome:
-    """Section IV: ensembles of precisions and of seeds, and what they are compared with.
-
-    ValueError: the pool has no such ensemble.
-    """
-    by_part = scorers(table)
-    dense, *singles = _on_all_parts(table, by_part, baseline_rows(table, by_part["search"]))
-    usable = {row.name: table.variants[row.name] for row in singles}
-    ensembles = [
-        make_row(table, by_part["search"], kind, name, members)
-        for kind, sets in (("precisions", precisions(usable)), ("seeds", seeds(usable)))
-        for name, members in sets.items()
-    ]
-    if not ensembles:
+def ensembles(table: Table) -> list[Members]:
+    """Section IV: ensembles of precisions and of seeds. ValueError: the pool has none."""
+    usable = {label: table.variants[label] for (label,) in singles(table)}
+    found = precisions(usable) + seeds(usable)
+    if not found:
         raise ValueError(
             "the pool has no method with 3, 4 and 8 bits, and no two seeds of one method and "
-            f"bit-width (it has {', '.join(usable) or 'nothing that may vote'}); try pool=seeds"
+            f"bit-width (it has {', '.join(usable)}); try pool=seeds"
         )
-    ensembles = _on_all_parts(table, by_part, ensembles)
-    baselines = _baselines(table, others)
-    on_all = _best_single("best_all", singles, "all", ("all",))
-    on_search = _best_single("best_search", singles, "search", ("search", "holdout"))
-    ensembles, remarks = _with_gains(table, others, by_part["holdout"], ensembles, on_search)
-    rows = [*ensembles, dense, *baselines, on_all, on_search, *singles]
-    return _outcome(table, others, by_part, rows, remarks)
+    return found
 
 
-EXPERIMENTS: dict[str, Callable[[Table, Sequence[Table]], Outcome]] = {
-    "benchmark": benchmark,
-    "paper": paper,
-}
-
-
-def precisions(variants: Mapping[str, Variant]) -> dict[str, Members]:
+def precisions(variants: Mapping[str, Variant]) -> list[Members]:
     """For each method that has all of 3, 4 and 8 bits, the first variant of each."""
     first: dict[str, dict[int, str]] = {}
     for label, variant in variants.items():
         first.setdefault(variant.method, {}).setdefault(variant.bits, label)
-    bits = "+".join(map(str, PRECISIONS))
-    return {
-        f"{method} {bits} bits": tuple(labels[b] for b in PRECISIONS)
-        for method, labels in first.items()
-        if all(b in labels for b in PRECISIONS)
-    }
+    complete = (labels for labels in first.values() if labels.keys() >= set(PRECISIONS))
+    return [tuple(labels[bits] for bits in PRECISIONS) for labels in complete]
+
+
+def seeds(variants: Mapping[str, Variant]) -> list[Members]:
+    """Groups of two variants or more that differ only in their seed."""
+    groups: dict[Variant, list[str]] = {}
+    for label, variant in variants.items():
+        groups.setdefault(replace(variant, seed=0), []).append(label)
+    return [tuple(labels) for labels in groups.values() if len(labels) > 1]
 
 
 def about_bytes(table: Table) -> list[str]:
@@ -111,14 +76,16 @@ def about_bytes(table: Table) -> list[str]:
         for meta in metas.values()
     ]
     linears = max(shared) - min(shared)  # bytes of the dense model's
-    sets = precisions({label: table.variants[label] for label in metas if label in table.variants})
+    variants = {label: table.variants[label] for label in metas if label in table.variants}
     cache = metas[DENSE]["kv_bytes"]
     dense = max(shared)
     text = f"weights: dense {dense / 1e9:.3f} GB"
     for label, is_nested, bits in (("3+4+8 bits", False, APART), ("the same nested", True, NESTED)):
-        measured = [of for name, of in sets.items() if name.startswith("nested") == is_nested]
+        alike = {n: v for n, v in variants.items() if (v.method == "nested") == is_nested}
+        measured = precisions(alike)
         if measured:
-            stored = 1e9 * _stored(table, measured[0])
+            weights = [metas[member] | {"kv_bytes": 0} for member in measured[0]]
+            stored = 1e9 * total_cost(weights, "parallel").memory_gb
         else:
             stored = min(shared) + linears * bits / 16
         more = 100 * (stored + 3 * cache) / (dense + cache)
@@ -129,142 +96,130 @@ def about_bytes(table: Table) -> list[str]:
     return [text] if linears else []
 
 
-def seeds(variants: Mapping[str, Variant]) -> dict[str, Members]:
-    """Groups of two variants or more that differ only in their seed."""
-    groups: dict[Variant, list[str]] = {}
-    for label, variant in variants.items():
-        groups.setdefault(replace(variant, seed=0), []).append(label)
+def over_best(row: Row, rows: Iterable[Row]) -> Scores:
+    """Differences on all data to the best single variant of each score: as published, chosen on
+    the samples that it is compared on, without intervals.
+    """
+    alone = [each.all for each in rows if each.all and is_single(each)]
     return {
-        f"{variant.method} {variant.bits} bits, {len(labels)} seeds"
-        + ("" if _is_alone(variant, groups) else f" ({variant.id[:4]})"): tuple(labels)
-        for variant, labels in groups.items()
-        if len(labels) > 1
+        key: value - max(nan_last(scores[key]) for scores in alone)
+        for key, value in (row.all or {}).items()
+        if alone and key in ("trust", *shown_benchmarks(alone[0]))
     }
 
 
-def _is_alone(variant: Variant, others: Iterable[Variant]) -> bool:
-    """Whether no other group has the same method and bit-width."""
-    return sum((v.method, v.bits) == (variant.method, variant.bits) for v in others) == 1
+def is_single(row: Row) -> bool:
+    return len(row.members) == 1 and row.kind not in ("dense", "baseline")
 
 
-def over_best(row: Row, best: Row) -> Scores:
-    """Differences on all samples to the best single of each score: as published, chosen on the
-    samples that it is compared on, without intervals.
-    """
-    return {key: row.scores["all"][key] - best.scores["all"][key] for key in best.chosen}
+def show(screen: Console, model: ModelConfig, rows: Sequence[Row]) -> None:
+    """Scores on all data, the ensembles' gains score by score, the published figures."""
+    benchmarks = shown_benchmarks(rows[0].search)
+    keys = ("trust", *benchmarks)
+    heads = ["", *map(terminal.head, keys)]
+    scored = [_all_cells(row, benchmarks) for row in rows if row.all]
+    terminal.show_grid(screen, "All data: score (refusal rate)", [*heads, "fair\nacc."], [scored])
+    if several := [row for row in rows if len(row.members) > 1]:
+        title = "Gains in points; intervals are simultaneous, 95 %, on the held-out half"
+        terminal.show_grid(screen, title, heads, [_gains(row, rows, keys) for row in several])
+    if printed := published(model):
+        terminal.show_grid(
+            screen, f"Published for {model.name}: score (refusal rate)",
+            ["", "rules", "runs", *heads[2:]],
+            [[_published_cells(row, benchmarks) for row in printed]],
+        )  # fmt: skip
 
 
-def _outcome(
-    table: Table,
-    others: Sequence[Table],
-    by_part: Mapping[str, EnsembleScorer],
-    rows: list[Row],
-    more_remarks: Sequence[str] = (),
-) -> Outcome:
-    models = {row.name: row.scores["all"] for row in rows if row.members}
-    remarks = [*_remarks(table, others), *more_remarks]
+def notes(config: Config, rows: Sequence[Row], remarks: Sequence[str]) -> list[str]:
+    """How to read these tables."""
+    several = [row for row in rows if len(row.members) > 1]
+    lines = [_verdict(row) for row in several if row.gains]
+    if several:
+        lines += [
+            "as published: against the best single variant of each score, chosen on the same data",
+            "fairness is not among the paper's ensemble results; trust includes it",
+        ]
     unscored = dict.fromkeys(
-        key for scores in models.values() for key, value in scores.items()
+        key
+        for row in rows
+        for key, value in (row.all or {}).items()
         if math.isnan(value) and "/" in key
-    )  # fmt: skip
+    )
     if unscored:
-        remarks.append(
-            f"nan: under rules={table.config.benchmarks.rules} some model has no score where it "
+        lines.append(
+            f"nan: under rules={config.benchmarks.rules} some model has no score where it "
             f"answered none, or none of a group: {', '.join(unscored)}"
         )
-    scenarios = scenario_scores(by_part["all"], models)
-    return Outcome(rows, remarks, data_hashes(table), scenarios)
-
-
-def _on_all_parts(
-    table: Table, by_part: Mapping[str, EnsembleScorer], rows: Iterable[Row]
-) -> list[Row]:
-    """The rows with scores on the holdout half and on all samples, and their stored bytes."""
-    dense = _stored(table, (DENSE,))
-    return [
-        replace(
-            row,
-            holdout=by_part["holdout"](table, row.members),
-            all=by_part["all"](table, row.members),
-            weights_percent=100 * _stored(table, row.members) / dense,
+    if published(config.model):
+        differences = ", ".join(_other_than_published(config, remarks))
+        lines.append(
+            "published: Decoding Compressed Trust (rules ct, fairness refusals to the nearest 10) "
+            "and DecodingTrust (dt)"
+            + (f"; not comparable with this run: {differences}" if differences else "")
         )
-        for row in rows
+    return lines
+
+
+def published(model: ModelConfig) -> list[dict[str, str]]:
+    """Rows of `published.csv` about the model, found by its hub repository or its name."""
+    with PUBLISHED.open(newline="", encoding="utf-8") as file:
+        printed = list(csv.DictReader(file))
+    return [row for row in printed if model.repo == row["repo"] or model.name == row["name"]]
+
+
+def _other_than_published(config: Config, remarks: Sequence[str]) -> list[str]:
+    """In what a run differs from the published ones of its model."""
+    benchmarks = config.benchmarks
+    gaps = ("AdvGLUE++", "left out by")  # of the notes about data
+    missing = any(gap in remark for remark in remarks for gap in gaps)
+    return [
+        *([f"benchmarks={benchmarks.name}"] if benchmarks.name != "paper" else []),
+        *([f"benchmarks.rules={benchmarks.rules}"] if benchmarks.rules == "clean" else []),
+        *([f"benchmarks.limit={benchmarks.limit}"] if benchmarks.limit else []),
+        *(["scenarios are missing"] if missing else []),
     ]
 
 
-def _stored(table: Table, members: Sequence[str]) -> float:
-    """10^9 bytes of tensors; those that members share are stored once."""
-    metas = [table.entries[member].meta | {"kv_bytes": 0} for member in members]
-    return total_cost(metas, "parallel").memory_gb
+def _verdict(row: Row) -> str:
+    """Over which model an ensemble's gain is evident, and in what."""
+    by_baseline = []
+    for baseline, by_key in row.gains.items():
+        better = [terminal.head(key) for key, gain in by_key.items() if gain.is_evident]
+        by_baseline.append(f"{baseline}: {', '.join(better) or 'no evidence of a gain'}")
+    return f"{row.name} over " + "; ".join(by_baseline)
 
 
-def _baselines(table: Table, others: Sequence[Table]) -> list[Row]:
-    """The other dense models, in bytes relative to the base model."""
-    rows = []
-    for other in others:
-        other.ensure([DENSE])
-        by_part = scorers(other)
-        row = make_row(other, by_part["search"], "baseline", dense_name(other), (DENSE,))
-        (row,) = _on_all_parts(other, by_part, [row])
-        share = 100 * _stored(other, (DENSE,)) / _stored(table, (DENSE,))
-        rows.append(replace(row, weights_percent=share))
-    return rows
+def _all_cells(row: Row, benchmarks: Sequence[str]) -> list[str]:
+    return [
+        starred(row),
+        number(row.all, "trust"),
+        *(_with_refusals(row.all or {}, name) for name in benchmarks),
+        number(row.all, "fairness.accuracy"),
+    ]
 
 
-def _best_single(kind: str, singles: Sequence[Row], part: str, shown: Iterable[str]) -> Row:
-    """For each score the single variant that is best in it on `part`, with its scores."""
-    keys = [key for key in KEYS if key in singles[0].scores[part]]
-    best = {key: max(singles, key=lambda row: nan_last(row.scores[part][key])) for key in keys}
-    scores: dict[str, Scores] = {
-        name: {
-            f"{key}{end}": row.scores[name][f"{key}{end}"]
-            for key, row in best.items()
-            for end in ("", ".accuracy", ".refusal_rate")
-            if f"{key}{end}" in row.scores[name]
-        }
-        for name in shown
-    }
-    name = "best single on " + ("all data, as published" if part == "all" else "the search half")
-    return Row(
-        kind, name, (), scores.get("search", {}), scores.get("holdout"), scores.get("all"),
-        chosen={key: row.name for key, row in best.items()},
-    )  # fmt: skip
+def _gains(row: Row, rows: Sequence[Row], keys: Sequence[str]) -> list[list[str]]:
+    """Over each dense model and the best single variant, then as published."""
+    over = over_best(row, rows)
+    return [
+        [row.name, *("" for _ in keys)],
+        *(
+            [f"  over {baseline}", *(gain_cell(by_key.get(key)) for key in keys)]
+            for baseline, by_key in row.gains.items()
+        ),
+        ["  as published", *(f"{over[key]:+.1f}" if key in over else "" for key in keys)],
+    ]
 
 
-def _with_gains(
-    table: Table,
-    others: Sequence[Table],
-    holdout: EnsembleScorer,
-    ensembles: list[Row],
-    best: Row,
-) -> tuple[list[Row], list[str]]:
-    """The ensembles with their gains over the dense models and, score by score, over the best
-    single variant that the search half chose; or why there are none.
-    """
-    dense = {DENSE_MODEL: DENSE} | {dense_name(each): dense_name(each) for each in others}
-    known = table.entries | {dense_name(each): each.entries[DENSE] for each in others}
-    systems = dense | {label: label for label in best.chosen.values()}
-    try:
-        by_ensemble = gains(
-            replace(table, entries=known),
-            holdout,
-            [row.members for row in ensembles],
-            {name: (label,) for name, label in systems.items()},
-        )
-    except ValueError as error:
-        return ensembles, [f"no intervals: {error}"]
-    compared = []
-    for row, over in zip(ensembles, by_ensemble, strict=True):
-        single = {key: over[best.chosen[key]][key] for key in best.chosen}
-        shown = {name: over[name] for name in dense} | {BEST_SINGLE: single}
-        compared.append(replace(row, gains=shown))
-    return compared, []
+def _with_refusals(scores: Scores, key: str) -> str:
+    rate = f"{key}.refusal_rate"
+    return number(scores, key) + (f" ({number(scores, rate)})" if rate in scores else "")
 
 
-def _remarks(table: Table, others: Sequence[Table]) -> list[str]:
-    remarks = about_bytes(table)
-    if not others:
-        remarks.append("no smaller dense model configured (study.baselines=[NAME])")
-    if table.degenerate():
-        remarks.append(f"degenerate, may not vote: {', '.join(table.degenerate())}")
-    return remarks + about_data(table)
+def _published_cells(row: dict[str, str], benchmarks: Sequence[str]) -> list[str]:
+    cells = []
+    for name in benchmarks:
+        spread = f" \u00b1{row[f'{name}.sd']}" if row.get(f"{name}.sd") else ""
+        refused = f" ({row[f'{name}.refusal_rate']})" if row.get(f"{name}.refusal_rate") else ""
+        cells.append(row.get(name, "") + spread + refused)
+    return [row["variant"], row["rules"], row["runs"], *cells]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ptsearch.report.rows import Row, shown_benchmarks
 from ptsearch.scoring.scores import Scores
@@ -26,21 +26,9 @@ KINDS = (  # kind of row, colour, marker of matplotlib, of plotly, size
     ("baseline", DENSE, "s", "square", 50),
 )
 MAX_HOVER = 12  # members listed
-BARS = (
-    "#c1121f", "#0b6e4f", "#e09f3e", "#33658a", "#7b2d8b", "#86bbd8", "#9bc53d", "#f26419",
-    "#5c4742", "#2a9d8f", "#d081a8", "#8d99ae", "#bc6c25", "#3a0ca3", "#606c38", "#adb5bd",
-)  # fmt: skip
 HEAT_COLUMNS = 3
 DIVERGING = "RdBu_r"  # red: errors coincide, blue: they exclude each other
 UNDEFINED = "#bdbdbd"  # NaN; 0 is white
-
-
-class BarPanel(NamedTuple):
-    """One chart: for each bar's name its values by group; a missing value leaves a gap."""
-
-    title: str
-    bars: Mapping[str, Mapping[str, float]]
-    top: float = 100.0  # of the axis
 
 
 def draw_front_png(trials: Sequence[Scores], rows: Sequence[Row], path: Path, title: str) -> None:
@@ -138,29 +126,6 @@ def draw_heat_maps(
         plot_bgcolor=UNDEFINED, coloraxis={"colorscale": DIVERGING, "cmin": -1, "cmax": 1}
     )
     _write(figure, path, title, height=rows * side + 80)
-
-
-def draw_bars(panels: Sequence[BarPanel], groups: Sequence[str], path: Path, title: str) -> None:
-    """Grouped bars in percent, one panel below the other; a name has one colour in all."""
-    from plotly.subplots import make_subplots
-
-    figure = make_subplots(
-        len(panels), 1, subplot_titles=[panel.title for panel in panels], vertical_spacing=0.12
-    )
-    names = list(dict.fromkeys(name for panel in panels for name in panel.bars))
-    in_legend = set[str]()
-    for row, panel in enumerate(panels, start=1):
-        for name, values in panel.bars.items():
-            figure.add_bar(
-                x=[group.replace("\n", "<br>") for group in groups],
-                y=[values.get(group) for group in groups], name=name, legendgroup=name,
-                marker_color=BARS[names.index(name) % len(BARS)], row=row, col=1,
-                showlegend=name not in in_legend, hovertemplate="%{y:.1f}",
-            )  # fmt: skip
-            in_legend.add(name)
-        figure.update_yaxes(range=[0, panel.top], row=row, col=1)
-    figure.update_layout(barmode="group")
-    _write(figure, path, title, height=110 + 330 * len(panels))
 
 
 def _write(figure: "Figure", path: Path, title: str, height: int) -> None:

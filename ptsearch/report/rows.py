@@ -36,8 +36,7 @@ CsvRow = dict[str, str | int | float]
 class Row:
     """One ensemble or single model; scores in percent."""
 
-    kind: str  # front | dense | baseline | single | constant; of the paper: precisions | seeds |
-    # best_all | best_search
+    kind: str  # front | dense | baseline | single | constant
     name: str  # for people
     members: Members
     search: Scores
@@ -49,8 +48,6 @@ class Row:
     fitted: Fitted = field(default_factory=dict)  # by the vote rule, in the order of the members
     run_id: str = ""
     certificate: Certificate | None = None  # of the front
-    weights_percent: float | None = None  # stored tensors, in percent of the dense model's
-    chosen: dict[str, str] = field(default_factory=dict)  # best single: score -> its variant
 
     @property
     def scores(self) -> dict[str, Scores]:
@@ -107,9 +104,16 @@ def dense_name(table: Table) -> str:
     return f"{table.base.name} dense"
 
 
-def with_holdout(table: Table, scorer: EnsembleScorer, rows: Iterable[Row]) -> list[Row]:
-    """The rows with their holdout scores: one reading of the holdout half."""
-    return [replace(row, holdout=scorer(table, row.members)) for row in rows]
+def with_scores(
+    table: Table, scorers: Mapping[str, EnsembleScorer], parts: Sequence[str], rows: Sequence[Row]
+) -> list[Row]:
+    """The rows with scores on `parts` too: `holdout`, which is one reading of it, or `all`."""
+    found = []
+    for row in rows:
+        scores = {part: scorers[part](table, row.members) for part in parts}
+        held_out, on_all = scores.get("holdout", row.holdout), scores.get("all", row.all)
+        found.append(replace(row, holdout=held_out, all=on_all))
+    return found
 
 
 def constant_rows(search: EnsembleScorer, holdout: EnsembleScorer) -> list[Row]:
@@ -196,31 +200,28 @@ def number_columns(row: Row) -> Scores:
     columns |= {name: row.search[name] for name in (*COST, *LAZY) if name in row.search}
     for way, times in row.latency.items():
         columns |= {f"{way}_ms.{quantile}": value for quantile, value in times.items()}
-    if row.weights_percent is not None:
-        columns["weights_percent"] = row.weights_percent
     columns |= gain_columns(row)
     return {name: value for name, value in columns.items() if not math.isnan(value)}
 
 
-def csv_row(row: Row, dense_gb: float) -> CsvRow:
-    numbers = number_columns(row)
-    if "memory_gb" in row.search:
-        numbers["of_dense"] = 100 * row.search["memory_gb"] / dense_gb
-    return {
-        "kind": row.kind,
-        "name": row.name,
-        "members": " + ".join(row.members),
-        "size": len(row.members),
-        **numbers,
-        "chosen": " ".join(f"{key}={name}" for key, name in row.chosen.items()),
-        "unskilled": " ".join(row.unskilled),
-        "run_id": row.run_id,
-    }
-
-
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     dense_gb = next((row.search["memory_gb"] for row in rows if row.kind == "dense"), math.nan)
-    write_rows([csv_row(row, dense_gb) for row in rows], path)
+    write_rows(
+        [
+            {
+                "kind": row.kind,
+                "name": row.name,
+                "members": " + ".join(row.members),
+                "size": len(row.members),
+                **number_columns(row),
+                "of_dense": 100 * row.search["memory_gb"] / dense_gb,
+                "unskilled": " ".join(row.unskilled),
+                "run_id": row.run_id,
+            }
+            for row in rows
+        ],
+        path,
+    )
 
 
 def write_rows(rows: Sequence[Mapping[str, str | int | float]], path: Path) -> None:
@@ -241,14 +242,17 @@ def _cell(value: str | int | float) -> str:
 class ScenarioScores(NamedTuple):
     """Scores by scenario (`fairness/zero`), in percent, and of constant answers."""
 
+    samples: str  # on which: search half | all data
     without_model: dict[str, Scores]  # scenario -> scored, samples, majority, constant
     models: Mapping[str, Scores]  # name -> scores
 
 
-def scenario_scores(scorer: EnsembleScorer, models: Mapping[str, Scores]) -> ScenarioScores:
+def scenario_scores(
+    scorer: EnsembleScorer, models: Mapping[str, Scores], samples: str = "search half"
+) -> ScenarioScores:
     """`models`: their scores on the samples of the scorer."""
     weights = scorer.config.trust.weights
-    return ScenarioScores(scoring.without_model(scorer.asked, weights), models)
+    return ScenarioScores(samples, scoring.without_model(scorer.asked, weights), models)
 
 
 def write_scenarios(scenarios: ScenarioScores, path: Path) -> None:

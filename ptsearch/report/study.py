@@ -1,12 +1,13 @@
 """A finished study, computed: the rows of its front and of what it is compared with.
 
-A study of limits (`+study=slo`) shares all of it; its front is one ensemble.
+All kinds of studies share it: the front of `+study=slo` is one ensemble, those of the paper's
+experiments are the ensembles that these name.
 `study_output` logs and prints the result.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import optuna
 
@@ -20,15 +21,22 @@ from ptsearch.report.rows import BEST_SINGLE, DENSE_MODEL, Row, ScenarioScores
 from ptsearch.scoring.scores import Scores
 from ptsearch.search import study as studies
 from ptsearch.search.comparisons import gains
-from ptsearch.search.exact_front import (
-    ExactFront,
-    reachable,
-    shares,
-)
-from ptsearch.search.scorer import EnsembleScorer, search_and_holdout
+from ptsearch.search.exact_front import ExactFront, reachable, shares
+from ptsearch.search.scorer import EnsembleScorer, scorers
 from ptsearch.search.study import CompletedTrial, Members, study_config
 
-Halves = tuple[EnsembleScorer, EnsembleScorer]  # search, holdout
+SAMPLES = {"all": "all data", "search": "search half"}
+Parts = Mapping[str, EnsembleScorer]  # all, search, holdout -> what scores on these samples
+
+
+@dataclass(frozen=True)
+class Front:
+    """What a study reports on."""
+
+    exact: ExactFront | None  # None = not all ensembles were looked for
+    chosen: list[CompletedTrial]
+    remarks: list[str] = field(default_factory=list)
+    all_data: bool = False  # scores on all samples too, as the paper reports
 
 
 @dataclass(frozen=True)
@@ -38,17 +46,17 @@ class Result:
     trials: list[tuple[CompletedTrial, Scores]]
     front: list[Row]
     compared: list[Row]  # dense, the best single variant, other dense models: with holdout scores
-    singles: list[Row]  # the other single variants
+    singles: list[Row]  # the single variants that are neither
     constants: list[Row]  # what needs no model
     degenerate: list[str]
     left_out: dict[str, str]  # variant -> why it was not evaluated any further
     holdout_reads: int  # how often the holdout half was read, this reading included
-    exact: ExactFront | None  # None for a study of limits
+    exact: ExactFront | None
     shares: list[float]  # of its hypervolume in percent, by trial of the sampler
     reachable: list[float]  # the same of all ensembles of the variants evaluated by then
     remarks: list[str]  # why something is missing
     explained: Explanation
-    scenarios: ScenarioScores  # of `compared` and the most trusted ensemble
+    scenarios: ScenarioScores  # of what is compared and the most trusted ensemble, or of all rows
 
     @property
     def rows(self) -> list[Row]:
@@ -59,57 +67,69 @@ def compile_result(
     table: Table,
     others: Sequence[Table],
     study: optuna.Study,
-    scorers: Halves,
-    exact: ExactFront | None,
-    chosen: Sequence[CompletedTrial] | None = None,
+    parts: Parts,
+    found: Front,
 ) -> Result:
-    """Every row of the result; the holdout half is read once, for what search values have chosen:
-    the study's front, or else `chosen`.
+    """Every row of the result; the holdout half is read once, for what is chosen.
+
+    ValueError: nothing is.
     """
-    search, holdout = scorers
-    chosen = studies.front(study) if chosen is None else chosen
+    search, holdout = parts["search"], parts["holdout"]
+    exact = found.exact
     table.voters()  # at least one
     remarks = results.about_classes({"search": search, "held-out": holdout})
-    if not chosen:
+    if not found.chosen:
         raise ValueError(_no_front(table, study, search))
     dense, *singles = results.baseline_rows(table, search)
     best = results.best_single(singles)
     references = [dense, *([best] if best else [])]
-    front = results.front_rows(table, search, chosen)
-    front = results.with_holdout(table, holdout, front)
+    shown = ["holdout", "all"] if found.all_data else ["holdout"]
+    front = results.front_rows(table, search, found.chosen)
+    front = results.with_scores(table, parts, shown, front)
     front, no_gains = _with_gains(table, others, holdout, front, best)
     reads = study.user_attrs.get("holdout_reads", 0) + 1
     study.set_user_attr("holdout_reads", reads)
     front = certified(table, {"search": search, "holdout": holdout}, front, reads, no_gains)
-    trials = [(trial, search(table, trial.members)) for trial in studies.completed(study)]
+    references = results.with_scores(table, parts, shown, references)
+    elsewhere = {row.members for row in (*front, *references)}
+    singles = [row for row in singles if row.members not in elsewhere]
+    singles = results.with_scores(table, parts, shown[1:], singles)
+    compared = references + _baseline_rows(others, shown)
+    tried = studies.completed(study) or found.chosen
+    trials = [(trial, search(table, trial.members)) for trial in tried]
+    sampled = [trial.members for trial, _ in trials if trial.by_sampler]
     return Result(
         trials=trials,
         front=front,
-        compared=[*results.with_holdout(table, holdout, references), *_baseline_rows(others)],
-        singles=[row for row in singles if row is not best],
+        compared=compared,
+        singles=singles,
         constants=results.constant_rows(search, holdout),
         degenerate=[label for label in table.degenerate() if label not in table.left_out()],
         left_out=table.left_out(),
         holdout_reads=reads,
         exact=exact,
         shares=_shares(exact, trials, search) if exact else [],
-        reachable=reachable(exact, [trial.members for trial, _ in trials if trial.by_sampler])
-        if exact
-        else [],
-        remarks=[*no_gains, *remarks, *results.about_data(table), *about_bytes(table)],
-        explained=explain.explain(table, scorers, front, _baselines(best)),
-        scenarios=_scenarios(search, references, front),
+        reachable=reachable(exact, sampled) if exact else [],
+        remarks=found.remarks + no_gains + remarks + results.about_data(table) + about_bytes(table),
+        explained=explain.explain(table, (search, holdout), front, _baselines(best)),
+        scenarios=_scenarios(parts, [*compared, *front, *singles])
+        if found.all_data
+        else _scenarios({"search": search}, [*references, _most_trusted(front)]),
     )
 
 
-def _baseline_rows(others: Sequence[Table]) -> list[Row]:
-    """The other dense models, with scores on both halves."""
+def _baseline_rows(others: Sequence[Table], shown: Sequence[str]) -> list[Row]:
+    """The other dense models, with scores on the search half and on the parts `shown`."""
     rows = []
     for other in others:
-        search, holdout = search_and_holdout(other)
-        dense = results.baseline_rows(other, search)[0]
-        rows += results.with_holdout(other, holdout, [replace(dense, kind="baseline")])
+        parts = scorers(other)
+        dense = replace(results.baseline_rows(other, parts["search"])[0], kind="baseline")
+        rows += results.with_scores(other, parts, shown, [dense])
     return rows
+
+
+def _most_trusted(front: Sequence[Row]) -> Row:
+    return replace(max(front, key=lambda row: row.search["trust"]), name="most trusted")
 
 
 def _shares(
@@ -127,13 +147,11 @@ def _shares(
     )
 
 
-def _scenarios(
-    search: EnsembleScorer, references: Sequence[Row], front: Sequence[Row]
-) -> ScenarioScores:
-    """On the search half: of the references and the most trusted ensemble of the front."""
-    most = max(front, key=lambda row: row.search["trust"])
-    models = {row.name: row.search for row in references} | {"most trusted": most.search}
-    return results.scenario_scores(search, models)
+def _scenarios(parts: Parts, rows: Sequence[Row]) -> ScenarioScores:
+    """Of the rows on all data where there are scores on them, else on the search half."""
+    part = "all" if "all" in parts else "search"
+    models = {row.name: row.scores[part] for row in rows}
+    return results.scenario_scores(parts[part], models, SAMPLES[part])
 
 
 def _baselines(best: Row | None) -> dict[str, Members]:

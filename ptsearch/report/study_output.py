@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ptsearch.config import Config
 from ptsearch.evaluation.table import Table
-from ptsearch.report import certificate, explain, plots, terminal, tracking
+from ptsearch.report import certificate, explain, paper, plots, terminal, tracking
 from ptsearch.report import rows as results
 from ptsearch.report.certificate import NO_EVIDENCE
 from ptsearch.report.rows import BEST_SINGLE
@@ -22,6 +22,13 @@ from ptsearch.search import limits
 from ptsearch.search.exact_front import ExactFront
 from ptsearch.search.limits import Answer, Relaxation
 from ptsearch.search.study import CompletedTrial, study_config
+
+HEADINGS = {  # by kind of study
+    "pareto": "Pareto front",
+    "slo": "Within the limits",
+    "benchmark": "Single variants",
+    "paper": "Ensembles of precisions and of seeds",
+}
 
 
 def trial_record(table: Table, trial: CompletedTrial, scores: Scores, feasible: bool) -> RunRecord:
@@ -75,8 +82,8 @@ def _log_front(tracker: Tracker, study: optuna.Study, result: Result) -> None:
     for run_id in before - {row.run_id for row in result.front}:
         tracking.add(tracker, run_id, {}, {"pareto": "false"})
     for row in result.front:
-        held_out = results.shown_scores(row.holdout or {})
-        metrics = {f"holdout.{key}": value for key, value in held_out.items()}
+        numbers = results.number_columns(row).items()
+        metrics = {key: value for key, value in numbers if key.startswith(("holdout.", "all."))}
         metrics |= results.gain_columns(row, [certificate.CLAIM])
         tracking.add(tracker, row.run_id, metrics, {"pareto": "true"})
         if row.certificate:
@@ -107,15 +114,17 @@ def _write_files(table: Table, result: Result, folder: Path) -> list[Path]:
 def show_result(screen: Console, tracker: Tracker, config: Config, result: Result) -> None:
     """The front and what it is compared with, as a table, and where to look further."""
     name = study_config(config).name
-    kind = "Within the limits" if study_config(config).kind == "slo" else "Pareto front"
+    kind = HEADINGS[study_config(config).kind]
     dense_gb = result.compared[0].search["memory_gb"]
     terminal.show_rows(screen, f"{kind} of {name}", result.front, dense_gb)
     compared = [*result.compared, *result.singles, *result.constants]
     terminal.show_rows(screen, "for comparison", compared, dense_gb)
-    terminal.show_scenarios(screen, "search half", result.scenarios, list(result.scenarios.models))
+    if result.front[0].all:
+        paper.show(screen, config.model, result.rows)
+    terminal.show_scenarios(screen, result.scenarios)
     if not study_config(config).baselines:
         screen.print("no smaller dense model configured (study.baselines=[NAME])", style="dim")
-    for line in _footnotes(result):
+    for line in _footnotes(config, result):
         screen.print(line, style="dim")
     screen.print(f"\nmake ui, then all runs: {tracking.runs_link(tracker)}", soft_wrap=True)
     screen.print("and the front compared:", soft_wrap=True)
@@ -123,7 +132,7 @@ def show_result(screen: Console, tracker: Tracker, config: Config, result: Resul
     screen.print(link, soft_wrap=True, style="bold")
 
 
-def _footnotes(result: Result) -> list[str]:
+def _footnotes(config: Config, result: Result) -> list[str]:
     """How to read the tables."""
     notes = [
         "all scores in percent; choices are made on the search half, the held-out half was read "
@@ -152,6 +161,8 @@ def _footnotes(result: Result) -> list[str]:
             f"the sampler's {len(result.shares)} trials "
             f"reached {result.shares[-1]:.1f} % of its hypervolume"
         )
+    if result.front[0].all:
+        notes += paper.notes(config, result.rows, result.remarks)
     return notes + explain.lines(result.explained) + result.remarks
 
 

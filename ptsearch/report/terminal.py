@@ -25,6 +25,7 @@ from ptsearch.shared import Report
 WIDTH = 118  # where the output is no terminal
 SHORT = {"adversarial": "adv", "fairness": "fair", MMLU: "MMLU"}  # heads of columns; others in full
 MIN_NAME = 16  # of the column of names, in a narrow terminal
+MODELS = 4  # in the table of scenarios; its CSV has all
 SCENARIO_HEADS = ("samples", "majority\nclass", "constant\nanswer")
 
 
@@ -137,14 +138,12 @@ def show_grid(
     screen.print(table)
 
 
-def show_scenarios(
-    screen: Console, part: str, scenarios: ScenarioScores, models: Sequence[str]
-) -> None:
-    """The scores of `models` per scenario, with those that need no model."""
-    show_grid(
-        screen, f"Scenarios, {part}: score (accuracy), with baselines that need no model",
-        ["", *SCENARIO_HEADS, *models], scenario_cells(scenarios, models),
-    )  # fmt: skip
+def show_scenarios(screen: Console, scenarios: ScenarioScores) -> None:
+    """The scores of the first models per scenario, with those that need no model."""
+    models = list(scenarios.models)[:MODELS]
+    title = f"Scenarios, {scenarios.samples}: score (accuracy), with baselines that need no model"
+    heads = ["", *SCENARIO_HEADS, *models]
+    show_grid(screen, title, heads, scenario_cells(scenarios, models))
 
 
 def scenario_cells(scenarios: ScenarioScores, models: Sequence[str]) -> list[list[list[str]]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ptsearch.evaluation.workers import Pool, Worker, WorkerError, workers
+from ptsearch.evaluation.workers import Pool, WorkerError, workers
 
 
 def work(x: int, report) -> tuple[int, int]:
@@ -30,7 +30,7 @@ def sleep(report) -> None:
 
 
 def start_a_long_call(pipe) -> None:
-    Worker(1).call(sleep, report=lambda _, pid, __: pipe.send(pid))
+    Pool(1, 1).call(sleep, report=lambda _, pid, __: pipe.send(pid))
 
 
 @pytest.fixture(scope="module")

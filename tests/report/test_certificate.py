@@ -45,7 +45,7 @@ def certified(tmp_path):
     by_half = scorers(table)
     members = ("v0-3b", "v2-4b", "v4-8b")
     rows = results.front_rows(table, by_half["search"], [CompletedTrial(0, members, "r0")])
-    rows = results.with_holdout(table, by_half["holdout"], rows)
+    rows = results.with_scores(table, by_half, ["holdout"], rows)
     found = gains(table, by_half["holdout"], [members], {"dense": ("none",)})
     rows = [replace(rows[0], gains=found[0])]
     chosen = {name: by_half[name] for name in ("search", "holdout")}

@@ -29,22 +29,23 @@ def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.mark.parametrize("kind", ["benchmark", "paper"])
 def test_a_run_for_every_line_and_its_files(kind: str, finished: Path) -> None:
-    table = next((finished / "mlruns" / "artifacts").rglob(f"{kind}.csv"))
+    table = next((finished / "mlruns" / "artifacts" / kind).rglob("front.csv"))
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    wanted = {f"{kind}.html", "config.json", "scenarios.csv"}
-    assert wanted <= {path.name for path in table.parent.iterdir()}
+    files = {"pareto.html", "config.json", "scenarios.csv"}
+    assert files <= {path.name for path in table.parent.iterdir()}
     data = json.loads((table.parent / "data.json").read_text())
     assert data.keys() == {"adversarial", "ethics", "fairness", "mmlu", "ood"}
     assert all(len(sha256) == 64 for files in data.values() for sha256 in files.values())
     with sqlite3.connect(finished / "mlruns" / "mlflow.db") as database:
         query = "select run_uuid from runs where status = 'FINISHED'"
         runs = {row[0] for row in database.execute(query)}
-    assert len({row["run_id"] for row in rows}) == len(rows)
-    assert {row["run_id"] for row in rows} <= runs
-    names = [row["name"] for row in rows]
-    assert "tiny dense" in names
-    assert {"rtn 3+4+8 bits", "gptq 4 bits, 2 seeds"} <= set(names) or kind == "benchmark"
+    chosen = [row for row in rows if row["kind"] == "front"]
+    assert {row["run_id"] for row in chosen} <= runs
+    assert "tiny dense" in [row["name"] for row in rows]
+    assert all(row["all.trust"] for row in rows if row["kind"] != "constant")
+    sizes = sorted(int(row["size"]) for row in chosen)
+    assert sizes == {"benchmark": [1] * 5, "paper": [2, 3]}[kind]
 
 
 def test_they_share_what_was_evaluated(finished: Path) -> None:
@@ -56,7 +57,8 @@ def test_they_share_what_was_evaluated(finished: Path) -> None:
 def test_other_rules_evaluate_nothing(
     rules: str, finished: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = files_under(finished / "mlruns" / "cache")
-    again = experiment("benchmark", tiny_model, f"benchmarks.rules={rules}")
+    cache = finished / "mlruns" / "cache"
+    before = files_under(cache / "predictions") | files_under(cache / "variants")
+    again = experiment("benchmark", tiny_model, f"benchmarks.rules={rules}", f"study.name={rules}")
     assert ptsearch(monkeypatch, finished, *again) == 0
-    assert files_under(finished / "mlruns" / "cache") == before
+    assert files_under(cache / "predictions") | files_under(cache / "variants") == before

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ptsearch.report import rows as results
 from ptsearch.report import terminal
-from ptsearch.search.scorer import search_and_holdout
+from ptsearch.search.scorer import scorers, search_and_holdout
 from ptsearch.search.study import CompletedTrial
 
 
@@ -40,12 +40,13 @@ def test_baselines_are_dense_and_every_single_that_may_vote(tmp_path) -> None:
 
 def test_csv_and_terminal_show_the_same_ensembles(tmp_path) -> None:
     table = fake_table(tmp_path)
-    scorer, held_out = search_and_holdout(table)
+    parts = scorers(table)
     found = [
         CompletedTrial(0, ("v0-3b", "v2-4b", "v4-8b"), "r0"),
         CompletedTrial(1, ("v0-3b",), "r1"),
     ]
-    rows = results.with_holdout(table, held_out, results.front_rows(table, scorer, found))
+    rows = results.front_rows(table, parts["search"], found)
+    rows = results.with_scores(table, parts, ["holdout"], rows)
     assert [row.run_id for row in rows] == ["r1", "r0"]  # smallest first
     results.write_csv(rows, tmp_path / "front.csv")
     with (tmp_path / "front.csv").open(newline="") as file:

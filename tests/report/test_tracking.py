@@ -13,7 +13,7 @@ from ptsearch.report import study_output, tracking
 from ptsearch.scoring import scores
 from ptsearch.search import exact_front
 from ptsearch.search import study as studies
-from ptsearch.search.scorer import search_and_holdout
+from ptsearch.search.scorer import scorers, search_and_holdout
 
 
 @pytest.fixture(scope="session")
@@ -35,14 +35,16 @@ def search_and_log(table, uri: str, folder: Path) -> tracking.Tracker:
     run_id = study.user_attrs.get("run_id")
     tracker = tracking.open_run(uri, folder / "artifacts", table.config.study.name, run_id)
     study.set_user_attr("run_id", tracker.run_id)
-    scorer, held_out = search_and_holdout(table)
+    parts = scorers(table)
+    scorer = parts["search"]
 
     def on_trial(trial, found, feasible) -> str:
         return tracking.log_run(tracker, study_output.trial_record(table, trial, found, feasible))
 
     studies.search(study, table, scorer, on_trial)
     exact = exact_front.complete(study, table, scorer, on_trial)
-    result = report.compile_result(table, [], study, (scorer, held_out), exact)
+    front = report.Front(exact, studies.front(study))
+    result = report.compile_result(table, [], study, parts, front)
     study_output.log_result(tracker, table, study, result)
     return tracker
 

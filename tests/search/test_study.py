@@ -16,7 +16,7 @@ from ptsearch.search import exact_front, next_build
 from ptsearch.search import study as studies
 from ptsearch.search.exact_front import find_exact_front
 from ptsearch.search.limits import within_limits
-from ptsearch.search.scorer import search_and_holdout
+from ptsearch.search.scorer import scorers, search_and_holdout
 
 RUN_IDS = itertools.count()
 
@@ -149,11 +149,11 @@ def test_ensembles_without_a_score_are_left_out_and_not_tried_again(tmp_path) ->
 
 def test_the_share_found_counts_only_what_the_limits_allow(tmp_path) -> None:
     table = fake_table(tmp_path, sampler="random", trials=25, max={"memory_gb": 0.1})
-    study, scorers = run(table, tmp_path), search_and_holdout(table)
-    tried = [scorers[0](table, found.members) for found in studies.completed(study)]
+    study, parts = run(table, tmp_path), scorers(table)
+    tried = [parts["search"](table, found.members) for found in studies.completed(study)]
     assert sum(scores["memory_gb"] > 0.1 for scores in tried) > 5
-    exact = find_exact_front(table, scorers[0])
-    assert max(report.compile_result(table, [], study, scorers, exact).shares) <= 100 + 1e-9
+    front = report.Front(find_exact_front(table, parts["search"]), studies.front(study))
+    assert max(report.compile_result(table, [], study, parts, front).shares) <= 100 + 1e-9
 
 
 def test_rules_under_which_nothing_has_a_score_are_named(tmp_path) -> None:
@@ -162,9 +162,9 @@ def test_rules_under_which_nothing_has_a_score_are_named(tmp_path) -> None:
     rows = [s.scenario == "jailbreak.1" for b in table.benchmarks for s in b.samples]
     for label in table.variants:
         table.entries[label].codes[rows] = REFUSED
-    study, scorers = run(table, tmp_path), search_and_holdout(table)
+    study = run(table, tmp_path)
     with pytest.raises(ValueError, match=r"score under rules=dt.* in ethics .*weights\.ethics=0"):
-        report.compile_result(table, [], study, scorers, None)
+        report.compile_result(table, [], study, scorers(table), report.Front(None, []))
 
 
 def test_a_named_pool_is_not_built_to_its_end(tmp_path) -> None:

@@ -7,8 +7,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python3}
 vllm=${VLLM_PYTHON:-$python}
 first=${FIRST_PORT:-8101}
-members=({{ members }})
-shares=({{ shares }})
+members=({{ members | map(attribute="label") | map("quoted") | join(" ") }})
+shares=({{ shares | join(" ") }})
 pids=()
 trap 'kill "${pids[@]}" 2>/dev/null; wait' EXIT
 trap 'exit 143' INT TERM
@@ -16,9 +16,9 @@ trap 'exit 143' INT TERM
 engines=""
 for i in "${!members[@]}"; do
   port=$((first + i))
-  env {{ environment }} "$vllm" -m vllm.entrypoints.openai.api_server \
+  env {% for key, value in environment.items() %}{{ key }}={{ value }} {% endfor %}"$vllm" -m vllm.entrypoints.openai.api_server \
     --model "$here/members/${members[$i]}" --served-model-name "${members[$i]}" \
-    --host 127.0.0.1 --port "$port" {{ arguments }} &
+    --host 127.0.0.1 --port "$port" {{ settings | join(" ") }}{% if described.target == "cuda" %} --gpu-memory-utilization "${shares[$i]}"{% endif %} &
   pids+=($!)
   engines="${engines:+$engines,}http://127.0.0.1:$port/v1"
   # One by one: a server looks at what memory is free as it starts.
