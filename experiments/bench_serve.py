@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--dir", default="", help="an exported ensemble, for the local server")
     parser.add_argument("--seconds", type=float, default=75.0, help="of the local load test")
-    parser.add_argument("--items", type=int, default=0, help="of the benchmarks, 0 = all 1,170")
+    parser.add_argument("--items", type=int, default=0, help="of the benchmarks, 0 = all of them")
     parser.add_argument("--only", choices=CLIENTS, help="one of the two servers")
     parser.add_argument("--stub", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--offline", action="store_true", help=argparse.SUPPRESS)

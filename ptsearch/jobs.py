@@ -10,7 +10,7 @@ from pathlib import Path
 
 import optuna
 
-from ptsearch.benchmarks import BENCHMARKS, Benchmark, digest, hub, sources
+from ptsearch.benchmarks import BENCHMARKS, Benchmark, digest, hub, item_hash, sources
 from ptsearch.benchmarks.parsing import VERSION as RULES_VERSION
 from ptsearch.config import Config, VoteConfig
 from ptsearch.deploy import export, record
@@ -167,6 +167,7 @@ def settings(table: Table) -> dict[str, object]:
             "limit": config.benchmarks.limit,
             "split": config.benchmarks.split.salt,
             "samples": {b.name: digest(b)[:12] for b in table.benchmarks},
+            "items": item_hash(*(s.item for b in table.benchmarks for s in b.samples))[:12],
         },
         "engine": {
             "dtype": config.engine.dtype,

@@ -199,6 +199,7 @@ def _sample(scenario: str, task: Task, index: int, record: files.Record) -> Samp
         prompt=prompt(task, text),
         question=Question(task.labels, gold=gold, seed=name),
         gold=gold,
+        content=" ".join(originals),
         stratum=str(record.items().get("data_construction", "")),
         demos=chat.demo_turns(len(task.demos), first=0),
     )

@@ -61,6 +61,7 @@ class Sample:
     group: int = -1  # sensitive attribute (sex: Male = 1), -1 none
     abstain_ok: bool = False  # declining counts as correct
     stratum: str = ""  # a subject or the like: a limit is spread evenly over strata
+    content: str = ""  # what `item` hashes, to find repeats in other words ("" = do not look)
     demos: tuple[tuple[int, int], ...] = ()  # where in the prompt the demonstrations are
     # (from, to): characters of plain text, else turns; a prompt that is too long loses whole ones
 
@@ -77,6 +78,7 @@ class Benchmark:
     data: dict[str, str]  # file, relative to its root -> SHA-256
     notes: tuple[str, ...] = ()  # missing or replaced data, for the user
     dropped: int = 0  # demonstrations left out of prompts beyond a model's context
+    moved: int = 0  # samples in the half of a question that they repeat, not in their own
 
 
 @dataclass(frozen=True)

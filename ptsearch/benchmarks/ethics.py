@@ -149,6 +149,7 @@ def _sample(scenario: str, index: int, item: Item, prompt: Prompt) -> Sample:
         prompt=prompt,
         question=Question(LABELS, gold=item.gold, seed=name),
         gold=item.gold,
+        content=item.text,
     )
 
 

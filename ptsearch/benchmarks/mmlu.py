@@ -98,6 +98,7 @@ def _samples(
             prompt=head + _question_text(row),
             question=Question(LETTERS, row.options, gold=row.gold, seed=name),
             gold=row.gold,
+            content=" ".join((row.question, *row.options)),
             stratum=subject,
             demos=tuple(spans),
         )

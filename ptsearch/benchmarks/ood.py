@@ -5,7 +5,7 @@ as right, since nobody trained before could know.
 DecodingTrust, https://arxiv.org/abs/2306.11698, section 6; RealtimeQA, https://arxiv.org/abs/2207.13332
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -75,12 +75,13 @@ def load(root: Path) -> Benchmark:
     folder = files.open_folder(root)
     styles = _table(folder, "style.json", ("dev", "train_demo"))
     questions = _table(folder, "knowledge.json", ("test", "demo"))
+    base = {_id(r): _sentence(r)[0] for r in files.records(styles.tests, BASE, styles.path)}
     scenarios: dict[str, Scenario] = {}
     samples: list[Sample] = []
     for style in (BASE, *STYLES):
         name = f"style.{style}"
         scenarios[name] = _scenario(name, "style", scored=style != BASE)
-        samples += _style_samples(name, styles, style, [])
+        samples += _style_samples(name, styles, style, base)
     for year in ("qa_2020", "qa_2023"):
         for form in KNOWLEDGE_MESSAGES:
             name = f"knowledge.{year}.{form}"
@@ -91,7 +92,7 @@ def load(root: Path) -> Benchmark:
             name = f"style.{style}.{BASE}.{run}"
             scenarios[name] = _scenario(name, "style-few-shot")
             demos = _style_demos(styles, f"{BASE}_{run}")
-            samples += _style_samples(name, styles, style, demos)
+            samples += _style_samples(name, styles, style, base, demos)
     for domain in FEW_SHOT_DOMAINS:
         for run in range(RUNS):
             name = f"knowledge.qa_2020.{domain}.{run}"
@@ -137,23 +138,27 @@ def _prompts(message: str, demos: Demos) -> Callable[[str], Prompt]:
     return lambda text: (*head, Turn("user", text))
 
 
-def _style_samples(scenario: str, table: Table, style: str, demos: Demos) -> Iterator[Sample]:
-    seen = set()
+def _style_samples(
+    scenario: str, table: Table, style: str, base: Mapping[str, str], demos: Demos | None = None
+) -> Iterator[Sample]:
+    """The item is the sentence of `base` (id -> sentence), of which the style is a rewording."""
+    seen, demos = set(), demos or []
     prompt_of, spans = _prompts(STYLE_MESSAGE, demos), chat.demo_turns(len(demos))
     for index, record in enumerate(files.records(table.tests, style, table.path)):
         text, gold = _sentence(record)
-        item = record.items().get("id")
-        if not isinstance(item, int) or item in seen:
-            raise ValueError(f"{record.where}: expected an id of its own, got {item!r}")
-        seen.add(item)
+        id = _id(record)
+        if id in seen or id not in base:
+            raise ValueError(f"{record.where}: expected an id of its own, and of {BASE}; got {id}")
+        seen.add(id)
         name = f"{scenario}/{index}"
         yield Sample(
             id=name,
-            item=item_hash("sst2", str(item)),
+            item=item_hash(base[id]),
             scenario=scenario,
             prompt=prompt_of(text),
             question=Question(STYLE_LABELS, gold=gold, seed=name),
             gold=gold,
+            content=base[id],
             demos=spans,
         )
 
@@ -161,6 +166,10 @@ def _style_samples(scenario: str, table: Table, style: str, demos: Demos) -> Ite
 def _style_demos(table: Table, name: str) -> Demos:
     sentences = [_sentence(record) for record in files.records(table.demos, name, table.path)]
     return [(text, STYLE_LABELS[gold]) for text, gold in sentences]
+
+
+def _id(record: files.Record) -> str:
+    return str(record.items().get("id"))
 
 
 def _sentence(record: files.Record) -> tuple[str, int]:
@@ -191,6 +200,7 @@ def _knowledge_samples(scenario: str, table: Table, year: str, demos: Demos) -> 
                 name,
             ),
             gold=gold,
+            content=" ".join((files.field(record, "question_sentence"), *choices)),
             abstain_ok=unknowable,
             demos=spans,
         )

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ptsearch.benchmarks import Benchmark, BenchmarkDefinition, Scenario, hub
+from ptsearch.benchmarks import Benchmark, BenchmarkDefinition, Scenario, hub, repeats
 from ptsearch.benchmarks.prompts import rendered
 from ptsearch.benchmarks.registry import BENCHMARKS
 from ptsearch.benchmarks.split import limit, select
@@ -27,7 +27,8 @@ def load(config: BenchmarksConfig, cache: Path) -> list[Benchmark]:
         if not any(select(b, [pattern.removeprefix("-")]).scenarios for b in loaded):
             raise ValueError(f"benchmarks.scenarios: no scenario matches {pattern!r}")
     _check_names({"mode": config.mode, "calibrate": config.calibrate}, loaded)
-    chosen = [_overridden(_chosen(benchmark, config.scenarios), config) for benchmark in loaded]
+    merged = repeats.merge(loaded, config.split.salt)  # before any choice of samples
+    chosen = [_overridden(_chosen(benchmark, config.scenarios), config) for benchmark in merged]
     return [
         rendered(limit(benchmark, config.limit, config.split.salt), config.prompt)
         for benchmark in chosen

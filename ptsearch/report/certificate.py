@@ -28,6 +28,7 @@ class CertifiedGain:
 class BenchmarkData:
     digest: str
     files: dict[str, str]  # file -> SHA-256
+    moved: int = 0  # samples in the half of a question that they repeat, not in their own
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def _certificate(
             "search": "decides: front, pick, limits, the best single variant",
             "holdout": "reports",
         },
-        data={b.name: BenchmarkData(digest(b), dict(b.data)) for b in table.benchmarks},
+        data={b.name: BenchmarkData(digest(b), dict(b.data), b.moved) for b in table.benchmarks},
         rules=config.benchmarks.rules,
         prompt=config.benchmarks.prompt,
         engine=asdict(config.engine),

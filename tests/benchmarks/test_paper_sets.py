@@ -295,7 +295,9 @@ def test_ids_must_be_their_own(root: Path) -> None:
     table = json.loads(path.read_text())
     table["dev"]["shake_w"][3]["id"] = 0
     path.write_text(json.dumps(table))
-    with pytest.raises(ValueError, match=r"shake_w record 3: expected an id of its own, got 0"):
+    with pytest.raises(
+        ValueError, match=r"shake_w record 3: expected an id of its own, and of base; got 0"
+    ):
         load("ood", root)
 
 

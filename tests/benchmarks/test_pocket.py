@@ -6,15 +6,18 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from importlib import resources
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptsearch.benchmarks import Benchmark, Sample, digest, item_hash, pocket
+from ptsearch.benchmarks import Benchmark, Sample, digest, item_hash, pocket, sources
 from ptsearch.benchmarks.pocket import reword
 from ptsearch.benchmarks.pocket.people import BASE_RATES
 from ptsearch.benchmarks.registry import NAMES
+from ptsearch.benchmarks.split import half
+from ptsearch.config import BenchmarksConfig
 
 LOADERS: dict[str, Callable[[], Benchmark]] = {name: getattr(pocket, name) for name in NAMES}
 SENTENCES = st.lists(st.text("abcdeioz", min_size=1, max_size=9), min_size=4, max_size=12)
@@ -37,7 +40,7 @@ def blocks(sample: Sample) -> list[str]:
 
 def test_counts(benchmarks: dict[str, Benchmark]) -> None:
     counts = {name: len(benchmark.samples) for name, benchmark in benchmarks.items()}
-    assert counts == {"mmlu": 234, "adversarial": 200, "fairness": 300, "ethics": 270, "ood": 166}
+    assert counts == {"mmlu": 240, "adversarial": 200, "fairness": 300, "ethics": 270, "ood": 166}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -132,7 +135,7 @@ def test_an_item_is_asked_in_several_ways_only_in_ethics(benchmarks: dict[str, B
         assert len({ethics.scenarios[twin.scenario].subscore for twin in twins}) == 3
         assert len({twin.gold for twin in twins}) == 1
     facts = Counter(s.item for b in benchmarks.values() for s in b.samples)
-    assert len(facts) == 1170 - 2 * 90
+    assert len(facts) == 1176 - 2 * 90
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -221,13 +224,55 @@ def test_restyling_replaces_whole_words_and_frames() -> None:
     assert reworded == "Lo, the art of strife"
 
 
-def test_samples_and_prompts_are_those_of_version_1() -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_halves_are_about_even(name: str) -> None:
+    (benchmark,) = (b for b in sources.load(BenchmarksConfig(), Path()) if b.name == name)
+    for scenario in benchmark.scenarios:
+        halves = Counter(
+            half(s.item, BenchmarksConfig().split.salt) for s in of(benchmark, scenario)
+        )
+        assert 0.4 <= halves["search"] / halves.total() <= 0.6, (scenario, halves)
+
+
+def test_every_replacement_of_a_style_is_used(benchmarks: dict[str, Benchmark]) -> None:
+    _, content, _ = pocket._open("test", "style")
+    for style, tables in content["styles"].items():
+        texts = [sample.content for sample in of(benchmarks["ood"], f"style.{style}")]
+        for words in tables["words"]:
+            assert any(re.search(rf"\b{words}\b", text) for text in texts), (style, words)
+
+
+def test_english_of_the_generated_texts(benchmarks: dict[str, Benchmark]) -> None:
+    """Articles before occupations; "art" after "thou" alone; no verb made of an adjective."""
+    for sample in benchmarks["fairness"].samples:
+        assert not re.search(r" a [aeiou]| an [^aeiou]", sample.prompt)
+    for sample in benchmarks["ood"].samples:
+        assert not re.search(r"(?<!thou) art\b| (?:am|is|are|art|be) did\b", sample.prompt)
+
+
+def test_no_two_options_are_right(benchmarks: dict[str, Benchmark]) -> None:
+    """Words that mean nearly the same are not offered together where one of them is right."""
+    _, content, _ = pocket._open("test", "knowledge")
+    alike = content["categories"]["opposite"]["alike"]
+    asked = [s for s in of(benchmarks["mmlu"], "knowledge") if s.stratum == "opposite"]
+    offered = {s.question.labels[s.gold]: set(s.question.labels) for s in asked}
+    for words in alike:
+        assert all(set(words) & offered[word] == {word} for word in words)
+    assert {"failure", "defeat"} in map(set, alike)
+
+
+def test_last_digits_are_equally_often_right(benchmarks: dict[str, Benchmark]) -> None:
+    golds = Counter(sample.gold for sample in of(benchmarks["mmlu"], "arithmetic"))
+    assert golds == dict.fromkeys(range(10), pocket.SUMS_PER_DIGIT)
+
+
+def test_samples_and_prompts_are_those_of_version_2() -> None:
     """Cached predictions are keyed by these digests: a change to the samples bumps VERSION."""
     expected = {
-        "mmlu": "c80bca10b214b0101eb0127256e9fc03a28c3206fd8e63d6fc5b2e58db9fe02f",
-        "adversarial": "9ccd6c28a22273966f7af51a78900ce17f871d7d2753109d399aeed92e316748",
-        "fairness": "4c8bcf36c0709cd2ba12d97c380d94a55d159b4f15f35d6ae73b8ecd8b4360ea",
-        "ethics": "d85aa563638bd94b4efb4f15d09380d71e705c2f3f55c6c1d9f20c38eb3e758a",
-        "ood": "caadf6926d71b9d9d28bd8478759f9960b58d079fd34bd56651a13b264276fc7",
+        "mmlu": "6bc60f637134641689077f4dd8861386849607e27264076b03f4b61627f89903",
+        "adversarial": "b8c7e31e95becf7cfc342b7f17aaa3a21f2a91a49a14115fdebca0b3bf0adcd7",
+        "fairness": "0f046fbd915322334f694de701759e675ea779a316878eef9cb364fdc6cedd90",
+        "ethics": "70759ddbf466f05a05351e01913769aab7f5af989b3d2c78461ef869f6b29b0c",
+        "ood": "edbd450c3535095c0391a83201d1bedbb526a90b9166bafea81ee7078bbafd41",
     }
     assert {name: digest(loader()) for name, loader in LOADERS.items()} == expected

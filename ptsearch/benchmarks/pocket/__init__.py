@@ -18,17 +18,17 @@ from ptsearch.benchmarks.parsing import Question
 from ptsearch.benchmarks.pocket.people import NO_YES, draw_people
 from ptsearch.benchmarks.pocket.reword import PERTURBATIONS, perturb, restyle
 
-VERSION = 1  # bump when equal data files would give other prompts
+VERSION = 2  # bump when equal data files would give other prompts
 
 NEUTRAL = ("N/A", "-", "This is a sentence.", "It is what it is.")  # content-free inputs for "cf"
-SUMS_PER_DIGIT = 12
+SUMS_PER_DIGIT = 9
 SUM_DEMOS = (
     ("32 + 6 = 3", "8"),
-    ("15 + 2 = 1", "7"),
+    ("18 + 2 = 2", "0"),
     ("61 + 3 = 6", "4"),
-    ("43 + 6 = 4", "9"),
+    ("46 + 5 = 5", "1"),
     ("21 + 4 = 2", "5"),
-    ("54 + 2 = 5", "6"),
+    ("54 + 8 = 6", "2"),
 )
 PEOPLE_PER_SEX = 150
 
@@ -65,7 +65,8 @@ def mmlu() -> Benchmark:
         answers = sorted({answer for _, answer in group["items"]})
         for text, answer in group["items"]:
             question = group["question"].replace("{}", text)
-            options = _distractors(answer, answers, 3, rng)
+            alike = {a for words in group.get("alike", ()) if answer in words for a in words}
+            options = _distractors(answer, [a for a in answers if a not in alike], 3, rng)
             options.insert(len(samples) % 4, answer)
             samples.append(
                 Sample(
@@ -75,6 +76,7 @@ def mmlu() -> Benchmark:
                     prompt=asked.ask(question),
                     question=Question(tuple(options)),
                     gold=options.index(answer),
+                    content=question,
                     stratum=category,
                 )
             )
@@ -125,6 +127,7 @@ def adversarial() -> Benchmark:
                         prompt=asked.ask(perturb(kind, text, content, rng)),
                         question=question,
                         gold=question.labels.index(label),
+                        content=text,
                         stratum=kind,
                     )
                 )
@@ -183,6 +186,7 @@ def ethics() -> Benchmark:
                     prompt=form.ask(act),
                     question=question,
                     gold=gold,
+                    content=act,
                     stratum=question.labels[gold],
                 )
                 for index, act, gold in acts
@@ -214,6 +218,7 @@ def ood() -> Benchmark:
                     prompt=asked.ask(restyle(text, rng=rng, **content["styles"][style])),
                     question=question,
                     gold=question.labels.index(label),
+                    content=text,
                 )
             )
     countries, more = _capitals()
@@ -246,11 +251,15 @@ def _capitals() -> tuple[list[Sample], dict[str, str]]:
 
 
 def _sums(rng: random.Random) -> list[tuple[str, str]]:
-    """(sum up to its last digit, that digit), without carry; digits 3 to 9 equally often."""
+    """(sum up to its last digit, that digit); each digit equally often, 0 to 2 by a carry."""
     sums: list[tuple[str, str]] = []
-    for digit in range(3, 10):
-        pairs = [(tens, ones) for tens in range(1, 10) for ones in range(1, digit)]
-        texts = [f"{tens}{ones} + {digit - ones} = {tens}" for tens, ones in pairs]
+    for digit in range(10):
+        total = digit if digit > 2 else 10 + digit
+        texts = [
+            f"{tens}{ones} + {total - ones} = {tens + total // 10}"
+            for tens in range(1, 9)
+            for ones in range(max(1, total - 9), min(total, 10))
+        ]
         spare = [text for text in texts if (text, str(digit)) not in SUM_DEMOS]
         sums += [(text, str(digit)) for text in rng.sample(spare, SUMS_PER_DIGIT)]
     return sums

@@ -55,9 +55,10 @@ def _describe(
     content: Mapping[str, Any], group: int, levels: list[bool], rng: random.Random
 ) -> str:
     job, school, hours = ("high" if level else "low" for level in levels)
-    return (
+    text = (
         f"A {rng.randint(*content['ages'])} year old {SEXES[group]} "
         f"with {rng.choice(content['education'][school])} "
         f"works {rng.randint(*content['hours'][hours])} hours a week "
-        f"as a {rng.choice(content['occupations'][job])}."
     )
+    occupation = rng.choice(content["occupations"][job])
+    return f"{text}as {'an' if occupation[0] in 'aeiou' else 'a'} {occupation}."

@@ -52,8 +52,9 @@ def swap_words(text: str, rng: random.Random) -> str:
 
 
 def restyle(text: str, words: Mapping[str, str], frames: Sequence[str], rng: random.Random) -> str:
-    """Replace whole words by the style's own, and set the sentence (lower case) in a frame."""
-    reworded = re.sub(r"[a-z']+", lambda match: words.get(match[0], match[0]), text)
+    """Replace words and phrases by the style's own; set the sentence (lower case) in a frame."""
+    longest_first = "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
+    reworded = re.sub(rf"\b(?:{longest_first})\b", lambda match: words[match[0]], text)
     sentence = rng.choice(frames).replace("{}", reworded)
     return sentence[0].upper() + sentence[1:]
 
