@@ -4,8 +4,6 @@
   once, which pays with AVX-512, in bf16 most. Without: `torch.nn.functional.linear`.
 * `config._attn_implementation` of transformers: what to restore after a trial of another attention.
   Without: "sdpa".
-* `mallopt` of glibc: freed blocks stay with the process, 4 % of a forward's time. Without: blocks
-  are mapped anew.
 * `prctl` of Linux: a server that was started here ends with this process. Without: only
   `Server.close` ends it.
 """
@@ -23,9 +21,6 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# mallopt(3): M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD at its largest. The first alone would
-# map every large block anew.
-MALLOC = {-1: 2**31 - 1, -2: 2**26, -3: 2**25}
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -62,18 +57,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def attention_of(model: "PreTrainedModel") -> str:
     """The name of the model's attention in transformers' interface."""
     return getattr(model.config, "_attn_implementation", None) or "sdpa"
-
-
-def keep_freed_memory() -> None:
-    """From now on glibc keeps freed memory for this process, as a GPU's allocator does.
-
-    Otherwise each layer's activations go back to the system and are mapped, page by page, for the
-    next.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        for parameter, size in MALLOC.items():
-            mallopt(parameter, size)
 
 
 def end_with_parent() -> None:

@@ -5,90 +5,90 @@ path of shared segments form a group: the path's keys and values are read once f
 row's own ones lie in a buffer that grows to the right. A finished row leaves its group.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ptsearch.engine import packed, prefix
-from ptsearch.engine.kv_cache import KV
+from ptsearch.engine import attention, packed, prefix
+from ptsearch.engine.attention import Rows, Store, Window
 from ptsearch.engine.logprobs import plan
 from ptsearch.engine.memory import WAVE, Limits
-from ptsearch.engine.packed import Window
-from ptsearch.engine.requests import Progress, check_finite, until_eos
+from ptsearch.engine.requests import Progress, Tokens, check_finite, until_eos
+from ptsearch.quantize.kv import KV
 
 if TYPE_CHECKING:
     from ptsearch.engine.local import LocalModel
 
 
-@dataclass
 class Group:
     """Rows that decode together behind one path."""
 
-    path: tuple[int, ...]
-    segments: list[int]  # per row: the prompt's own segment, behind the path
-    length: Tensor  # (R,) tokens of the row's own, the newest included
-    start: int  # position behind the path
-    width: int  # of the buffers
-    past: dict[int, KV | None] = field(default_factory=dict)  # layer -> the path's
-    own: dict[int, KV] = field(default_factory=dict)  # layer -> (K, R, width, D)
+    def __init__(
+        self,
+        shared: prefix.Plan,
+        segments: list[int],
+        most: Mapping[int, int],
+        device: torch.device,
+    ) -> None:
+        """`segments`: the last one of each row's prompt; `most`: new tokens for each."""
+        _, self.start, self.path = shared.segments[segments[0]]
+        self.segments = segments
+        lengths = [len(shared.segments[n].tokens) + 1 for n in segments]
+        self.length = torch.tensor(lengths, device=device)  # (R,) behind the path, new ones counted
+        self.width = max(length + most[n] for length, n in zip(lengths, segments, strict=True))
+        self.path_kv: dict[int, KV | None] = {}  # by layer
+        self.row_kv: dict[int, KV] = {}  # by layer; (K, R, width, D)
 
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows only."""
-        self.segments = [self.segments[row] for row in rows.tolist()]
-        self.length = self.length[rows]
-        self.own = {
-            layer: KV(kv.keys[:, rows], kv.values[:, rows]) for layer, kv in self.own.items()
-        }
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all other rows."""
+        if len(rows) < len(self.segments):
+            self.segments = [self.segments[row] for row in rows]
+            self.length = self.length[rows]
+            for layer, kv in self.row_kv.items():
+                self.row_kv[layer] = KV(kv.keys[:, rows], kv.values[:, rows])
+
+    def append(self, layer: int, new: KV, store: Store, window: Window) -> KV:
+        """The rows' keys and values with their newest token's, (K, R, D) each."""
+        if layer not in self.row_kv:
+            self.path_kv[layer] = attention.path_of(store, self.path, layer, window)
+            buffers = KV(
+                *(part.new_zeros(*part.shape[:2], self.width, part.shape[2]) for part in new)
+            )
+            for row, segment in enumerate(self.segments):
+                for buffer, states in zip(buffers, store[segment][layer], strict=True):
+                    buffer[:, row, : states.shape[1]] = states
+            self.row_kv[layer] = buffers
+        rows = torch.arange(len(self.segments), device=self.length.device)
+        for buffer, states in zip(self.row_kv[layer], new, strict=True):
+            buffer[:, rows, self.length - 1] = states
+        return self.row_kv[layer]
 
 
-@dataclass
 class Step:
     """One decoding step: a token of each row of the groups, in order."""
 
-    groups: list[Group]
-    store: packed.Store
-    biases: dict[tuple[int, int | None], tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    def __init__(self, groups: Sequence[Group], store: Store) -> None:
+        self.store = store
+        self.groups: list[tuple[Group, Rows]] = []
+        self.tokens = 0
+        for group in groups:
+            tokens = torch.arange(self.tokens, self.tokens + len(group.segments))[:, None]
+            tokens = tokens.to(group.length.device)
+            newest = group.start + group.length[:, None] - 1
+            self.groups.append((group, Rows(group.path, group.start, tokens, tokens, newest)))
+            self.tokens += len(tokens)
+        self.positions = torch.cat([rows.positions for _, rows in self.groups]).T  # (1, T)
 
-    def attend(self, layer: int, query: Tensor, own: KV, window: Window) -> Tensor:
-        kv_heads = own.keys.shape[0]
-        out = query.new_empty(query.shape[1], query.shape[0], own.values.shape[2])
-        low = 0
-        for number, group in enumerate(self.groups):
-            rows = slice(low, low + len(group.segments))
-            low = rows.stop
-            q = query[:, rows].unflatten(0, (kv_heads, -1)).transpose(1, 2).contiguous()
-            new = KV(own.keys[:, rows], own.values[:, rows])
-            kv = self._append(group, layer, new, window)
-            answer = q.new_empty(kv_heads, q.shape[1] * q.shape[2], out.shape[2])
-            past = group.past[layer]
-            if (number, window.sliding) not in self.biases:
-                self.biases[number, window.sliding] = _bias(group, window, q)
-            bias = self.biases[number, window.sliding]
-            seen = packed.both_forms(kv, group.start, window)
-            packed.softmax_attention(q, seen, past, bias, window, answer)
-            out[rows] = answer.view(q.shape[:3] + answer.shape[2:]).transpose(0, 1).flatten(1, 2)
-        return out
-
-    def _append(self, group: Group, layer: int, new: KV, window: Window) -> KV:
-        """The rows' own keys and values, with their newest token's."""
-        if layer not in group.own:
-            group.past[layer] = packed.past_of(self.store, group.path, layer, window)
-            own = []
-            for part, fresh in enumerate(new):
-                shape = (fresh.shape[0], len(group.segments), group.width, fresh.shape[2])
-                buffer = fresh.new_zeros(shape)
-                for row, segment in enumerate(group.segments):
-                    states = self.store[segment][layer][part]
-                    buffer[:, row, : states.shape[1]] = states
-                own.append(buffer)
-            group.own[layer] = KV(*own)
-        rows = torch.arange(len(group.segments), device=group.length.device)
-        for buffer, fresh in zip(group.own[layer], new, strict=True):
-            buffer[:, rows, group.length - 1] = fresh
-        return group.own[layer]
+    def attend(self, layer: int, query: Tensor, new: KV, window: Window) -> Tensor:
+        """query: (T, H, D), new: (K, T, D) each -> (T, H, D)."""
+        out = query.new_empty(len(query), query.shape[1] * new.values.shape[-1])
+        for group, rows in self.groups:
+            newest = KV(*(part[:, rows.tokens[:, 0]] for part in new))
+            kv = group.append(layer, newest, self.store, window)
+            rows.attend(query, kv, group.path_kv[layer], window, out)
+        return out.view(len(query), query.shape[1], -1)
 
 
 @torch.inference_mode()
@@ -100,24 +100,22 @@ def generate(
     report: Progress,
 ) -> list[list[int]]:
     """Greedy replies without their end-of-sequence token."""
-    new: dict[tuple[int, ...], int] = {}
-    for prompt, count in zip(prompts, max_new_tokens, strict=True):
-        new[tuple(prompt)] = max(count, new.get(tuple(prompt), 0))
-    distinct = list(new)
-    shared = plan(distinct, local.limits)
-    asked = {chain[-1]: new[prompt] for prompt, chain in zip(distinct, shared.chains, strict=True)}
+    longest: dict[Tokens, int] = {}
+    for prompt, count in zip(map(tuple, prompts), max_new_tokens, strict=True):
+        longest[prompt] = max(count, longest.get(prompt, 0))
+    shared = plan(list(longest), local.limits)
+    ends = {prompt: chain[-1] for prompt, chain in zip(longest, shared.chains, strict=True)}
+    most = {ends[prompt]: count for prompt, count in longest.items()}
     replies: dict[int, list[int]] = {}
-    store: packed.Store = {}
-    for parts in _waves(shared, asked, local.limits):
-        wave = {
-            n: [token] for part in parts for n, token in _first(local, shared, part, asked, store)
-        }
-        decode(local, shared, wave, asked, store, eos)
+    store: Store = {}
+    for parts in _waves(shared, most, local.limits):
+        wave: dict[int, list[int]] = {}
+        for part in parts:
+            wave |= _first(local, shared, part, most, store)
+        decode(local, shared, wave, most, store, eos)
         replies |= wave
-        for number in [n for n in store if shared.last[n] < parts[-1].stop]:
-            del store[number]
-        report(len(replies) * len(prompts) // len(asked), len(prompts))
-    ends = {prompt: chain[-1] for prompt, chain in zip(distinct, shared.chains, strict=True)}
+        packed.forget(store, shared, parts[-1])
+        report(len(replies) * len(prompts) // len(most), len(prompts))
     return [
         until_eos(replies[ends[tuple(prompt)]][:count], eos)
         for prompt, count in zip(prompts, max_new_tokens, strict=True)
@@ -128,92 +126,61 @@ def decode(
     local: "LocalModel",
     shared: prefix.Plan,
     wave: dict[int, list[int]],
-    asked: dict[int, int],
-    store: packed.Store,
+    most: Mapping[int, int],
+    store: Store,
     eos: frozenset[int],
 ) -> None:
-    """Append tokens to each row of `wave` until it ends or has as many as asked."""
+    """Append tokens to each row of `wave` until it ends or has its most."""
 
-    def going(segment: int) -> bool:
-        return len(wave[segment]) < asked[segment] and wave[segment][-1] not in eos
+    def continues(segment: int) -> bool:
+        return len(wave[segment]) < most[segment] and wave[segment][-1] not in eos
 
     device = local.model.device
     behind: dict[tuple[int, ...], list[int]] = {}
-    for segment in filter(going, wave):
+    for segment in filter(continues, wave):
         behind.setdefault(shared.segments[segment].path, []).append(segment)
-    groups = []
-    for path, segments in behind.items():
-        lengths = [len(shared.segments[segment].tokens) + 1 for segment in segments]
-        longest = max(n + asked[s] for n, s in zip(lengths, segments, strict=True))
-        start = shared.segments[segments[0]].start
-        groups.append(Group(path, segments, torch.tensor(lengths, device=device), start, longest))
+    groups = [Group(shared, segments, most, device) for segments in behind.values()]
     while groups:
         rows = [segment for group in groups for segment in group.segments]
         ids = torch.tensor([[wave[row][-1] for row in rows]], device=device)
-        at = [_end(shared, row) + len(wave[row]) - 1 for row in rows]
-        positions = torch.tensor([at], device=device)
-        everything = torch.arange(len(rows), device=device)
         step = Step(groups, store)
         model = local.writer(len(wave[rows[0]]))  # all rows have written as much
-        tokens = _greedy(packed.forward(model, ids, positions, everything, step))
+        every = torch.arange(len(rows), device=device)
+        tokens = _greedy(packed.forward(model, ids, step.positions, every, step))
         for row, token in zip(rows, tokens, strict=True):
             wave[row].append(token)
         for group in groups:
-            left = [index for index, row in enumerate(group.segments) if going(row)]
-            if len(left) < len(group.segments):
-                group.select(torch.tensor(left, dtype=torch.long, device=device))
+            group.keep([k for k, segment in enumerate(group.segments) if continues(segment)])
             group.length += 1
         groups = [group for group in groups if group.segments]
 
 
 def _first(
-    local: "LocalModel",
-    shared: prefix.Plan,
-    part: range,
-    asked: dict[int, int],
-    store: packed.Store,
-) -> Iterator[tuple[int, int]]:
-    """Run one pack: (segment, first new token) of the prompts that end in it."""
-    keep = [n for n in part if shared.last[n] > n or asked.get(n, 0) > 1]
-    pack = packed.Pack(shared, part, keep, store, local.model)
-    ends = [n for n in part if n in asked]
-    at = [pack.offsets[n] + len(shared.segments[n].tokens) - 1 for n in ends]
-    where = torch.tensor(at, dtype=torch.long, device=local.model.device)
-    logits = packed.forward(local.model, pack.ids, pack.positions, where, pack)
-    return zip(ends, _greedy(logits), strict=True)
+    local: "LocalModel", shared: prefix.Plan, part: range, most: Mapping[int, int], store: Store
+) -> dict[int, list[int]]:
+    """Run one pack: segment -> first new token, of the prompts that end in it."""
+    keep = [n for n in part if shared.last[n] > n or most.get(n, 0) > 1]
+    ends = [(n, len(shared.segments[n].tokens) - 1) for n in part if n in most]
+    tokens = _greedy(packed.logits_at(local.model, shared, part, keep, store, ends))
+    return {segment: [token] for (segment, _), token in zip(ends, tokens, strict=True)}
 
 
-def _waves(shared: prefix.Plan, asked: dict[int, int], limits: Limits) -> Iterator[list[range]]:
+def _waves(shared: prefix.Plan, most: Mapping[int, int], limits: Limits) -> Iterator[list[range]]:
     """Packs whose tokens, new ones included, are held together until all their rows have ended."""
-    rows = [int(number in asked) for number in range(len(shared.segments))]
+    rows = [int(number in most) for number in range(len(shared.segments))]
     wave: list[range] = []
-    held = waiting = 0
+    tokens_held = rows_held = 0
     for part in prefix.packs(shared.segments, rows, limits.tokens, limits.rows):
-        tokens = sum(len(shared.segments[n].tokens) + asked.get(n, 0) for n in part)
+        tokens = sum(len(shared.segments[n].tokens) + most.get(n, 0) for n in part)
         ends = sum(rows[n] for n in part)
-        if wave and (held + tokens > WAVE * limits.tokens or waiting + ends > limits.rows):
+        full = tokens_held + tokens > WAVE * limits.tokens or rows_held + ends > limits.rows
+        if wave and full:
             yield wave
-            wave, held, waiting = [], 0, 0
+            wave, tokens_held, rows_held = [], 0, 0
         wave.append(part)
-        held, waiting = held + tokens, waiting + ends
+        tokens_held, rows_held = tokens_held + tokens, rows_held + ends
     if wave:
         yield wave
-
-
-def _bias(group: Group, window: Window, like: Tensor) -> tuple[Tensor, Tensor | None]:
-    """0 where a row's newest token sees a key, else -inf: (K x R, 1, width) and (.., past).
-
-    like: (K, R, ...)
-    """
-    newest = group.start + group.length[:, None] - 1  # (R, 1)
-    seen, past_seen = packed.sees(newest, group.start, group.width, window)
-    past_bias = None if past_seen is None else _per_head(past_seen, like)
-    return _per_head(seen, like), past_bias
-
-
-def _per_head(seen: Tensor, like: Tensor) -> Tensor:
-    """(R, keys) -> (K x R, 1, keys)."""
-    return packed.as_bias(seen, like)[0].repeat(like.shape[0], 1)[:, None]
 
 
 def _greedy(logits: Tensor) -> list[int]:
@@ -222,8 +189,3 @@ def _greedy(logits: Tensor) -> list[int]:
     check_finite(largest)
     tokens: list[int] = best.tolist()
     return tokens
-
-
-def _end(shared: prefix.Plan, segment: int) -> int:
-    """Position behind a segment's last token."""
-    return shared.segments[segment].start + len(shared.segments[segment].tokens)

@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ptsearch import store
-from ptsearch.engine import kv_attention, kv_cache
-from ptsearch.engine.kv_cache import Rounding
+from ptsearch.engine import kv_attention
 from ptsearch.models import experts, loading
 from ptsearch.models.layers import linears_of
 from ptsearch.quantize import activations
+from ptsearch.quantize import kv as kv_methods
+from ptsearch.quantize.kv import Rounding
 from ptsearch.store import KvStorage
 from ptsearch.variant import ACT_BITS, Variant, from_fields, method_of
 
@@ -81,7 +82,7 @@ def kv_stored(model: "PreTrainedModel", runtime: Runtime) -> KvStorage:
     if not runtime.kv:
         return KvStorage()
     config = model.config.get_text_config()
-    bits = kv_cache.stored_bits(runtime.kv, runtime.kv_bits, *kv_shape(config))
+    bits = kv_methods.stored_bits(runtime.kv, runtime.kv_bits, *kv_shape(config))
     return KvStorage(bits, runtime.kv_window)
 
 
@@ -92,21 +93,17 @@ def kv_shape(config: "PretrainedConfig") -> tuple[int, int]:
     return heads, width
 
 
-def apply(
-    model: "PreTrainedModel", linears: list[str], runtime: Runtime, packed: bool
-) -> Rounding | None:
-    """From now on the model rounds as asked; `packed`: its attention finds the cache's rounding.
+def apply(model: "PreTrainedModel", linears: list[str], runtime: Runtime) -> Rounding | None:
+    """From now on the model rounds as asked.
 
     Returns the cache's rounding, if any. ValueError: the model cannot.
     """
     _round_inputs(model, linears, runtime)
     if not runtime.kv:
         return None
-    how = (runtime.kv, runtime.kv_bits, runtime.kv_window, runtime.tensors)
-    rounding = kv_attention.attach(model, *how)
-    if not packed:
-        kv_attention.use_plain(model)
-    return rounding
+    return kv_attention.attach(
+        model, runtime.kv, runtime.kv_bits, runtime.kv_window, runtime.tensors
+    )
 
 
 def _round_inputs(model: "PreTrainedModel", names: list[str], runtime: Runtime) -> None:

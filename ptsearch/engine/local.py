@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ptsearch.engine import decoding, logprobs, plain
-from ptsearch.engine.kv_cache import Rounding
 from ptsearch.engine.memory import Limits
 from ptsearch.engine.prefix_cache import Kept
-from ptsearch.engine.requests import Progress, Sequences, TargetLogprobs
+from ptsearch.engine.requests import Logprobs, Progress, Requests
+from ptsearch.quantize.kv import Rounding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,10 +32,10 @@ class LocalModel(NamedTuple):
         """The model that writes the next token of a reply that has `done`."""
         return self.later if self.later is not None and done >= self.first else self.model
 
-    def logprobs(self, sequences: Sequences, report: Progress) -> TargetLogprobs:
+    def logprobs(self, requests: Requests, report: Progress) -> Logprobs:
         if self.packed:
-            return logprobs.logprobs(self.model, sequences, self.limits, report, self.kept)
-        return plain.logprobs(self.model, sequences, self.limits, report)
+            return logprobs.logprobs(self.model, requests, self.limits, report, self.kept)
+        return plain.logprobs(self.model, requests, self.limits, report)
 
     def generate(
         self,

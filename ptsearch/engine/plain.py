@@ -1,6 +1,6 @@
 """The reference path: batches of equally long sequences, which need no padding and no mask.
 
-It holds for every causal LM that transformers runs, recurrent ones included.
+It works for every causal LM that transformers runs, recurrent ones included.
 """
 
 import inspect
@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 
-from ptsearch.engine import _compat, kv_attention
 from ptsearch.engine.memory import Limits
-from ptsearch.engine.requests import Progress, Sequences, TargetLogprobs, token_logprobs, until_eos
+from ptsearch.engine.requests import Logprobs, Progress, Requests, logprobs_of, until_eos
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,32 +23,20 @@ Value = TypeVar("Value")
 
 @torch.inference_mode()
 def logprobs(
-    model: "PreTrainedModel", sequences: Sequences, limits: Limits, report: Progress
-) -> TargetLogprobs:
-    """log p(target token | sequence up to its position) in nats, for every target."""
-    found: TargetLogprobs = {}
-    keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
-    if not keeps:  # every token gives a row of logits
-        limits = limits._replace(tokens=min(limits))
-    for batch in equal_lengths([((len(s), 0), s) for s in sequences], limits):
-        positions = sorted({t.position for sequence in batch for t in sequences[sequence]})
-        keep = torch.tensor(positions, device=model.device)
+    model: "PreTrainedModel", requests: Requests, limits: Limits, report: Progress
+) -> Logprobs:
+    """log p(token | tokens before it) in nats, for every request."""
+    values: Logprobs = {}
+    last_only = {"logits_to_keep": 1}
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        last_only = {}
+        limits = limits._replace(tokens=min(limits.tokens, limits.rows))  # one row of logits each
+    for batch in equal_lengths([((len(tokens), 0), tokens) for tokens in requests], limits):
         ids = torch.tensor(batch, device=model.device)
-        if keeps:
-            logits = model(ids, use_cache=False, logits_to_keep=keep).logits
-        else:
-            logits = model(ids, use_cache=False).logits[:, keep]
-        column = {position: k for k, position in enumerate(positions)}
-        targets = [(row, t) for row, sequence in enumerate(batch) for t in sequences[sequence]]
-        values = token_logprobs(
-            logits.flatten(0, 1),
-            [row * len(positions) + column[t.position] for row, t in targets],
-            [t.token for _, t in targets],
-        )
-        for (row, target), value in zip(targets, values, strict=True):
-            found.setdefault(batch[row], {})[target] = value
-        report(len(found), len(sequences))
-    return found
+        logits = model(ids, use_cache=False, **last_only).logits[:, -1]
+        values |= logprobs_of(logits, {tokens: requests[tokens] for tokens in batch})
+        report(len(values), len(requests))
+    return values
 
 
 @torch.inference_mode()
@@ -62,8 +49,7 @@ def generate(
 ) -> list[list[int]]:
     """Greedy replies without their end-of-sequence token."""
     model, later = local.model, local.later
-    # Attention over a rounded cache needs all tokens of a sequence at once.
-    cached = _compat.attention_of(model) != kv_attention.NAME
+    cached = local.rounding is None  # else attention needs all tokens of a sequence at once
     replies: list[list[int]] = [[] for _ in prompts]
     keyed = [((len(p), n), i) for i, (p, n) in enumerate(zip(prompts, max_new_tokens, strict=True))]
     done = 0

@@ -9,36 +9,27 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+Tokens = tuple[int, ...]
+Path = tuple[int, ...]
+
 
 class Segment(NamedTuple):
     """One run of tokens and what comes before it."""
 
-    tokens: tuple[int, ...]
+    tokens: Tokens
     start: int  # position of the first token in its sequences
-    path: tuple[int, ...]  # earlier segments, outermost first; they hold positions 0 to start - 1
+    path: Path  # earlier segments, outermost first; they hold positions 0 to start - 1
 
 
 class Plan(NamedTuple):
     """Segments in preorder, and for each sequence those that spell it."""
 
     segments: list[Segment]
-    chains: list[tuple[int, ...]]
+    chains: list[Path]
     last: list[int]  # per segment: the last one that has it in its path, else itself
 
 
-class _Branch(NamedTuple):
-    """Sorted sequences low to high - 1, equal up to `level`; `path` holds `start` tokens of it."""
-
-    low: int
-    high: int
-    level: int
-    start: int
-    path: tuple[int, ...]
-
-
-def share(
-    sequences: Sequence[tuple[int, ...]], max_run: int, min_saving: int, align: int = 1
-) -> Plan:
+def share(sequences: Sequence[Tokens], max_run: int, min_saving: int, align: int = 1) -> Plan:
     """The plan for distinct sequences.
 
     A common prefix becomes segments of its own where that saves `min_saving` tokens or more;
@@ -49,32 +40,24 @@ def share(
     common = [alike(sequences[a], sequences[b]) for a, b in itertools.pairwise(order)]
     common = [0, *(count // align * align for count in common)]
     segments: list[Segment] = []
-    chains: list[tuple[int, ...]] = [()] * len(sequences)
+    chains: list[Path] = [()] * len(sequences)
 
-    stack = [_Branch(0, len(order), 0, 0, ())] if order else []
-    while stack:
-        branch = stack.pop()
-        if branch.level > branch.start:
-            run = sequences[order[branch.low]][branch.start : branch.level]
-            path = append(segments, run, branch.start, branch.path, max_run)
-            branch = branch._replace(start=branch.level, path=path)
-        leaves, branches = _split(branch, common, min_saving)
-        for leaf in sorted(leaves, key=lambda leaf: len(sequences[order[leaf]])):
-            sequence = sequences[order[leaf]]
-            rest, start = sequence[branch.start :], branch.start
-            chains[order[leaf]] = append(segments, rest, start, branch.path, max_run)
-        stack.extend(reversed(branches))
-
+    # Sorted sequences low to high - 1, equal up to `level`; `path` holds `start` tokens of it.
+    pending: list[tuple[int, int, int, int, Path]] = [(0, len(order), 0, 0, ())]
+    while pending:
+        low, high, level, start, path = pending.pop()
+        if level > start:
+            run = sequences[order[low]][start:level]
+            path = append(segments, run, start, path, max_run)
+        leaves, branches = _split(common[low:high], level, min_saving)
+        for leaf in sorted((order[low + n] for n in leaves), key=lambda n: len(sequences[n])):
+            chains[leaf] = append(segments, sequences[leaf][level:], level, path, max_run)
+        for first, end, shared in reversed(branches):
+            pending.append((low + first, low + end, shared, level, path))
     return plan_of(segments, chains)
 
 
-def append(
-    segments: list[Segment],
-    tokens: tuple[int, ...],
-    start: int,
-    path: tuple[int, ...],
-    max_run: int,
-) -> tuple[int, ...]:
+def append(segments: list[Segment], tokens: Tokens, start: int, path: Path, max_run: int) -> Path:
     """Add the tokens behind `path`, in segments of at most `max_run`; the path through them."""
     for offset in range(0, len(tokens), max_run):
         segments.append(Segment(tokens[offset : offset + max_run], start + offset, path))
@@ -82,7 +65,7 @@ def append(
     return path
 
 
-def plan_of(segments: list[Segment], chains: list[tuple[int, ...]]) -> Plan:
+def plan_of(segments: list[Segment], chains: list[Path]) -> Plan:
     last = list(range(len(segments)))
     for index, segment in enumerate(segments):
         for ancestor in segment.path:
@@ -90,7 +73,7 @@ def plan_of(segments: list[Segment], chains: list[tuple[int, ...]]) -> Plan:
     return Plan(segments, chains, last)
 
 
-def alike(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+def alike(a: Tokens, b: Tokens) -> int:
     """How many leading tokens are equal."""
     for index, (left, right) in enumerate(zip(a, b, strict=False)):
         if left != right:
@@ -99,18 +82,22 @@ def alike(a: tuple[int, ...], b: tuple[int, ...]) -> int:
 
 
 def packs(
-    segments: Sequence[Segment], rows: Sequence[int], max_tokens: int, max_rows: int
+    segments: Sequence[Segment],
+    rows: Sequence[int],
+    max_tokens: int,
+    max_rows: int,
+    first: int = 0,
 ) -> Iterator[range]:
-    """Consecutive segments of at most `max_tokens` tokens and `max_rows` rows of logits together.
+    """Consecutive segments, from `first` on, of at most `max_tokens` tokens and `max_rows` rows of
+    logits together.
 
-    `rows`: per segment. A segment that is over either limit stands alone.
+    `rows`: per segment. A segment that is over either limit is alone.
     """
-    low = tokens = logits = 0
-    for index, segment in enumerate(segments):
-        full = (
-            tokens + len(segment.tokens) > max_tokens or logits + rows[index] > max_rows
-        ) and index > low
-        if full:
+    low, tokens, logits = first, 0, 0
+    for index in range(first, len(segments)):
+        segment = segments[index]
+        full = tokens + len(segment.tokens) > max_tokens or logits + rows[index] > max_rows
+        if full and index > low:
             yield range(low, index)
             low, tokens, logits = index, 0, 0
         tokens += len(segment.tokens)
@@ -120,34 +107,22 @@ def packs(
 
 
 def _split(
-    branch: _Branch, common: Sequence[int], min_saving: int
-) -> tuple[list[int], list[_Branch]]:
-    """Sequences that stand alone below `branch`, and the prefixes worth a segment.
-
-    common[k]: tokens that sorted sequences k - 1 and k share.
+    common: Sequence[int], level: int, min_saving: int
+) -> tuple[list[int], list[tuple[int, int, int]]]:
+    """Of sorted sequences that are equal up to `level`: those that share nothing worth a segment,
+    and runs (first, end, tokens shared) that do. common[k]: tokens that k - 1 and k share.
     """
     leaves: list[int] = []
-    branches: list[_Branch] = []
-    todo = [(branch.low, branch.high, branch.level)]
-    while todo:
-        low, high, level = todo.pop()
-        for first, end in _runs(low, high, level, common):
-            if end - first == 1:
-                leaves.append(first)
+    branches: list[tuple[int, int, int]] = []
+    pending = [(0, len(common), level)]
+    while pending:
+        low, high, shared = pending.pop()
+        starts = [n for n in range(low + 1, high) if common[n] <= shared]
+        for first, end in itertools.pairwise([low, *starts, high]):
+            if end - first <= 1:
+                leaves.extend(range(first, end))
                 continue
-            shared = min(common[first + 1 : end])
-            if (end - first - 1) * (shared - branch.start) >= min_saving:
-                branches.append(branch._replace(low=first, high=end, level=shared))
-            else:
-                todo.append((first, end, shared))
+            least = min(common[first + 1 : end])
+            worth = (end - first - 1) * (least - level) >= min_saving
+            (branches if worth else pending).append((first, end, least))
     return leaves, sorted(branches)
-
-
-def _runs(low: int, high: int, level: int, common: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Maximal runs of neighbours that share more than `level` tokens."""
-    first = low
-    for index in range(low + 1, high):
-        if common[index] <= level:
-            yield first, index
-            first = index
-    yield first, high

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ptsearch.engine import _compat, onednn, packed, prefix
+from ptsearch.engine import _compat, attention, onednn, packed, prefix
 from ptsearch.models.layers import layers_of
 
 if TYPE_CHECKING:
@@ -34,22 +34,14 @@ def enable(model: "PreTrainedModel") -> str:
         return "its position encoding depends on the longest sequence"
     before = _compat.attention_of(model)
     sequences = _sequences(config.vocab_size)
-    AttentionInterface.register(packed.NAME, packed.attention)
+    AttentionInterface.register(attention.NAME, attention.attention)
     try:
         model.set_attn_implementation("eager")  # the fused kernel leaves Gemma 2's soft cap out
-        truth, tolerance = _one_by_one(model, sequences), TOLERANCE[model.dtype]
-        model.set_attn_implementation(packed.NAME)
-        reason = _compare(truth, _together(model, sequences), tolerance)
+        expected, tolerance = _one_by_one(model, sequences), TOLERANCE[model.dtype]
+        model.set_attn_implementation(attention.NAME)
+        reason = _compare(expected, _together(model, sequences), tolerance)
     # Whatever a model does with the pack that it does not know, the plain path answers for it.
-    except (
-        packed.UnsupportedError,
-        AttributeError,
-        IndexError,
-        KeyError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     if reason:
         model.set_attn_implementation(before)
@@ -85,24 +77,21 @@ def _together(model: "PreTrainedModel", sequences: list[tuple[int, ...]]) -> Ten
     shared = prefix.share(sequences, max_run=SHARED // 2, min_saving=1)
     part = range(len(shared.segments))
     keep = [number for number in part if shared.last[number] > number]
-    store: packed.Store = {}
-    pack = packed.Pack(shared, part, keep, store, model)
-    last = [chain[-1] for chain in shared.chains]
-    rows = [pack.offsets[n] + len(shared.segments[n].tokens) - 1 for n in last]
-    where = torch.tensor(rows, device=model.device)
-    logits = packed.forward(model, pack.ids, pack.positions, where, pack).float()
+    ends = [(chain[-1], len(shared.segments[chain[-1]].tokens) - 1) for chain in shared.chains]
+    store: attention.Store = {}
+    logits = packed.logits_at(model, shared, part, keep, store, ends).float()
     if any(len(kept) < model.config.get_text_config().num_hidden_layers for kept in store.values()):
-        raise packed.UnsupportedError("it has layers without attention")
+        raise attention.UnsupportedError("it has layers without attention")
     return logits
 
 
-def _compare(truth: Tensor, found: Tensor, tolerance: float) -> str:
-    """Why the packed logits are not the true ones; "" where they are, or nothing can be said."""
-    if truth.shape != found.shape:
-        return f"it gives logits of shape {tuple(found.shape)}, not {tuple(truth.shape)}"
-    if not torch.isfinite(truth).all():
-        return ""  # a degenerate variant: the first prompt will say so
-    error = ((found - truth).norm() / (truth - truth.mean()).norm()).item()
+def _compare(expected: Tensor, logits: Tensor, tolerance: float) -> str:
+    """Why packed logits differ from the expected ones; "": they do not, or it cannot be judged."""
+    if expected.shape != logits.shape:
+        return f"it gives logits of shape {tuple(logits.shape)}, not {tuple(expected.shape)}"
+    if not torch.isfinite(expected).all():
+        return ""  # a degenerate variant, which the first prompt will report
+    error = ((logits - expected).norm() / (expected - expected.mean()).norm()).item()
     return "" if error <= tolerance else f"packed logits are {error:.1%} off"
 
 
@@ -110,5 +99,5 @@ def _values(nested: object, key: str) -> set[str]:
     """All values of `key` in nested dicts."""
     if not isinstance(nested, dict):
         return set()
-    found = {str(nested[key])} if key in nested else set()
-    return found.union(*(_values(value, key) for value in nested.values()))
+    values = {str(nested[key])} if key in nested else set()
+    return values.union(*(_values(value, key) for value in nested.values()))

@@ -1,28 +1,19 @@
 """Requests to a model and their answers: the types that every way of running a model shares."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 Tokens = tuple[int, ...]
+Requests = Mapping[Tokens, Sequence[int]]  # tokens -> those whose probability behind them is asked
+Logprobs = dict[Tokens, dict[int, float]]  # the same with log p(token | tokens before it) in nats
 Progress = Callable[[int, int], None]  # (items done, items in all)
 
 
 class NonFiniteLogitsError(ArithmeticError):
     """The model's output holds NaN or infinity: the variant is degenerate."""
-
-
-class Target(NamedTuple):
-    """A token whose probability is wanted, given its sequence up to and including `position`."""
-
-    position: int
-    token: int
-
-
-Sequences = Mapping[Tokens, Sequence[Target]]
-TargetLogprobs = dict[Tokens, dict[Target, float]]
 
 
 class Runner(Protocol):
@@ -32,8 +23,8 @@ class Runner(Protocol):
     def form(self) -> str:
         """The form of the weights that answer."""
 
-    def logprobs(self, sequences: Sequences, report: Progress) -> TargetLogprobs:
-        """log p(target token | sequence up to its position) in nats, for every target."""
+    def logprobs(self, requests: Requests, report: Progress) -> Logprobs:
+        """log p(token | tokens before it) in nats, for every request."""
 
     def generate(
         self,
@@ -51,13 +42,15 @@ class Runner(Protocol):
         """Release what this process started for it."""
 
 
-def token_logprobs(logits: Tensor, rows: list[int], tokens: list[int]) -> list[float]:
-    """log softmax(logits)[row, token] for each pair. logits: (rows, vocabulary)."""
+def logprobs_of(logits: Tensor, requests: Requests) -> Logprobs:
+    """What the requests ask, each of a row of logits (requests, vocabulary)."""
     logits = logits.float()
     norm = logits.logsumexp(-1)
     check_finite(norm)
-    values: list[float] = (logits[rows, tokens] - norm[rows]).tolist()
-    return values
+    rows = [row for row, following in enumerate(requests.values()) for _ in following]
+    tokens = [token for following in requests.values() for token in following]
+    values = iter((logits[rows, tokens] - norm[rows]).tolist())
+    return {key: {token: next(values) for token in requests[key]} for key in requests}
 
 
 def check_finite(values: Tensor) -> None:

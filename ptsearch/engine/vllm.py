@@ -24,10 +24,10 @@ import httpx
 from ptsearch.config import EngineConfig
 from ptsearch.engine import _compat
 from ptsearch.engine.requests import (
+    Logprobs,
     NonFiniteLogitsError,
     Progress,
-    Sequences,
-    TargetLogprobs,
+    Requests,
     Tokens,
     until_eos,
 )
@@ -61,27 +61,20 @@ class Server(NamedTuple):
     process: subprocess.Popen[bytes] | None = None
     forgets: bool = False  # nothing is kept from one call to the next
 
-    def logprobs(self, sequences: Sequences, report: Progress) -> TargetLogprobs:
-        wanted: dict[Tokens, set[int]] = {}
-        for sequence, targets in sequences.items():
-            for target in targets:
-                wanted.setdefault(sequence[: target.position + 1], set()).add(target.token)
-        prompts_by_tokens: dict[Tokens, list[Tokens]] = {}
-        for prompt, tokens in wanted.items():
-            prompts_by_tokens.setdefault(tuple(sorted(tokens)), []).append(prompt)
-        requests = [
+    def logprobs(self, requests: Requests, report: Progress) -> Logprobs:
+        prompts_by_following: dict[Tokens, list[Tokens]] = {}
+        for prompt, following in requests.items():
+            prompts_by_following.setdefault(tuple(sorted(following)), []).append(prompt)
+        batches = [
             (prompts, {"max_tokens": 1, "logprobs": len(tokens), "logprob_token_ids": tokens})
-            for tokens, prompts in prompts_by_tokens.items()
+            for tokens, prompts in prompts_by_following.items()
         ]
-        values = {
-            prompt: {int(name.split(":")[1]): value for name, value in first.items()}
-            for prompt, choice in _ask(self, requests, report).items()
-            for first in choice["logprobs"]["top_logprobs"][:1]
-        }
-        return {
-            sequence: {t: _finite(values[sequence[: t.position + 1]].get(t.token)) for t in targets}
-            for sequence, targets in sequences.items()
-        }
+        values: Logprobs = {}
+        for prompt, choice in _complete(self, batches, report).items():
+            by_name = choice["logprobs"]["top_logprobs"][0]
+            ids = {int(name.split(":")[1]): value for name, value in by_name.items()}
+            values[prompt] = {token: _finite(ids.get(token)) for token in requests[prompt]}
+        return values
 
     def generate(
         self,
@@ -96,7 +89,7 @@ class Server(NamedTuple):
         replies = {(prompt, 0): list[int]() for prompt in prompts_by_length.pop(0, [])}
         for new, some in prompts_by_length.items():
             options = {"max_tokens": new, "stop_token_ids": sorted(eos)}
-            for prompt, choice in _ask(self, [(some, options)], report).items():
+            for prompt, choice in _complete(self, [(some, options)], report).items():
                 replies[prompt, new] = until_eos(choice["token_ids"], eos)
         pairs = zip(prompts, max_new_tokens, strict=True)
         return [replies[tuple(prompt), new] for prompt, new in pairs]
@@ -143,24 +136,24 @@ def connect(folder: Path, settings: EngineConfig, context: int) -> Server:
     return server._replace(form=f"dense: {reason}")
 
 
-def _ask(
-    server: Server, asked: Sequence[tuple[list[Tokens], Mapping[str, object]]], report: Progress
+def _complete(
+    server: Server, batches: Sequence[tuple[list[Tokens], Mapping[str, object]]], report: Progress
 ) -> dict[Tokens, Choice]:
-    """prompt -> the server's choice for it, of groups of prompts with options of their own."""
+    """prompt -> the server's choice for it, of prompts with options of their own."""
     salt = {"cache_salt": uuid.uuid4().hex} if server.forgets else {}
     requests = []
-    for prompts, options in asked:
+    for prompts, options in batches:
         ordered = sorted(set(prompts))  # those that begin alike together
         for start in range(0, len(ordered), CHUNK):
             requests.append((ordered[start : start + CHUNK], {**options, **salt}))
     total = sum(len(prompts) for prompts, _ in requests)
-    found: dict[Tokens, Choice] = {}
+    choices: dict[Tokens, Choice] = {}
     with ThreadPoolExecutor(PARALLEL) as threads:
-        answers = threads.map(lambda request: _post(server, *request), requests)
-        for (prompts, _), choices in zip(requests, answers, strict=True):
-            found.update(zip(prompts, choices, strict=True))
-            report(len(found), total)
-    return found
+        replies = threads.map(lambda request: _post(server, *request), requests)
+        for (prompts, _), some in zip(requests, replies, strict=True):
+            choices.update(zip(prompts, some, strict=True))
+            report(len(choices), total)
+    return choices
 
 
 def _post(server: Server, prompts: list[Tokens], options: Mapping[str, object]) -> list[Choice]:
@@ -185,8 +178,8 @@ def _post(server: Server, prompts: list[Tokens], options: Mapping[str, object]) 
     if NAN in response.text:
         raise NonFiniteLogitsError("the server's log-probabilities hold NaN or infinity")
     if not response.is_success:
-        said = " ".join(response.text.split())[:300]
-        raise ValueError(f"engine=vllm: {url} answers {response.status_code}: {said}")
+        message = " ".join(response.text.split())[:300]
+        raise ValueError(f"engine=vllm: {url} answers {response.status_code}: {message}")
     choices = sorted(response.json()["choices"], key=lambda choice: choice["index"])
     if not all(choice.get("token_ids") is not None for choice in choices):
         raise ValueError(f"engine=vllm: {url} gives no token ids; it must be vLLM 0.32 or newer")
@@ -256,6 +249,6 @@ def _client() -> httpx.Client:
 
 def _cause(log: str) -> str:
     """The first exception of vLLM's log: later ones say only that something went wrong before."""
-    said = "\n".join(line for line in log.splitlines() if "WARNING" not in line)
-    found = re.findall(r"\b\w*(?:Error|Exception): .*", said)
-    return (found or log.splitlines()[-1:] or ["it said nothing"])[0].strip()[:300]
+    messages = "\n".join(line for line in log.splitlines() if "WARNING" not in line)
+    errors = re.findall(r"\b\w*(?:Error|Exception): .*", messages)
+    return (errors or log.splitlines()[-1:] or ["its log is empty"])[0].strip()[:300]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ptsearch import store
-from ptsearch.engine import kv_attention, kv_cache
+from ptsearch.engine import kv_attention
 from ptsearch.models import loading, support
 from ptsearch.models.base_model import BaseModel
 from ptsearch.models.checkpoint import Tensors, tensors_of
@@ -18,6 +18,7 @@ from ptsearch.pool import backends, one_pass, verify, writer
 from ptsearch.pool.calibration import Calibration
 from ptsearch.pool.variant_build import LayerNotes, VariantBuild, alone, scratch_folder
 from ptsearch.quantize.grid import Quantized
+from ptsearch.quantize.kv import fit
 from ptsearch.shared import Report
 from ptsearch.variant import Variant
 
@@ -173,6 +174,6 @@ def _fit_caches(
             if (build.variant.seed, build.variant.method) == (seed, method):
                 started = time.process_time()
                 for layer, seen in recorded.items():
-                    found = kv_cache.fit(method, build.variant.kv_bits, seen, seed)
-                    build.runtime |= {f"{layer}.{name}": value for name, value in found.items()}
+                    tensors = fit(method, build.variant.kv_bits, seen, seed)
+                    build.runtime |= {f"{layer}.{name}": value for name, value in tensors.items()}
                 build.cpu_seconds += time.process_time() - started

@@ -129,7 +129,7 @@ def _fits(base: BaseModel) -> bool:
 def _read_whole(base: BaseModel, folder: Path, asked: Runtime, chunks: Tensor) -> Measured:
     """As transformers loads it."""
     model, _ = loading.load(folder)
-    runtime.apply(model, runtime.linear_names(model), asked, packed=False)
+    runtime.apply(model, runtime.linear_names(model), asked)
     finite = all(map(_is_finite, model.parameters()))
     return Measured(perplexity(model, chunks), finite, runtime.kv_stored(model, asked))
 
@@ -138,7 +138,7 @@ def _read_by_layers(base: BaseModel, folder: Path, asked: Runtime, chunks: Tenso
     """The same by transformers' layers, of which one is in memory."""
     model = skeleton(base.path, base.trust_remote_code)
     _, layers = layers_of(model)
-    runtime.apply(model, runtime.linear_names(model), asked, packed=False)
+    runtime.apply(model, runtime.linear_names(model), asked)
     finite = True
 
     def look(layer: Layer) -> dict[str, Tensor]:

@@ -134,7 +134,7 @@ def test_scores_behind_kept_prefixes_are_the_same(engine):
         found = engines.score(keeping, [asked[i] for i in some], labels, silent)
         for i, row in zip(some, found, strict=True):
             assert row == pytest.approx(truth[i], abs=1e-4)
-    assert any(piece.before for piece in keeping.runner.kept.known.values())
+    assert any(piece.before for piece in keeping.runner.kept.pieces.values())
 
 
 def test_replies_equal_transformers(engine):
@@ -147,7 +147,7 @@ def test_a_model_outside_the_packed_path_says_so_and_gives_the_same(
     assert not fallback.runner.packed
     with caplog.at_level(logging.WARNING):
         engines.load(Path(fallback.tokenizer.name_or_path), FP32)
-    said = [r for r in caplog.records if r.name == "ptsearch.engine"]
+    said = [r for r in caplog.records if r.name == "ptsearch.engine.opening"]
     assert ["plain batches" in r.getMessage() for r in said] == [True]
     assert_scores_equal(fallback)
     assert_replies_equal(fallback)
@@ -334,11 +334,11 @@ def test_lanes_share_out_the_work_and_give_the_same(llama, monkeypatch):
     lane = logprobs._lane
 
     def counted(
-        model: Any, sequences: Any, begun: Any, known: Any, limits: Any, report: Any
+        model: Any, wholes: Any, beginnings: Any, held: Any, limits: Any, report: Any
     ) -> Any:
-        sizes.append(len(sequences))
+        sizes.append(len(wholes))
         assert (torch.get_num_threads(), limits.tokens) == (1, 48)
-        return lane(model, sequences, begun, known, limits, report)
+        return lane(model, wholes, beginnings, held, limits, report)
 
     monkeypatch.setattr(logprobs, "_lane", counted)
     monkeypatch.setattr(lanes, "LANE", 48)

@@ -19,11 +19,12 @@ from ptsearch import engine as engines
 from ptsearch import store
 from ptsearch.benchmarks import Benchmark, Sample, Scenario
 from ptsearch.benchmarks.parsing import Question
-from ptsearch.engine import kv_attention, kv_cache, memory
-from ptsearch.engine.kv_cache import KV, Rounding
+from ptsearch.engine import kv_attention, memory
 from ptsearch.evaluation import evaluate
 from ptsearch.models import loading
 from ptsearch.pool import build
+from ptsearch.quantize import kv as kv_methods
+from ptsearch.quantize.kv import KV, Rounding
 
 Array = NDArray[np.float32]
 ROWS: list[dict[str, Any]] = [
@@ -44,7 +45,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plain(engine: engines.Engine) -> engines.Engine:
-    kv_attention.use_plain(engine.runner.model)
     return changed(engine, packed=False)
 
 
@@ -187,10 +187,10 @@ def test_more_bits_are_closer_and_the_cache_is_counted(built: Path) -> None:
     for method in ("kivi", "kvquant", "wkvquant"):
         generator = torch.Generator().manual_seed(0)
         kv = KV(*(torch.randn(2, 64, 32, generator=generator) for _ in range(2)))
-        recorded = kv_cache.Recorded(kv, KV(*(torch.ones_like(t) for t in kv)))
+        recorded = kv_methods.Recorded(kv, KV(*(torch.ones_like(t) for t in kv)))
         errors = []
         for bits in (2, 3, 4, 8):
-            tensors = kv_cache.fit(method, bits, recorded, 0)
+            tensors = kv_methods.fit(method, bits, recorded, 0)
             rule = Rounding(method, bits, 0, tensors, lambda X, _start, _undo: X)
             states = KV(*(part[:, None] for part in kv))
             errors.append(sum((a - b).square().mean().item()
@@ -213,9 +213,9 @@ def test_a_data_type_follows_what_matters() -> None:
     X = torch.linspace(-1, 1, 400)[None, :, None]
     ones, zero = torch.ones(1, 1, 1), torch.zeros(1, 1, 1)
     matters = torch.where(X > 0.5, 10.0, 0.1)
-    codes = kv_cache.data_type(X, zero, ones, matters, 3, 0)
+    codes = kv_methods.data_type(X, zero, ones, matters, 3, 0)
     assert (codes > 0.5).sum() >= 5
-    even = kv_cache.data_type(X, zero, ones, ones.expand_as(X), 3, 0)
+    even = kv_methods.data_type(X, zero, ones, ones.expand_as(X), 3, 0)
     assert even.diff().std() < 0.1
 
 

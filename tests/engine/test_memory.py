@@ -10,7 +10,7 @@ import transformers
 
 from ptsearch import engine as engines
 from ptsearch.config import EngineConfig
-from ptsearch.engine import memory
+from ptsearch.engine import memory, opening
 from ptsearch.models import loading
 
 FP32 = EngineConfig(dtype="float32", device="cpu", threads=1)
@@ -27,13 +27,13 @@ def test_a_model_that_is_done_with_takes_no_memory_from_the_next(tiny_model, mon
     loaded = engines.load(tiny_model, FP32)
     loaded.runner.model.own = [loaded.runner.model]  # as a decompressed one has
     before, found = weakref.ref(loaded.runner.model), []
-    check = engines.check_fits
+    check = opening.check_fits
 
     def checked(*arguments: Any) -> str:
         found.append(before())
         return check(*arguments)
 
-    monkeypatch.setattr(engines, "check_fits", checked)
+    monkeypatch.setattr(opening, "check_fits", checked)
     monkeypatch.setattr(memory, "LARGE", 0)
     del loaded
     engines.load(tiny_model, FP32)

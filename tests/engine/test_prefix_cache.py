@@ -9,7 +9,7 @@ from tiny_prompts import changed
 from ptsearch import engine as engines
 from ptsearch.config import EngineConfig
 from ptsearch.engine import Kept, logprobs, prefix_cache
-from ptsearch.engine.prefix_cache import Begun, Piece
+from ptsearch.engine.prefix_cache import Beginning, Piece
 
 TEMPLATES = [tuple(range(start, start + 90)) for start in (1, 100)]
 LABELS = [[1], [2, 3], [4]]
@@ -39,8 +39,8 @@ def two_threads():
 @pytest.mark.parametrize("few", [1, 10_000])
 @pytest.mark.parametrize("most", [0, 100, 10_000])
 def test_scores_are_the_same_call_after_call(most, few, engine, monkeypatch) -> None:
-    monkeypatch.setattr(logprobs, "FEW", few)  # tokens of a lane
-    monkeypatch.setattr(logprobs, "AGAIN", 1)
+    monkeypatch.setattr(logprobs, "LANE_TOKENS", few)  # tokens of a lane
+    monkeypatch.setattr(logprobs, "REPEATED", 1)
     keeping = changed(engine, kept=Kept(most))
     for call in range(6):
         asked = prompts(call)
@@ -48,14 +48,14 @@ def test_scores_are_the_same_call_after_call(most, few, engine, monkeypatch) -> 
         for plain, found in zip(*rows, strict=True):
             assert found == pytest.approx(plain, abs=1e-4)
         kept = keeping.runner.kept
-        owned = [len(t) - len(piece.before) for t, piece in kept.known.items()]
+        owned = [len(t) - len(piece.before) for t, piece in kept.pieces.items()]
         assert kept.tokens == sum(owned) <= most
-        assert all(set(kept.lineage(t)) <= kept.known.keys() for t in kept.known)
-    begins = {tokens[:80] for tokens in keeping.runner.kept.known}
+        assert all(set(kept.lineage(t)) <= kept.pieces.keys() for t in kept.pieces)
+    begins = {tokens[:80] for tokens in keeping.runner.kept.pieces}
     assert len(begins) == {0: 0, 100: 1, 10_000: 2}[most]
 
 
-def piece(begun: Begun) -> Piece:
+def piece(begun: Beginning) -> Piece:
     return Piece(begun.kept, {})
 
 
@@ -64,7 +64,7 @@ def keeping(most: int, *heads: tuple[int, ...]) -> Kept:
     found = Kept(most)
     for head in heads:
         for n in range(prefix_cache.OFTEN):
-            [begun], _ = found.begun([(*head, 250 + n)])
+            [begun], _ = found.beginnings([(*head, 250 + n)])
             found.add({begun.tokens: piece(begun)} if begun.tokens != begun.kept else {})
     return found
 
@@ -72,19 +72,19 @@ def keeping(most: int, *heads: tuple[int, ...]) -> Kept:
 def test_a_kept_prefix_is_not_computed_again() -> None:
     (first, second), longer = TEMPLATES, (*TEMPLATES[0], *range(200, 210))
     found = keeping(10_000, first, longer)
-    assert found.known[longer].before == first
+    assert found.pieces[longer].before == first
     assert found.tokens == 100
     sequences = [*((*longer, 7, n) for n in range(3)), *((*second, 7, n) for n in range(3))]
-    begun = [Begun(longer, longer)] * 3 + [Begun(second)] * 3
-    laid = prefix_cache.plan(sequences, begun, found.known, 40, 64)
-    assert laid.stored == [found.known[first], found.known[longer]]
+    begun = [Beginning(longer, longer)] * 3 + [Beginning(second)] * 3
+    laid = prefix_cache.plan(dict(zip(sequences, begun, strict=True)), found.pieces, 40, 64)
+    assert laid.stored == [found.pieces[first], found.pieces[longer]]
     segments = laid.plan.segments
     for sequence, chain in zip(sequences, laid.plan.chains, strict=True):
         assert sum((segments[n].tokens for n in chain), ()) == sequence
         for n in chain:
             before = sum((segments[m].tokens for m in segments[n].path), ())
             assert len(before) == segments[n].start
-    assert laid.new == {Begun(second): (2, 3, 4)}  # in runs of 40, 40 and 10
+    assert laid.new == {Beginning(second): (2, 3, 4)}  # in runs of 40, 40 and 10
     assert sum(len(segment.tokens) for segment in segments[5:]) == 12
 
 
@@ -92,29 +92,29 @@ def test_what_others_go_on_from_stays_longest() -> None:
     first, second = TEMPLATES
     heads = [(*first, *range(k, k + 5)) for k in (200, 210, 220)]
     found = keeping(100, first, heads[0], heads[1])
-    assert list(found.known) == [heads[0], heads[1], first]
-    found.begun([heads[0]])
-    assert list(found.known) == [heads[1], heads[0], first]
+    assert list(found.pieces) == [heads[0], heads[1], first]
+    found.beginnings([heads[0]])
+    assert list(found.pieces) == [heads[1], heads[0], first]
     for n in range(prefix_cache.OFTEN):
-        [begun], held = found.begun([(*heads[2], n)])
-    assert begun == Begun(heads[2], first)
-    assert held == {first: found.known[first]}
+        [begun], held = found.beginnings([(*heads[2], n)])
+    assert begun == Beginning(heads[2], first)
+    assert held == {first: found.pieces[first]}
     found.add({begun.tokens: piece(begun)})
-    assert list(found.known) == [heads[0], heads[2], first]
+    assert list(found.pieces) == [heads[0], heads[2], first]
     assert found.tokens == 100
-    assert found.begun([heads[1]])[0][0].kept == first
+    assert found.beginnings([heads[1]])[0][0].kept == first
     found.add({second: Piece((), {})})
-    assert list(found.known) == [second]
+    assert list(found.pieces) == [second]
     assert found.tokens == 90
 
 
 def test_one_prompt_again_and_again_is_not_kept() -> None:
     (first, second), found = TEMPLATES, Kept(10_000)
     for _ in range(5):
-        [begun], _ = found.begun([first])
-        assert begun == Begun()
+        [begun], _ = found.beginnings([first])
+        assert begun == Beginning()
     for _ in range(4):  # by turns they are
-        begins, _ = found.begun([(*second, 1), (*second, 2)])
+        begins, _ = found.beginnings([(*second, 1), (*second, 2)])
     assert {begin.tokens for begin in begins} == {second}
 
 
@@ -129,5 +129,5 @@ def test_several_threads_ask_at_once(engine) -> None:
         for some, plain in zip(found, expected, strict=True):
             for row, other in zip(some, plain, strict=True):
                 assert row == pytest.approx(other, abs=1e-4)
-    owned = [len(t) - len(piece.before) for t, piece in keeping.runner.kept.known.items()]
+    owned = [len(t) - len(piece.before) for t, piece in keeping.runner.kept.pieces.items()]
     assert 0 < keeping.runner.kept.tokens == sum(owned) <= 150

@@ -16,6 +16,7 @@ from ptsearch import store
 from ptsearch.benchmarks import sources
 from ptsearch.config import BenchmarksConfig, EngineConfig
 from ptsearch.engine import fake_quant
+from ptsearch.engine.answering import WARMUPS
 from ptsearch.evaluation import evaluate
 from ptsearch.models import loading
 from ptsearch.models.base_model import BaseModel
@@ -92,7 +93,7 @@ def test_a_prompt_is_sent_once_and_a_latency_finds_nothing_kept(engine, asked):
     asked.clear()
     engines.latency(engine, PROMPTS[:2], [[[10], [11]]] * 2)
     salts = [request["cache_salt"] for request in asked]
-    assert len(set(salts)) == len(salts) == engines.WARMUPS + 2
+    assert len(set(salts)) == len(salts) == WARMUPS + 2
 
 
 def test_the_settings_of_the_checkpoint_do_not_reach_the_reply(engine, asked):
