@@ -200,11 +200,12 @@ def build_pool(config: Config) -> None:
     """Build every variant; one JSON line each."""
     need_pool(config)
     with tables(config, terminal.progress(terminal.console(stderr=True))) as (table, *_):
-        table.build([DENSE, *table.variants])
-        for label in [DENSE, *table.variants]:
-            meta = table.meta(label)
-            keys = ("tensor_bytes", "perplexity", "degenerate", "seconds")
-            _print_json({"variant": label, **{key: meta[key] for key in keys}})
+        labels = [DENSE, *table.variants]
+        table.build(labels)
+        copies, keys = table.copies(labels), ("tensor_bytes", "perplexity", "degenerate", "seconds")
+        for label in labels:
+            meta, same = table.meta(label), {"same_as": copies[label]} if label in copies else {}
+            _print_json({"variant": label, **{key: meta[key] for key in keys}, **same})
 
 
 def evaluate_variant(config: Config) -> None:

@@ -30,6 +30,8 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "kv_bits": KV_BITS,
 }
 
+KIVI_WINDOW = 32  # newest tokens that KIVI keeps in full precision, where a pool says nothing
+
 
 def method_of(name: str) -> "Method":
     """The record of a method, which imports torch. ValueError: there is no such method."""
@@ -186,6 +188,8 @@ def expand_pool(
                 chosen["calibration"] = calibration
             if not method.dense and not method.grouped and "group_size" not in row:
                 chosen["group_size"] = -1
+            if chosen.get("kv_bits", 16) != 16 and "kv" not in method.needs:  # KIVI's scheme
+                chosen.setdefault("kv_window", KIVI_WINDOW)
             variants.append(replace(dense, **chosen))
     repeated = [variant.label for variant, n in Counter(variants).items() if n > 1]
     if repeated:

@@ -75,10 +75,18 @@ def fake_table(
         cache_dir=str(folder / "cache"),
     )
     base = BaseModel("fake", "0", folder)
-    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64}
+    sizes = {
+        "model_type": "llama",
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "hidden_size": 64,
+    }
     (folder / "config.json").write_text(json.dumps(sizes), encoding="utf-8")
     table = Table(config, base, variants, benchmarks, None, lambda *_: None, entries)  # type: ignore[arg-type]
-    table.meta = lambda label: {"checkpoint": str(table.folder(label))}  # type: ignore[method-assign]
+    table.meta = lambda label: {  # type: ignore[method-assign]
+        "checkpoint": str(table.folder(label)),
+        "tensors": fake_meta(label, table.variant(label).bits)["tensors"],
+    }
     table.dropped = lambda label: {}  # type: ignore[method-assign]
     return table
 

@@ -1,5 +1,6 @@
 """What a person meets: usage, clear errors with exit status 2, no traceback."""
 
+import json
 import subprocess
 import sys
 
@@ -63,6 +64,17 @@ def test_a_bad_pool_is_said_before_anything_is_built(
     model = ("model=path", f"model.path={tiny_model}")
     assert ptsearch(monkeypatch, tmp_path, "+build=pool", *model, f"pool.variants={pool}") == 2
     assert message in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_variants_that_are_the_same_are_told(monkeypatch, tmp_path, capfd, tiny_model) -> None:
+    rows = ", ".join(f"{{path: {tiny_model}, label: {n}, bits: 16}}" for n in ("one", "two"))
+    asked = ("model=path", f"model.path={tiny_model}", "model.name=tiny", f"pool.paths=[{rows}]")
+    pool = ("pool.variants=[{method: kivi, kv_bits: [8, 4]}]", "calibration.length=64")
+    assert ptsearch(monkeypatch, tmp_path, "+build=pool", *asked, *pool) == 0
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    same = {line["variant"]: line["same_as"] for line in lines if "same_as" in line}
+    assert same == {"one": "none", "two": "none"}  # a rounded cache makes another variant
 
 
 def test_the_module_runs_as_a_program(tmp_path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ptsearch.variant import Variant, from_fields, unique_labels
+from ptsearch.variant import Variant, expand_pool, from_fields, unique_labels
 
 BASE = Variant("base", "r0", "gptq", bits=4, group_size=64, calibration="c")
 OTHER: dict[str, Any] = {
@@ -68,3 +68,13 @@ def test_ties_go_by_bits_then_activations_then_cache() -> None:
         replace(BASE, bits=4, act_bits=8),
     ]
     assert sorted(order, key=lambda variant: -variant.precision) == order
+
+
+def test_kivi_keeps_a_recent_window_where_nothing_else_is_said() -> None:
+    rows = [
+        {"method": ["kivi", "kvquant", "rtn"], "bits": 8, "kv_bits": 4},
+        {"method": "kivi", "kv_bits": 4, "kv_window": 0},
+        {"method": "rtn", "bits": 4},
+    ]
+    pool = expand_pool(Variant("m", "0"), rows, {}, "c")
+    assert [variant.kv_window for variant in pool] == [32, 0, 32, 0, 0]

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ptsearch.benchmarks import PERSPECTIVES
 from ptsearch.config import LOCAL
 from ptsearch.deploy.description import Description, MemberInfo
+from ptsearch.variant import method_of
 
 VLLM = {
     "cpu": "public.ecr.aws/q9t5s3a7/vllm-cpu-release-repo:v0.32.0",
@@ -39,7 +40,7 @@ def texts(described: Description) -> Iterator[tuple[str, str]]:
         keep_trailing_newline=True,
         undefined=StrictUndefined,
     )
-    templates.filters["quoted"] = shlex.quote
+    templates.filters |= {"quoted": shlex.quote, "read_by": _read_by}
     values = _values(described)
     script = "serve_local.sh" if described.target == LOCAL else "serve.sh"
     files = {"README.md": "card.md", "serve.sh": script, "compose.yaml": "compose.yaml"}
@@ -87,6 +88,15 @@ def _values(described: Description) -> dict[str, object]:
         "server_gb": math.ceil(dense_gb + cache_gb + OVERHEAD_GB),
         "front_gb": math.ceil(len(members) * dense_gb + OVERHEAD_GB) if local else 1,
     }
+
+
+def _read_by(member: MemberInfo) -> str:
+    """What loads a member's files."""
+    storage = method_of(str(member.variant["method"])).storage
+    if member.form == "stored" and storage == "uniform":
+        any_version = member.variant["bits"] in (2, 4, 8)  # how they are packed has not changed
+        return f"compressed-tensors {'of any version' if any_version else '0.18 or newer'}"
+    return "ptsearch" if storage == "codes" and member.form == "stored" else "transformers"
 
 
 def _metadata(described: Description) -> dict[str, object]:

@@ -23,6 +23,7 @@ from ptsearch.config import Config
 from ptsearch.evaluation import evaluate, llm_judge, predictions
 from ptsearch.evaluation.workers import Pool
 from ptsearch.models import base_model
+from ptsearch.models.architecture import attention_sizes
 from ptsearch.models.base_model import BaseModel
 from ptsearch.pool import build, calibration
 from ptsearch.scoring import scores
@@ -163,6 +164,18 @@ class Table:
         recorded = json.loads((self.folder(label) / "meta.json").read_text(encoding="utf-8"))
         return {"kv": IN_FULL} | recorded  # older ones do not mention it
 
+    def copies(self, labels: Iterable[str]) -> dict[str, str]:
+        """Built variant -> an earlier one that has the same tensors and runs in the same way."""
+        first: dict[object, str] = {}
+        earlier = {}
+        for label in labels:
+            v, tensors = self.variant(label), self.meta(label)["tensors"].items()
+            how = (v.act_bits, v.kv_bits, v.kv_window, v.decode_schedule)
+            key = (*how, frozenset((name, tensor["sha256"]) for name, tensor in tensors))
+            if (same := first.setdefault(key, label)) != label:
+                earlier[label] = same
+        return earlier
+
     def outputs(self, label: str) -> dict[str, Path]:
         """The predictions file of each benchmark."""
         folder, variant = Path(self.config.cache_dir) / "predictions", self.variant(label)
@@ -233,8 +246,9 @@ class Table:
 
     def _costed(self, label: str) -> dict[str, Any]:
         """The meta.json of a variant, with the bytes of its KV cache."""
-        meta, base = self.meta(label), store.read_json(self.base.path / "config.json")
-        return meta | {"kv_bytes": kv_bytes(base, meta["kv"], self.config.memory.context)}
+        meta = self.meta(label)
+        sizes = attention_sizes(self.base.path, self.base.trust_remote_code)
+        return meta | {"kv_bytes": kv_bytes(sizes, meta["kv"], self.config.memory.context)}
 
     def _degenerate_entry(self, label: str, reason: str) -> Entry:
         """Without predictions: it is shown and never votes."""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+STATES = {"mamba", "linear_attention", "conv", "recurrent"}  # kinds of layers without keys, values
+
 
 def read_config(folder: Path, trust_remote_code: bool = False) -> "PretrainedConfig":
     """A checkpoint's configuration. ValueError, in one line: an architecture not known here."""
@@ -23,10 +25,15 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> "PretrainedCon
 
 
 @cache
-def text_fields(folder: Path, trust_remote_code: bool) -> dict[str, Any]:
-    """The fields of the language model's configuration, those with default values included."""
-    fields: dict[str, Any] = read_config(folder, trust_remote_code).get_text_config().to_dict()
-    return fields
+def attention_sizes(folder: Path, trust_remote_code: bool = False) -> dict[str, int]:
+    """What the KV cache's size depends on: layers with attention, key/value heads, their width."""
+    config = read_config(folder, trust_remote_code).get_text_config()
+    heads = getattr(config, "num_attention_heads", None) or 0
+    kinds = getattr(config, "layer_types", None) or ["attention"] * config.num_hidden_layers
+    attending = sum(heads > 0 and kind not in STATES for kind in kinds)
+    width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return {"layers": attending, "kv_heads": kv_heads, "width": width}
 
 
 def auto_class(config: "PretrainedConfig") -> Any:

@@ -17,7 +17,7 @@ import torch
 
 from ptsearch import store
 from ptsearch.config import ModelConfig
-from ptsearch.models.loading import _save, silence_libraries
+from ptsearch.models.loading import _save, check_format, quantization_config, silence_libraries
 from ptsearch.shared import Report
 from ptsearch.variant import Variant
 
@@ -93,6 +93,7 @@ def path_variant(base: BaseModel, path: str, label: str, bits: int) -> Variant:
         raise ValueError(f"pool.paths, {label}: no checkpoint in {path}")
     if not 1 <= bits <= 16:
         raise ValueError(f"pool.paths, {label}: bits must be 1 to 16, got {bits=}")
+    check_format(folder, quantization_config(folder))
     digest = _hash(folder, {})
     args = (("label", label), ("path", str(folder)), ("sha256", digest))
     return Variant(base.name, base.revision, "path", bits=bits, method_args=args)

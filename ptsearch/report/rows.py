@@ -128,7 +128,7 @@ def constant_rows(search: EnsembleScorer, holdout: EnsembleScorer) -> list[Row]:
 
 def about_data(table: Table) -> list[str]:
     """What is missing from the benchmarks, stands in for something, or was left out of prompts;
-    why variants may not vote.
+    why variants may not vote; which are the same.
     """
     remarks = [f"{b.name}: {note}" for b in table.benchmarks for note in b.notes]
     dropped = {} if DENSE in table.degenerate() else table.dropped(DENSE)
@@ -136,6 +136,10 @@ def about_data(table: Table) -> list[str]:
         f"{label} may not vote: {table.entries[label].meta['reason']}"
         for label in table.degenerate()
         if table.entries[label].meta.get("reason")
+    ]
+    remarks += [
+        f"{label} is the same as {same}: equal checksums of all tensors"
+        for label, same in table.copies(table.entries).items()
     ]
     return remarks + [
         f"{name}: {count} demonstrations left out of prompts beyond the model's context"

@@ -9,18 +9,15 @@ class Cost(NamedTuple):
     latency_ms: float
 
 
-def kv_bytes(model: Mapping[str, Any], kv: Mapping[str, float], context: int) -> int:
-    """Bytes of the keys and values of `context` tokens; `model` is its config.json.
+def kv_bytes(model: Mapping[str, int], kv: Mapping[str, float], context: int) -> int:
+    """Bytes of the keys and values of `context` tokens.
 
-    kv: {`bits` per value, `window`: the newest tokens, which are kept in 16 bits}.
+    model: {`layers`, `kv_heads`, `width`}; kv: {`bits` per value, `window`: the newest tokens,
+    which are kept in 16 bits}.
     """
-    model = model.get("text_config", model)
-    heads = model["num_attention_heads"]
-    width = model.get("head_dim") or model["hidden_size"] // heads
-    kv_heads = model.get("num_key_value_heads") or heads
     full = min(context, kv["window"])
     bits = 16 * full + kv["bits"] * (context - full)
-    return round(2 * model["num_hidden_layers"] * kv_heads * width * bits / 8)
+    return round(2 * model["layers"] * model["kv_heads"] * model["width"] * bits / 8)
 
 
 def total_cost(

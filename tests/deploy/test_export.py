@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -199,6 +200,10 @@ def test_the_card_has_the_hubs_metadata_and_claims_nothing_unproven(study, cache
     assert "no evidence of a gain over dense" in text
     assert "90 % of the dense model's" in text
     assert "| one after the other | 12 | 34 |" in text
+    members = re.findall(r"`(?:rtn|gptq)-(\d)b[^`]*`, read by compressed-tensors (.*)", text)
+    readers = {"3": "0.18 or newer", "4": "of any version", "8": "of any version"}
+    assert members
+    assert all(readers[bits] == reader for bits, reader in members)
     card = ModelCard.load(folder / "README.md")
     assert (card.data.base_model, card.data.license) == (["someone/tiny"], "other")
     assert card.data.to_dict()["base_model_relation"] == "quantized"

@@ -31,7 +31,7 @@ ROWS: list[dict[str, Any]] = [
     {"method": "kivi", "bits": 16, "kv_bits": 2, "kv_window": [0, 40]},
     {"method": "kvquant", "bits": 16, "kv_bits": 3, "kv_window": [0, 9]},
     {"method": "wkvquant", "bits": 4, "kv_bits": 4, "damp_percent": 0.05},
-    {"method": "rtn", "bits": 4, "kv_bits": 4, "act_bits": 8},
+    {"method": "rtn", "bits": 4, "kv_bits": 4, "kv_window": 0, "act_bits": 8},
 ]
 SHORT = PROMPTS[:9]
 
@@ -231,7 +231,7 @@ def test_a_data_type_follows_what_matters() -> None:
 def test_other_architectures(tmp_path: Path, architecture: str, sizes: dict[str, Any]) -> None:
     sizes = sizes | {"initializer_range": 0.1}
     folder = write_tiny_model(tmp_path / "base", architecture, **sizes)
-    variants = pool([{"method": ["kivi", "kvquant"], "kv_bits": 3}])
+    variants = pool([{"method": ["kivi", "kvquant"], "kv_bits": 3, "kv_window": 0}])
     build_tiny(folder, tmp_path / "store", variants)
     dense = engines.load(folder, FP32)
     unrounded = engines.score(dense, SHORT, LABELS[: len(SHORT)], silent)

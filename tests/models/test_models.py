@@ -13,11 +13,13 @@ import pytest
 import torch
 from hub_stand_in import COMMIT, GATED, serve
 from tiny import byte_tokenizer, write_tiny_model
+from tiny_pool import build_tiny, pool
 
 from ptsearch import store
 from ptsearch.config import ModelConfig
 from ptsearch.models import base_model, loading
 from ptsearch.models.base_model import BaseModel
+from ptsearch.pool import build
 
 ASK = """
 import json, sys
@@ -142,13 +144,50 @@ def test_unusable_local_checkpoints(tiny_model: Path, tmp_path: Path) -> None:
         prepare(tmp_path / "small")
 
 
-def test_another_version_of_the_format_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny_model, tmp_path / "old")
-    config = json.loads((tiny_model / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "compressed-tensors", "version": "0.18.2"}
-    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"written by compressed-tensors 0\.18\.2, installed is"):
-        loading.load(tmp_path / "old")
+@pytest.fixture(scope="module")
+def packed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Bits -> a checkpoint written by the installed compressed-tensors."""
+    root = tmp_path_factory.mktemp("packed")
+    variants = pool([{"method": "rtn", "bits": [2, 3, 4, 8], "sym": False}])
+    build_tiny(tiny_model, root, variants)
+    return {variant.bits: build.folder_of(root, variant) for variant in variants}
+
+
+def written_by(version: str, folder: Path, out: Path, **weights: object) -> Path:
+    """The checkpoint as if another version of compressed-tensors had written it."""
+    shutil.copytree(folder, out, ignore=shutil.ignore_patterns("meta.json", "files.json"))
+    config = json.loads((out / "config.json").read_text())
+    config["quantization_config"]["version"] = version
+    config["quantization_config"]["config_groups"]["group_0"]["weights"] |= weights
+    (out / "config.json").write_text(json.dumps(config))
+    return out
+
+
+@pytest.mark.parametrize("version", ["0.3.3", "0.17.1", "0.18.0", "0.19.0", "1.2"])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_widths_that_no_version_packs_otherwise(bits, version, packed, tmp_path) -> None:
+    model, _ = loading.load(written_by(version, packed[bits], tmp_path / "old"), "float32")
+    ours, _ = loading.load(packed[bits], "float32")
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+
+
+def test_widths_that_versions_pack_in_two_ways(packed, tmp_path) -> None:
+    for version in ("0.18.0", "0.19.0"):
+        loading.load(written_by(version, packed[3], tmp_path / version))
+    base = BaseModel("tiny", "0", tmp_path)
+    for version in ("0.17.1", "unknown"):
+        old = written_by(version, packed[3], tmp_path / version)
+        for refusing in (loading.load, lambda old: base_model.path_variant(base, old, "old", 3)):
+            with pytest.raises(ValueError, match=rf"3 bits .* {version}; .*0\.18 or newer") as said:
+                refusing(old)
+            assert "\n" not in str(said.value)
+
+
+def test_column_groups_that_the_installed_version_ignores(packed, tmp_path) -> None:
+    folder = written_by("0.9.4", packed[4], tmp_path / "old", actorder="group")
+    with pytest.raises(ValueError, match=r"actorder=group.*before 0\.19 do"):
+        loading.load(folder)
 
 
 def test_load_gives_a_silent_model_in_eval_mode(

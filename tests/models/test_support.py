@@ -8,6 +8,7 @@ from tiny import write_tiny_model
 from zoo import write
 
 from ptsearch.models import support
+from ptsearch.models.architecture import attention_sizes
 
 
 def changed(folder: Path, **fields: object) -> Path:
@@ -19,6 +20,20 @@ def changed(folder: Path, **fields: object) -> Path:
 @pytest.mark.parametrize("name", ["Llama", "Qwen3-MoE", "Gemma 3 multimodal", "Falcon-H1"])
 def test_what_can_be_built(name: str, tmp_path: Path) -> None:
     assert support.check(write(tmp_path, name)) is None
+
+
+def test_layers_that_keep_keys_and_values(tmp_path: Path) -> None:
+    """Also where a published configuration leaves out what is the architecture's default."""
+    pictures = write(tmp_path / "a", "Gemma 3 multimodal")
+    config = json.loads((pictures / "config.json").read_text())
+    for name in ("num_attention_heads", "num_key_value_heads", "head_dim"):
+        del config["text_config"][name]
+    changed(pictures, text_config=config["text_config"])
+    names = ("Granite 4 hybrid", "Mamba", "Llama")
+    folders = [pictures, *(write(tmp_path / name, name) for name in names)]
+    assert [tuple(attention_sizes(folder).values()) for folder in folders] == [
+        (2, 4, 256), (1, 2, 16), (0, 2, 16), (2, 2, 16),
+    ]  # fmt: skip
 
 
 def test_what_cannot_is_one_line(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Variants built by other libraries; each needs its optional extra."""
 
 import importlib.util
+import random
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import write_tiny_model
+from torch import Tensor
 
 from ptsearch import store
 from ptsearch.models import loading
 from ptsearch.models.base_model import BaseModel
-from ptsearch.pool import backends, build
+from ptsearch.models.checkpoint import Tensors
+from ptsearch.pool import backends, build, verify
 from ptsearch.pool.calibration import Calibration
 from ptsearch.quantize import rtn
+from ptsearch.quantize.grid import Quantized
 from ptsearch.variant import Variant, expand_pool
 
 TEXT = "\n".join(f"Line {n}: {n * n} little foxes jump over {n} dogs." for n in range(400))
@@ -61,6 +65,37 @@ def test_codes_are_found_again_from_values(bits: int, sym: bool, seed: int) -> N
 def test_values_off_the_grid_are_refused() -> None:
     with pytest.raises(ValueError, match="not on a uniform grid"):
         backends.from_values(torch.tensor([[0.0, 0.3], [1.0, 2.0]]), torch.ones(2, 1), 4, True)
+
+
+def resetting(base: BaseModel, _variant: Variant, samples: Tensor) -> dict[str, Quantized]:
+    """A library that sets the global seeds, as GPTQModel does, and fits to its samples."""
+    random.seed(0)
+    torch.manual_seed(0)
+    scale = 1 + samples.sum().item() % 97 / 97
+    held = Tensors(base.path).under("")
+    linears = {n.removesuffix(".weight"): W.float() for n, W in held.items() if "_proj" in n}
+    return {name: rtn.quantize(W * scale, 4, 32, True) for name, W in linears.items()}
+
+
+@pytest.mark.parametrize("backend", ["native", "gptqmodel"])
+def test_seeds_differ_whatever_resets_the_global_one(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    monkeypatch.setattr(backends, "gptqmodel", resetting)
+    monkeypatch.setattr(backends, "check_available", lambda _: None)
+    monkeypatch.setattr(verify, "version", lambda _: "0")
+    row = {"method": "gptq", "bits": 4, "damp_percent": 0.05, "seed": [0, 1, 2]}
+    given = {"group_size": 32, "backend": backend}
+    variants = expand_pool(Variant("tiny", "0"), [row], given, CALIBRATION.identity)
+    base = BaseModel("tiny", "0", tiny_model)
+    build.build_pool(base, variants, CALIBRATION, tmp_path, silent)
+    metas = [store.read_json(build.folder_of(tmp_path, v) / loading.META) for v in variants]
+    packed = [
+        {t["sha256"] for name, t in meta["tensors"].items() if name.endswith("weight_packed")}
+        for meta in metas
+    ]
+    assert packed[0].isdisjoint(packed[1])
+    assert packed[1].isdisjoint(packed[2])
 
 
 @pytest.mark.slow

@@ -125,7 +125,12 @@ def test_what_is_there_is_not_built_again(built: Path, tiny_model: Path) -> None
 
 
 def test_building_twice_gives_the_same_tensors(tiny_model: Path, tmp_path: Path) -> None:
-    variants = pool([ROWS[2], ROWS[4]])
+    more = [
+        {"method": ["squeezellm", "nested"], "bits": 3},
+        {"method": "rptq", "bits": 4, "act_bits": 8, "damp_percent": 0.05},
+        {"method": "kvquant", "kv_bits": 3},
+    ]
+    variants = pool([ROWS[2], ROWS[4], *more])
     for root in ("one", "two"):
         build_tiny(tiny_model, tmp_path / root, variants)
     for variant in variants:

@@ -1,6 +1,7 @@
 """Rows, the knee, the CSV, the terminal's table."""
 
 import csv
+import dataclasses
 import io
 from dataclasses import replace
 
@@ -109,3 +110,14 @@ def test_what_the_data_lacks_is_said(tmp_path, monkeypatch) -> None:
         "mmlu: mmlu stands in",
         "ethics: 3 demonstrations left out of prompts beyond the model's context",
     ]
+
+
+def test_variants_with_equal_tensors_are_told(tmp_path, monkeypatch) -> None:
+    table = fake_table(tmp_path)
+    same = table.meta("v1-3b")
+    monkeypatch.setattr(table, "meta", lambda label: same)
+    told = results.about_data(table)
+    assert "v0-3b is the same as none: equal checksums of all tensors" in told
+    rounded = dataclasses.replace(table.variants["v1-3b"], kv_bits=4)
+    table.variants["v1-3b"] = rounded  # its weights are the same, its answers are not
+    assert "v1-3b" not in table.copies(table.entries)

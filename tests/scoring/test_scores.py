@@ -100,7 +100,7 @@ def test_shared_tensors_are_stored_once() -> None:
 
 
 def test_a_rounded_cache_is_smaller_but_for_its_window() -> None:
-    model = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 64}
+    model = {"layers": 3, "kv_heads": 4, "width": 16}
     assert kv_bytes(model, {"bits": 16, "window": 0}, 10) == 2 * 3 * 64 * 10 * 2
     assert kv_bytes(model, {"bits": 4, "window": 2}, 10) == 2 * 3 * 64 * (2 * 2 + 8 // 2)
     assert kv_bytes(model, {"bits": 4, "window": 99}, 10) == 2 * 3 * 64 * 10 * 2
