@@ -1,4 +1,4 @@
-"""What a loaded model is asked: scores of labels, replies, latencies."""
+"""Using a loaded model: log-probabilities of labels, greedy replies, latencies."""
 
 import itertools
 import time
@@ -9,7 +9,8 @@ from ptsearch.config import EngineConfig
 from ptsearch.engine import lanes
 from ptsearch.engine.local import LocalModel
 from ptsearch.engine.prefix_cache import Kept
-from ptsearch.engine.requests import Progress, Runner, Tokens
+from ptsearch.engine.requests import Progress, Tokens
+from ptsearch.engine.vllm import Server
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,7 +23,7 @@ Ids = Sequence[int]  # token ids of a prompt, a label or a reply
 class Engine(NamedTuple):
     """A loaded model, how to run it, and how to make tokens for it."""
 
-    runner: Runner
+    runner: LocalModel | Server  # in this process, or in another
     tokenizer: "PreTrainedTokenizerBase"
     settings: EngineConfig
     context: int  # longest sequence the model was made for; 0 = no limit
@@ -98,9 +99,9 @@ def latency(
 
     def ask(index: int) -> None:
         if labels is None:
-            generate(engine, [prompts[index]], max_new_tokens, _silent)
+            generate(engine, [prompts[index]], max_new_tokens, lambda *_: None)
         else:
-            score(engine, [prompts[index]], [labels[index]], _silent)
+            score(engine, [prompts[index]], [labels[index]], lambda *_: None)
 
     for index in range(WARMUPS):
         ask(index % len(prompts))
@@ -144,7 +145,3 @@ def lane(engine: Engine, count: int) -> Engine:
     if (local := engine.local) is None:
         return engine
     return engine._replace(runner=local._replace(limits=lanes.share(local.limits, count)))
-
-
-def _silent(done: int, total: int) -> None:
-    pass

@@ -1,11 +1,11 @@
 """Greedy replies over packed prompts, in waves that fit the token budget.
 
 A wave's prompts are run as packs; then every step adds one token to each row. Rows behind the same
-path of shared segments form a group: the path's keys and values are read once for the group, each
-row's own ones lie in a buffer that grows to the right. A finished row leaves its group.
+path of shared segments form a group: the path's keys and values are read once per group, those of
+each row are in a buffer that grows to the right. A finished row is dropped from its group.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from ptsearch.engine import attention, packed, prefix
 from ptsearch.engine.attention import Rows, Store, Window
 from ptsearch.engine.logprobs import plan
-from ptsearch.engine.memory import WAVE, Limits
+from ptsearch.engine.memory import WAVE
 from ptsearch.engine.requests import Progress, Tokens, check_finite, until_eos
 from ptsearch.quantize.kv import KV
 
@@ -108,13 +108,17 @@ def generate(
     most = {ends[prompt]: count for prompt, count in longest.items()}
     replies: dict[int, list[int]] = {}
     store: Store = {}
-    for parts in _waves(shared, most, local.limits):
-        wave: dict[int, list[int]] = {}
-        for part in parts:
-            wave |= _first(local, shared, part, most, store)
-        decode(local, shared, wave, most, store, eos)
-        replies |= wave
-        packed.forget(store, shared, parts[-1])
+    sizes = [len(segment.tokens) for segment in shared.segments]
+    rows = [int(number in most) for number in range(len(sizes))]
+    held = [size + most.get(number, 0) for number, size in enumerate(sizes)]
+    tokens, most_rows, _ = local.limits
+    for wave in prefix.packs(held, rows, WAVE * tokens, most_rows, range(len(sizes))):
+        started: dict[int, list[int]] = {}
+        for part in prefix.packs(sizes, rows, tokens, most_rows, wave):
+            started |= _first(local, shared, part, most, store)
+        decode(local, shared, started, most, store, eos)
+        replies |= started
+        packed.forget(store, shared, wave)
         report(len(replies) * len(prompts) // len(most), len(prompts))
     return [
         until_eos(replies[ends[tuple(prompt)]][:count], eos)
@@ -125,30 +129,30 @@ def generate(
 def decode(
     local: "LocalModel",
     shared: prefix.Plan,
-    wave: dict[int, list[int]],
+    replies: dict[int, list[int]],
     most: Mapping[int, int],
     store: Store,
     eos: frozenset[int],
 ) -> None:
-    """Append tokens to each row of `wave` until it ends or has its most."""
+    """Append tokens to each row of `replies` until it ends or has its most."""
 
     def continues(segment: int) -> bool:
-        return len(wave[segment]) < most[segment] and wave[segment][-1] not in eos
+        return len(replies[segment]) < most[segment] and replies[segment][-1] not in eos
 
     device = local.model.device
     behind: dict[tuple[int, ...], list[int]] = {}
-    for segment in filter(continues, wave):
+    for segment in filter(continues, replies):
         behind.setdefault(shared.segments[segment].path, []).append(segment)
     groups = [Group(shared, segments, most, device) for segments in behind.values()]
     while groups:
         rows = [segment for group in groups for segment in group.segments]
-        ids = torch.tensor([[wave[row][-1] for row in rows]], device=device)
+        ids = torch.tensor([[replies[row][-1] for row in rows]], device=device)
         step = Step(groups, store)
-        model = local.writer(len(wave[rows[0]]))  # all rows have written as much
+        model = local.writer(len(replies[rows[0]]))  # all rows have written as much
         every = torch.arange(len(rows), device=device)
         tokens = _greedy(packed.forward(model, ids, step.positions, every, step))
         for row, token in zip(rows, tokens, strict=True):
-            wave[row].append(token)
+            replies[row].append(token)
         for group in groups:
             group.keep([k for k, segment in enumerate(group.segments) if continues(segment)])
             group.length += 1
@@ -163,24 +167,6 @@ def _first(
     ends = [(n, len(shared.segments[n].tokens) - 1) for n in part if n in most]
     tokens = _greedy(packed.logits_at(local.model, shared, part, keep, store, ends))
     return {segment: [token] for (segment, _), token in zip(ends, tokens, strict=True)}
-
-
-def _waves(shared: prefix.Plan, most: Mapping[int, int], limits: Limits) -> Iterator[list[range]]:
-    """Packs whose tokens, new ones included, are held together until all their rows have ended."""
-    rows = [int(number in most) for number in range(len(shared.segments))]
-    wave: list[range] = []
-    tokens_held = rows_held = 0
-    for part in prefix.packs(shared.segments, rows, limits.tokens, limits.rows):
-        tokens = sum(len(shared.segments[n].tokens) + most.get(n, 0) for n in part)
-        ends = sum(rows[n] for n in part)
-        full = tokens_held + tokens > WAVE * limits.tokens or rows_held + ends > limits.rows
-        if wave and full:
-            yield wave
-            wave, tokens_held, rows_held = [], 0, 0
-        wave.append(part)
-        tokens_held, rows_held = tokens_held + tokens, rows_held + ends
-    if wave:
-        yield wave
 
 
 def _greedy(logits: Tensor) -> list[int]:

@@ -2,11 +2,11 @@
 
 Weights are rounded once and stored; the inputs of linear layers, and past keys and values, are
 rounded in each forward pass. A variant's folder says so in its meta.json, any other checkpoint in
-the `input_activations` of its quantization config; what was calibrated for it lies beside the
+the `input_activations` of its quantization config; what was calibrated for it is stored with the
 weights in `runtime.safetensors`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,15 +18,12 @@ from torch import Tensor
 from ptsearch import store
 from ptsearch.engine import kv_attention
 from ptsearch.models import experts, loading
-from ptsearch.models.layers import linears_of
 from ptsearch.quantize import activations
-from ptsearch.quantize import kv as kv_methods
 from ptsearch.quantize.kv import Rounding
-from ptsearch.store import KvStorage
 from ptsearch.variant import ACT_BITS, Variant, from_fields, method_of
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 TENSORS = "runtime.safetensors"
 
@@ -77,24 +74,8 @@ def kv_method(variant: Variant) -> str:
     return variant.method if method_of(variant.method).kv else "kivi"
 
 
-def kv_stored(model: "PreTrainedModel", runtime: Runtime) -> KvStorage:
-    """What a cached value takes, on average, and how many tokens are kept in full."""
-    if not runtime.kv:
-        return KvStorage()
-    config = model.config.get_text_config()
-    bits = kv_methods.stored_bits(runtime.kv, runtime.kv_bits, *kv_shape(config))
-    return KvStorage(bits, runtime.kv_window)
-
-
-def kv_shape(config: "PretrainedConfig") -> tuple[int, int]:
-    """Key/value heads, and numbers of a head."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return heads, width
-
-
-def apply(model: "PreTrainedModel", linears: list[str], runtime: Runtime) -> Rounding | None:
-    """From now on the model rounds as asked.
+def apply(model: "PreTrainedModel", linears: Iterable[str], runtime: Runtime) -> Rounding | None:
+    """Make the model round as `runtime` says; `linears`: names of those that a pool quantizes.
 
     Returns the cache's rounding, if any. ValueError: the model cannot.
     """
@@ -106,7 +87,7 @@ def apply(model: "PreTrainedModel", linears: list[str], runtime: Runtime) -> Rou
     )
 
 
-def _round_inputs(model: "PreTrainedModel", names: list[str], runtime: Runtime) -> None:
+def _round_inputs(model: "PreTrainedModel", names: Iterable[str], runtime: Runtime) -> None:
     if runtime.act_bits == 16:
         return
     if any(experts.is_fused(module) for module in model.modules()):
@@ -129,25 +110,20 @@ def _round_inputs(model: "PreTrainedModel", names: list[str], runtime: Runtime) 
         )
 
 
-def linear_names(model: "PreTrainedModel") -> list[str]:
-    """The linears whose inputs are rounded: those that a pool quantizes."""
-    return list(linears_of(model))
-
-
 def _input_bits(quantization: Mapping[str, Any], folder: Path) -> int:
     """act_bits of a checkpoint that is not ours. ValueError: inputs are rounded in another way."""
     groups = (quantization.get("config_groups") or {}).values()
-    asked = [group.get("input_activations") for group in groups]
-    if not any(asked):
+    settings = [group.get("input_activations") or {} for group in groups]
+    if not any(settings):
         return 16
-    kinds = [{key: (how or {}).get(key) for key in TOKENWISE} for how in asked]
-    bits = [int((how or {}).get("num_bits") or 16) for how in asked]
-    if any(kind != TOKENWISE for kind in kinds) or len({*bits}) > 1 or bits[0] not in ACT_BITS:
+    kinds = [{key: each.get(key) for key in TOKENWISE} for each in settings]
+    bits = {int(each.get("num_bits") or 16) for each in settings}
+    if any(kind != TOKENWISE for kind in kinds) or len(bits) > 1 or not bits <= set(ACT_BITS):
         raise ValueError(
             f"{folder} rounds its activations in a way that is not known here: "
-            "symmetric integers, dynamic, one scale a token are"
+            "symmetric integers, dynamic, one scale per token are"
         )
-    return bits[0]
+    return bits.pop()
 
 
 TOKENWISE = {"type": "int", "symmetric": True, "strategy": "token", "dynamic": True}

@@ -26,6 +26,7 @@ class LocalModel(NamedTuple):
 
     @property
     def form(self) -> str:
+        """The form of the weights that answer."""
         return "dense"
 
     def writer(self, done: int) -> "PreTrainedModel":
@@ -33,6 +34,7 @@ class LocalModel(NamedTuple):
         return self.later if self.later is not None and done >= self.first else self.model
 
     def logprobs(self, requests: Requests, report: Progress) -> Logprobs:
+        """log p(token | tokens before it) in nats, for every request."""
         if self.packed:
             return logprobs.logprobs(self.model, requests, self.limits, report, self.kept)
         return plain.logprobs(self.model, requests, self.limits, report)
@@ -44,10 +46,12 @@ class LocalModel(NamedTuple):
         eos: frozenset[int],
         report: Progress,
     ) -> list[list[int]]:
+        """Greedy replies without their end-of-sequence token."""
         path = decoding.generate if self.packed else plain.generate
         return path(self, prompts, max_new_tokens, eos, report)
 
     def uncached(self) -> "LocalModel":
+        """The same, with nothing kept from one call to the next."""
         return self._replace(kept=None)
 
     def close(self) -> None:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 MIN_SAVING = 64  # tokens that a shared prefix must save to become a segment of its own
 MAX_RUN = 512  # longer runs are cut, so that half-empty causal squares stay small
-LANE_TOKENS = 64  # with fewer per lane all cores are better used by one
-ROW = 3  # tokens' worth of work that a sequence is beside its tokens
+LANE_TOKENS = 64  # with fewer tokens per lane, one lane on all cores is as fast
+ROW = 3  # extra work per sequence, in tokens
 REPEATED = 0.1  # of all tokens may be computed in more than one lane
 
 
@@ -85,7 +85,7 @@ def _wholes(requests: Requests) -> dict[Tokens, Requests]:
 
 
 def _head(whole: Tokens, read: Requests, requests: Requests) -> Tokens:
-    """The part of a sequence before what is asked of it: its prompt, but for the last token."""
+    """A sequence up to the first position that is read off: its prompt without the last token."""
     end = min(map(len, read))
     while whole[: end - 1] in requests:  # the prompt with fewer tokens of a label
         end -= 1
@@ -93,8 +93,8 @@ def _head(whole: Tokens, read: Requests, requests: Requests) -> Tokens:
 
 
 def _split(beginnings: Mapping[Tokens, Beginning], parts: int) -> Iterator[list[Tokens]]:
-    """The sequences in so many parts of about equally many computed tokens; in one where they are
-    few, or where a prefix would be computed in several parts that is much of the whole.
+    """The sequences in `parts` parts of about equally many computed tokens; in one part if these
+    are few, or if many of them would be computed in several parts.
     """
     order = sorted(beginnings)
     pairs = zip([(), *order], order, strict=False)
@@ -132,9 +132,11 @@ def _lane(
     shared, stored, new = prefix_cache.plan(begun, held, _max_run(limits), MIN_SAVING, limits.align)
     store: Store = {n: piece.layers for n, piece in enumerate(stored)}
     reads = _reads(shared, wholes.values())
-    rows = [len(reads.get(number, ())) for number in range(len(shared.segments))]
+    sizes = [len(segment.tokens) for segment in shared.segments]
+    rows = [len(reads.get(number, ())) for number in range(len(sizes))]
+    computed = range(len(stored), len(sizes))
     result = Lane({}, {})
-    for part in prefix.packs(shared.segments, rows, limits.tokens, limits.rows, len(stored)):
+    for part in prefix.packs(sizes, rows, limits.tokens, limits.rows, computed):
         keep = [number for number in part if shared.last[number] > number]
         read = [(n, *each) for n in part for each in reads.get(n, ())]
         places = [(segment, offset) for segment, offset, _, _ in read]

@@ -32,7 +32,7 @@ class Limits(NamedTuple):
 
 
 def limits(model: "PreTrainedModel", max_tokens: int) -> Limits:
-    """Tokens (as asked, or 0 = from free memory) and rows of logits of one forward."""
+    """Tokens (`max_tokens`, or 0 = from free memory) and rows of logits of one forward."""
     config = model.config.get_text_config()
     rows = max(16, LOGITS // config.vocab_size)
     if max_tokens:
@@ -48,8 +48,8 @@ def limits(model: "PreTrainedModel", max_tokens: int) -> Limits:
 
 
 def collect(checkpoint: Path) -> None:
-    """Free what models of this one's size left: a decompressed one refers to itself, and stays
-    until Python looks for such cycles. That takes half a second, which small ones are not worth.
+    """Collect reference cycles left by decompressed models, unless they are as small as this one:
+    it takes half a second.
     """
     if sum(file.stat().st_size for file in checkpoint.glob("*.safetensors")) >= LARGE:
         gc.collect()
@@ -93,18 +93,12 @@ def weights(folder: Path, trust_remote_code: bool) -> int:
 
 
 def share(model: "PreTrainedModel", others: Sequence["PreTrainedModel"]) -> None:
-    """Let tensors of `model` that equal another's of the same name be that one's memory."""
+    """Let parameters of `model` that equal another's of the same name be that one's memory."""
     for other in others:
-        theirs = dict(other.named_modules())
-        for name, module in model.named_modules():
-            for key in ("weight", "bias"):
-                mine, twin = (getattr(m, key, None) for m in (module, theirs.get(name)))
-                if mine is None or twin is None or not _equal(mine, twin):
-                    continue
-                if isinstance(mine, torch.nn.Parameter):
-                    mine.data = twin.data  # tied tensors stay tied
-                else:
-                    setattr(module, key, twin)
+        theirs = dict(other.named_parameters())
+        for name, parameter in model.named_parameters():
+            if name in theirs and _equal(parameter, theirs[name]):
+                parameter.data = theirs[name].data  # tied ones stay tied
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

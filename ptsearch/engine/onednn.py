@@ -24,8 +24,8 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight = _compat.reordered(linear.weight.detach())
-        self.bias = None if linear.bias is None else linear.bias.detach()
+        self.weight = nn.Parameter(_compat.reordered(linear.weight.detach()), requires_grad=False)
+        self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
         return _compat.linear(x, self.weight, self.bias)

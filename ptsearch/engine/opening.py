@@ -16,6 +16,7 @@ from ptsearch.engine.answering import Engine
 from ptsearch.engine.local import LocalModel
 from ptsearch.models import loading
 from ptsearch.models.architecture import read_config
+from ptsearch.models.layers import linears_of
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def opened(folder: Path, settings: EngineConfig) -> Iterator[Engine]:
-    """`load`, for as long as the engine is needed: a server of its own ends with it."""
+    """`load` as a context: a server that was started for it ends with it."""
     engine = load(folder, settings)
     try:
         yield engine
@@ -62,7 +63,7 @@ def load(folder: Path, settings: EngineConfig) -> Engine:
     eos = eos_ids(model.config, model.generation_config)
     # Nothing of the checkpoint's sampling or penalty settings may reach a greedy reply.
     model.generation_config = transformers.GenerationConfig()
-    linears = fake_quant.linear_names(model)
+    linears = list(linears_of(model))
     reason = probe.enable(model)
     if reason:
         _warn_once(f"{type(model).__name__} runs in plain batches: {reason}")

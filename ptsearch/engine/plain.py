@@ -4,8 +4,8 @@ It works for every causal LM that transformers runs, recurrent ones included.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar, cast
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -14,7 +14,6 @@ from ptsearch.engine.requests import Logprobs, Progress, Requests, logprobs_of, 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-    from transformers.generation.utils import GenerateDecoderOnlyOutput
 
     from ptsearch.engine.local import LocalModel
 
@@ -48,7 +47,8 @@ def generate(
     report: Progress,
 ) -> list[list[int]]:
     """Greedy replies without their end-of-sequence token."""
-    model, later = local.model, local.later
+    model: Any = local.model  # transformers' `generate` has no type
+    later: Any = local.later
     cached = local.rounding is None  # else attention needs all tokens of a sequence at once
     replies: list[list[int]] = [[] for _ in prompts]
     keyed = [((len(p), n), i) for i, (p, n) in enumerate(zip(prompts, max_new_tokens, strict=True))]
@@ -65,13 +65,13 @@ def generate(
         }
         first = new if later is None else min(new, local.first)
         mask = torch.ones_like(ids)
-        output = _generate(model)(ids, attention_mask=mask, max_new_tokens=first, **settings)
+        output = model.generate(ids, attention_mask=mask, max_new_tokens=first, **settings)
         if later is not None and first < new:  # rows that have ended are cut at their first end
             if not cached or output.past_key_values is None:
                 raise ValueError("decode_schedule: this model's cache cannot be handed over")
             mask = torch.ones_like(output.sequences)
             settings["past_key_values"] = output.past_key_values
-            output = _generate(later)(
+            output = later.generate(
                 output.sequences, attention_mask=mask, max_new_tokens=new - first, **settings
             )
         for index, row in zip(batch, output.sequences[:, ids.shape[1] :].tolist(), strict=True):
@@ -79,11 +79,6 @@ def generate(
         done += len(batch)
         report(done, len(prompts))
     return replies
-
-
-def _generate(model: "PreTrainedModel") -> Callable[..., "GenerateDecoderOnlyOutput"]:
-    """transformers declares `generate` in a way that type checkers take for a tensor."""
-    return cast("Callable[..., GenerateDecoderOnlyOutput]", model.generate)
 
 
 def equal_lengths(

@@ -82,28 +82,23 @@ def alike(a: Tokens, b: Tokens) -> int:
 
 
 def packs(
-    segments: Sequence[Segment],
-    rows: Sequence[int],
-    max_tokens: int,
-    max_rows: int,
-    first: int = 0,
+    sizes: Sequence[int], rows: Sequence[int], max_tokens: int, max_rows: int, within: range
 ) -> Iterator[range]:
-    """Consecutive segments, from `first` on, of at most `max_tokens` tokens and `max_rows` rows of
+    """Consecutive segments `within` a range, of at most `max_tokens` tokens and `max_rows` rows of
     logits together.
 
-    `rows`: per segment. A segment that is over either limit is alone.
+    sizes, rows: per segment of the plan. A segment that is over either limit is alone.
     """
-    low, tokens, logits = first, 0, 0
-    for index in range(first, len(segments)):
-        segment = segments[index]
-        full = tokens + len(segment.tokens) > max_tokens or logits + rows[index] > max_rows
+    low, tokens, logits = within.start, 0, 0
+    for index in within:
+        full = tokens + sizes[index] > max_tokens or logits + rows[index] > max_rows
         if full and index > low:
             yield range(low, index)
             low, tokens, logits = index, 0, 0
-        tokens += len(segment.tokens)
+        tokens += sizes[index]
         logits += rows[index]
-    if low < len(segments):
-        yield range(low, len(segments))
+    if low < within.stop:
+        yield range(low, within.stop)
 
 
 def _split(

@@ -1,4 +1,4 @@
-"""Prefixes that call after call begins with: their keys and values stay between calls.
+"""Keys and values of common prefixes, kept between calls.
 
 A server's prompts share instructions and demonstrations, and arrive a few at a time: within one
 call there is little to share. A prefix that several different sequences had becomes a segment of
@@ -6,9 +6,9 @@ its own and its keys and values are kept, on top of a shorter one that is kept a
 recently used is dropped when there are too many.
 """
 
-from collections import OrderedDict
+from bisect import bisect_left
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from threading import Lock
 from typing import NamedTuple
 
@@ -16,9 +16,9 @@ from ptsearch.engine import prefix
 from ptsearch.engine.attention import Layers, Store, join
 from ptsearch.engine.prefix import Path, Plan, Segment, Tokens
 
-OFTEN = 3  # times that another sequence must have begun with a prefix before it is kept
+OFTEN = 3  # recent sequences must begin with a prefix for it to be kept
 GAIN = 4  # tokens that it must be longer than the kept one it begins with
-COUNTED = 2**17  # prefixes that are counted
+RECENT = 256  # sequences
 
 
 class Piece(NamedTuple):
@@ -50,18 +50,16 @@ class Kept:
         self.most = most
         self.pieces: OrderedDict[Tokens, Piece] = OrderedDict()  # least recently used first
         self.tokens = 0  # of all pieces
-        # hash of a prefix -> how often another sequence had it, and the last one's hash
-        self._counts: OrderedDict[int, tuple[int, int]] = OrderedDict()
-        self._prefixes: dict[int, Tokens] = {}  # hash -> kept prefix
+        self._recent: deque[Tokens] = deque()  # different ones, the oldest first
+        self._sorted: list[Tokens] = []  # the same
         self._lock = Lock()
 
     def beginnings(self, heads: Sequence[Tokens]) -> tuple[list[Beginning], dict[Tokens, Piece]]:
-        """How each sequence, given without what is asked of it, begins; and what is kept of them,
-        which stays theirs when it is dropped here. Their prefixes are counted.
+        """How each sequence begins, given up to its first position that is read off; and the kept
+        pieces of these beginnings, which may be dropped here before they are used.
         """
-        hashes = {head: _hashes(head) for head in heads}
         with self._lock:
-            beginnings = {head: self._beginning(head, hashes[head]) for head in hashes}
+            beginnings = {head: self._beginning(head) for head in dict.fromkeys(heads)}
             held = {}
             for beginning in set(beginnings.values()):
                 for tokens in self.lineage(beginning.kept):
@@ -82,45 +80,32 @@ class Kept:
                 if tokens not in self.pieces and (not piece.before or piece.before in self.pieces):
                     self.pieces[tokens] = piece
                     self.tokens += len(tokens) - len(piece.before)
-                    self._prefixes[_hashes(tokens)[-1]] = tokens
                     for each in self.lineage(piece.before):  # none is dropped before what needs it
                         self.pieces.move_to_end(each)
             while self.tokens > self.most:
                 tokens, piece = self.pieces.popitem(last=False)
                 self.tokens -= len(tokens) - len(piece.before)
-                del self._prefixes[_hashes(tokens)[-1]]
 
-    def _beginning(self, head: Tokens, hashes: Sequence[int]) -> Beginning:
-        """The longest prefix that is kept, or a longer one that many began with."""
-        candidates = (self._prefixes.get(key, ()) for key in reversed(hashes))
-        kept = next(
-            (tokens for tokens in candidates if tokens and head[: len(tokens)] == tokens), ()
-        )
-        often = 0
-        for length in range(len(kept) + GAIN, len(head) + 1):
-            count, last = self._counts.pop(hashes[length - 1], (0, 0))
-            count += last != hashes[-1]
-            self._counts[hashes[length - 1]] = count, hashes[-1]
-            often = length if count >= OFTEN else often
-        while len(self._counts) > COUNTED:
-            self._counts.popitem(last=False)
-        more = often and often - len(kept) <= self.most
+    def _beginning(self, head: Tokens) -> Beginning:
+        """The longest prefix that is kept, or a longer one that OFTEN sequences began with."""
+        begun = [tokens for tokens in self.pieces if head[: len(tokens)] == tokens]
+        kept = max(begun, key=len, default=())
+        at = bisect_left(self._sorted, head)
+        if self._sorted[at : at + 1] != [head]:
+            self._sorted.insert(at, head)
+            self._recent.append(head)
+        near = self._sorted[max(0, at - OFTEN + 1) : at + OFTEN]  # no others are more alike
+        shared = sorted((prefix.alike(head, other) for other in near), reverse=True)
+        often = shared[OFTEN - 1] if len(shared) >= OFTEN else 0
+        if len(self._recent) > RECENT:
+            self._sorted.remove(self._recent.popleft())
+        more = GAIN <= often - len(kept) <= self.most
         return Beginning(head[:often] if more else kept, kept)
 
 
 def piece(beginning: Beginning, store: Store, path: Path) -> Piece:
     """The end of a prefix to keep, from the segments that it was computed in."""
     return Piece(beginning.kept, {layer: join(store, path, layer) for layer in store[path[0]]})
-
-
-@lru_cache(maxsize=256)  # all members of an ensemble are asked the same
-def _hashes(tokens: Tokens) -> list[int]:
-    """Of each prefix, beginning with one token."""
-    key, hashes = 0, []
-    for token in tokens:
-        key = hash((key, token))
-        hashes.append(key)
-    return hashes
 
 
 def plan(

@@ -29,8 +29,8 @@ def enable(model: "PreTrainedModel") -> str:
     if any(isinstance(module, nn.Conv1d) for module in layers_of(model)[1].modules()):
         return "its layers carry a state from token to token"
     config = model.config.get_text_config()
-    kinds = _values(getattr(config, "rope_parameters", None), "rope_type")
-    if GROWING & kinds:
+    rope = getattr(config, "rope_parameters", None) or {}  # of all layers, or by kind of layer
+    if any(isinstance(r, dict) and r.get("rope_type") in GROWING for r in (rope, *rope.values())):
         return "its position encoding depends on the longest sequence"
     before = _compat.attention_of(model)
     sequences = _sequences(config.vocab_size)
@@ -93,11 +93,3 @@ def _compare(expected: Tensor, logits: Tensor, tolerance: float) -> str:
         return ""  # a degenerate variant, which the first prompt will report
     error = ((logits - expected).norm() / (expected - expected.mean()).norm()).item()
     return "" if error <= tolerance else f"packed logits are {error:.1%} off"
-
-
-def _values(nested: object, key: str) -> set[str]:
-    """All values of `key` in nested dicts."""
-    if not isinstance(nested, dict):
-        return set()
-    values = {str(nested[key])} if key in nested else set()
-    return values.union(*(_values(value, key) for value in nested.values()))

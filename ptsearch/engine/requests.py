@@ -1,45 +1,18 @@
 """Requests to a model and their answers: the types that every way of running a model shares."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 Tokens = tuple[int, ...]
-Requests = Mapping[Tokens, Sequence[int]]  # tokens -> those whose probability behind them is asked
+Requests = Mapping[Tokens, Sequence[int]]  # tokens -> next tokens to give probabilities of
 Logprobs = dict[Tokens, dict[int, float]]  # the same with log p(token | tokens before it) in nats
 Progress = Callable[[int, int], None]  # (items done, items in all)
 
 
 class NonFiniteLogitsError(ArithmeticError):
     """The model's output holds NaN or infinity: the variant is degenerate."""
-
-
-class Runner(Protocol):
-    """Runs one model: `local.LocalModel` in this process, `vllm.Server` in another."""
-
-    @property
-    def form(self) -> str:
-        """The form of the weights that answer."""
-
-    def logprobs(self, requests: Requests, report: Progress) -> Logprobs:
-        """log p(token | tokens before it) in nats, for every request."""
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        max_new_tokens: Sequence[int],
-        eos: frozenset[int],
-        report: Progress,
-    ) -> list[list[int]]:
-        """Greedy replies without their end-of-sequence token."""
-
-    def uncached(self) -> "Runner":
-        """The same, with nothing kept from one request to the next: for latencies."""
-
-    def close(self) -> None:
-        """Release what this process started for it."""
 
 
 def logprobs_of(logits: Tensor, requests: Requests) -> Logprobs:

@@ -2,8 +2,8 @@
 
 The server runs already (`engine.url`), or is started from vLLM's own environment (`engine.python`)
 on the variant's checkpoint as it is stored. A form that this build of vLLM does not load is written
-out with dense weights for it. Label tokens are scored one by one, each behind what stands before
-it: the server keeps the prompt's keys and values, and `logprob_token_ids` needs no vocabulary.
+out with dense weights for it. Each token of a label is a request with the tokens before it: the
+server caches the prompt's keys and values, and `logprob_token_ids` returns no whole vocabulary.
 """
 
 import math
@@ -38,7 +38,7 @@ ANSWER_SECONDS = 1800.0  # for a request
 START_SECONDS = 900.0  # for loading the model
 END_SECONDS = 20.0
 STABLE = {4, 8, 16}  # bits that every version of compressed-tensors packs alike
-NAN = "not JSON compliant"  # vLLM's complaint about its own answer
+NAN = "not JSON compliant"  # in vLLM's error where a log-probability is NaN
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -47,21 +47,21 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
 }
 
-
 Choice = dict[str, Any]  # JSON of a completion
 
 
 class Server(NamedTuple):
-    """A server, and what of it is ours to end."""
+    """A connection to a server."""
 
     url: str  # up to and with /v1
     name: str  # of the model there
     client: httpx.Client
     form: str  # in which form it has the weights, and why
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | None = None  # None: it was running already
     forgets: bool = False  # nothing is kept from one call to the next
 
     def logprobs(self, requests: Requests, report: Progress) -> Logprobs:
+        """log p(token | tokens before it) in nats, for every request."""
         prompts_by_following: dict[Tokens, list[Tokens]] = {}
         for prompt, following in requests.items():
             prompts_by_following.setdefault(tuple(sorted(following)), []).append(prompt)
@@ -83,6 +83,7 @@ class Server(NamedTuple):
         eos: frozenset[int],
         report: Progress,
     ) -> list[list[int]]:
+        """Greedy replies without their end-of-sequence token."""
         prompts_by_length: dict[int, list[Tokens]] = {}
         for prompt, new in zip(prompts, max_new_tokens, strict=True):
             prompts_by_length.setdefault(new, []).append(tuple(prompt))
@@ -95,9 +96,11 @@ class Server(NamedTuple):
         return [replies[tuple(prompt), new] for prompt, new in pairs]
 
     def uncached(self) -> "Server":
+        """The same, with nothing kept from one call to the next."""
         return self._replace(forgets=True)
 
     def close(self) -> None:
+        """End the server, if it was started here."""
         self.client.close()
         if self.process is not None:
             self.process.terminate()
@@ -212,7 +215,7 @@ def _checked(server: Server) -> Server:
 def _start(
     checkpoint: Path, name: str, settings: EngineConfig, context: int, trust: bool
 ) -> Server:
-    """A server of its own on the checkpoint, once it answers. ValueError: it ended before."""
+    """Start a server on the checkpoint and wait until it answers. ValueError: it ended before."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

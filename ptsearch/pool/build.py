@@ -9,12 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ptsearch import store
-from ptsearch.engine import kv_attention
 from ptsearch.models import loading, support
 from ptsearch.models.base_model import BaseModel
 from ptsearch.models.checkpoint import Tensors, tensors_of
 from ptsearch.models.layers import linears_of, skeleton
-from ptsearch.pool import backends, one_pass, verify, writer
+from ptsearch.pool import backends, kv_calibration, one_pass, verify, writer
 from ptsearch.pool.calibration import Calibration
 from ptsearch.pool.variant_build import LayerNotes, VariantBuild, alone, scratch_folder
 from ptsearch.quantize.grid import Quantized
@@ -169,7 +168,7 @@ def _fit_caches(
         model, _ = loading.load(base.path)
         model.requires_grad_(False)
         chunks = samples.tokens[samples.seeds[seed][:CACHE_SAMPLES]]
-        recorded = kv_attention.record(model, chunks, method == "kvquant", CACHE_TOKENS)
+        recorded = kv_calibration.record(model, chunks, method == "kvquant", CACHE_TOKENS)
         for build in builds:
             if (build.variant.seed, build.variant.method) == (seed, method):
                 started = time.process_time()

@@ -18,13 +18,14 @@ from ptsearch.engine import memory
 from ptsearch.engine.fake_quant import Runtime
 from ptsearch.models import checkpoint, loading
 from ptsearch.models.base_model import BaseModel
-from ptsearch.models.layers import fill_around, forwards, give_back, layers_of, skeleton
+from ptsearch.models.layers import fill_around, forwards, give_back, layers_of, linears_of, skeleton
 from ptsearch.pool import calibration as calibrations
 from ptsearch.pool import layerwise
 from ptsearch.pool.calibration import Calibration
 from ptsearch.pool.layerwise import Samples
 from ptsearch.pool.variant_build import VariantBuild
 from ptsearch.pool.writer import table_of
+from ptsearch.quantize.kv import stored_bits
 from ptsearch.quantize.layer import Layer
 from ptsearch.store import KvStorage, VariantMeta
 from ptsearch.variant import Variant
@@ -129,16 +130,16 @@ def _fits(base: BaseModel) -> bool:
 def _read_whole(base: BaseModel, folder: Path, asked: Runtime, chunks: Tensor) -> Measured:
     """As transformers loads it."""
     model, _ = loading.load(folder)
-    runtime.apply(model, runtime.linear_names(model), asked)
+    runtime.apply(model, linears_of(model), asked)
     finite = all(map(_is_finite, model.parameters()))
-    return Measured(perplexity(model, chunks), finite, runtime.kv_stored(model, asked))
+    return Measured(perplexity(model, chunks), finite, _kv_storage(model, asked))
 
 
 def _read_by_layers(base: BaseModel, folder: Path, asked: Runtime, chunks: Tensor) -> Measured:
     """The same by transformers' layers, of which one is in memory."""
     model = skeleton(base.path, base.trust_remote_code)
     _, layers = layers_of(model)
-    runtime.apply(model, runtime.linear_names(model), asked)
+    runtime.apply(model, linears_of(model), asked)
     finite = True
 
     def look(layer: Layer) -> dict[str, Tensor]:
@@ -154,7 +155,17 @@ def _read_by_layers(base: BaseModel, folder: Path, asked: Runtime, chunks: Tenso
     for ids, X in zip(chunks.split(1), hidden.split(1), strict=True):
         with forwards(layers, lambda *_, _X=X, **__: _X):
             losses.append(_loss(model, ids))
-    return Measured(_perplexity(losses), finite, runtime.kv_stored(model, asked))
+    return Measured(_perplexity(losses), finite, _kv_storage(model, asked))
+
+
+def _kv_storage(model: "PreTrainedModel", asked: Runtime) -> KvStorage:
+    """Bits per cached value, on average, and how many tokens are kept in full."""
+    if not asked.kv:
+        return KvStorage()
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return KvStorage(stored_bits(asked.kv, asked.kv_bits, heads, width), asked.kv_window)
 
 
 def _is_finite(tensor: Tensor) -> bool:

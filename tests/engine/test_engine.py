@@ -13,7 +13,7 @@ from tiny_prompts import DEMOS, FP32, LABELS, OTHER, PROMPTS, WIDE, changed, one
 
 from ptsearch import engine as engines
 from ptsearch.config import EngineConfig
-from ptsearch.engine import decoding, lanes, logprobs, memory, packed
+from ptsearch.engine import decoding, lanes, logprobs, memory, opening, packed
 from ptsearch.engine import prefix_cache as kept
 from ptsearch.models import loading
 
@@ -124,11 +124,11 @@ def test_scores_equal_transformers(engine):
 
 
 def test_scores_behind_kept_prefixes_are_the_same(engine):
-    asked = [[*prompt, end, 3] for end in (1, 2) for prompt in PROMPTS]  # else they are not kept
-    truth = engines.score(engine, asked, LABELS * 2, silent)
+    asked = [[*prompt, end, 3] for end in (1, 2, 4) for prompt in PROMPTS]  # else they are not kept
+    truth = engines.score(engine, asked, LABELS * 3, silent)
     keeping = changed(engine, kept=engines.Kept(10_000))
-    for call in range(3 * kept.OFTEN):
-        end = len(PROMPTS) * (call // 3 % 2)
+    for call in range(4 * kept.OFTEN):
+        end = len(PROMPTS) * (call // 3 % 3)
         some = range(end + call % 3, end + len(PROMPTS), 3)
         labels = [LABELS[i - end] for i in some]
         found = engines.score(keeping, [asked[i] for i in some], labels, silent)
@@ -145,6 +145,7 @@ def test_a_model_outside_the_packed_path_says_so_and_gives_the_same(
     fallback, tmp_path_factory, caplog
 ):
     assert not fallback.runner.packed
+    opening._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         engines.load(Path(fallback.tokenizer.name_or_path), FP32)
     said = [r for r in caplog.records if r.name == "ptsearch.engine.opening"]

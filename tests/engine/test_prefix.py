@@ -71,7 +71,8 @@ def test_a_higher_least_saving_never_computes_fewer_tokens(sequences, min_saving
 def test_packs_hold_every_segment_once_within_the_budget(sequences, max_tokens, max_rows):
     segments = share(sequences, 4, 3).segments
     rows = [n % 3 for n in range(len(segments))]
-    parts = list(packs(segments, rows, max_tokens, max_rows))
+    sizes = [len(segment.tokens) for segment in segments]
+    parts = list(packs(sizes, rows, max_tokens, max_rows, range(len(segments))))
     assert [n for part in parts for n in part] == list(range(len(segments)))
     for part in parts:
         assert len(part) == 1 or (
