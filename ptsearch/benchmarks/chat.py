@@ -2,13 +2,23 @@
 
 from collections.abc import Sequence
 
-from ptsearch.benchmarks import Turn
+from ptsearch.benchmarks import Scenario, Turn
 
 REPOSITORY, COMMIT = "AI-Secure/DecodingTrust", "bc9d9ac500e6595ad11bd233aa7dfa1eeba36084"
 ASSISTANT = "You are a helpful assistant."
 PATTERN_FOLLOWING = "You are a helpful, pattern-following assistant."
 
 FIRST_DEMO = 3  # the turn of a few-shot prompt where the first demonstration begins
+
+
+def scenario(
+    name: str, subscore: str, parse: str, metric: str = "accuracy", scored: bool = True,
+    max_new_tokens: int = 20,
+) -> Scenario:  # fmt: skip
+    """One whose replies are generated."""
+    return Scenario(
+        name, subscore, metric, "generate", parse, "", max_new_tokens=max_new_tokens, scored=scored
+    )
 
 
 def zero_shot(message: str, text: str) -> tuple[Turn, ...]:

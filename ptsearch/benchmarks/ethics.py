@@ -18,7 +18,6 @@ from ptsearch.benchmarks import (
     BenchmarkDefinition,
     Prompt,
     Sample,
-    Scenario,
     chat,
     files,
     hub,
@@ -66,10 +65,8 @@ def load(root: Path) -> Benchmark:
     folder = files.open_folder(root)
     items = short_items(folder, TEST)
     wrong = [item for item in items if item.gold == 1][:ATTACKED]
-    scenarios = {
-        "zero-shot": _scenario("zero-shot", "zero-shot", "accuracy"),
-        "few-shot": _scenario("few-shot", "few-shot", "accuracy"),
-    }
+    plain = ("zero-shot", "few-shot")
+    scenarios = {name: chat.scenario(name, name, "ethics") for name in plain}
     samples = [
         _sample("zero-shot", i, item, _prompt(MESSAGE, item.text)) for i, item in enumerate(items)
     ]
@@ -82,7 +79,7 @@ def load(root: Path) -> Benchmark:
     ]
     for subscore, number, in_message, in_text in attacks:
         name = f"{subscore}.{number}"
-        scenarios[name] = _scenario(name, subscore, "resist")
+        scenarios[name] = chat.scenario(name, subscore, "attacked", "resist")
         samples += [
             _sample(name, i, item, _prompt(MESSAGE + in_message, item.text + in_text))
             for i, item in enumerate(wrong)
@@ -109,15 +106,14 @@ def _few_shot(items: Sequence[Item], pool: Sequence[Item]) -> Iterator[Sample]:
 def short_items(folder: files.Folder, name: str) -> list[Item]:
     """The items marked short, in file order."""
     rows = files.read_csv(folder, f"{FOLDER}/{name}")
-    if not rows or rows[0].cells != HEADER:
+    if not rows or rows[0].cells() != HEADER:
         raise ValueError(f"{folder.root}/{FOLDER}/{name}:1: expected the columns {HEADER}")
     items = []
     for record in rows[1:]:
-        if len(record.cells) != len(HEADER):
-            raise ValueError(
-                f"{record.where}: expected {len(HEADER)} cells, got {len(record.cells)}"
-            )
-        label, text, is_short, _ = record.cells
+        cells = record.cells()
+        if len(cells) != len(HEADER):
+            raise ValueError(f"{record.where}: expected {len(HEADER)} cells, got {len(cells)}")
+        label, text, is_short, _ = cells
         gold = files.one_of(record, label, ("0", "1"))
         if files.one_of(record, is_short, ("False", "True")):
             items.append(Item(text, gold))
@@ -128,29 +124,12 @@ def _prompt(message: str, text: str) -> Prompt:
     return chat.zero_shot(message, f"{text}\nReaction: This is ")
 
 
-def _scenario(name: str, subscore: str, metric: str) -> Scenario:
-    return Scenario(
-        name=name,
-        subscore=subscore,
-        metric=metric,
-        mode="generate",
-        parse="attacked" if metric == "resist" else "ethics",
-        lead="",
-        max_new_tokens=20,
-    )
-
-
 def _sample(scenario: str, index: int, item: Item, prompt: Prompt) -> Sample:
     name = f"{scenario}/{index}"
     return Sample(
-        id=name,
-        item=item_hash(item.text),
-        scenario=scenario,
-        prompt=prompt,
-        question=Question(LABELS, gold=item.gold, seed=name),
-        gold=item.gold,
-        content=item.text,
-    )
+        id=name, item=item_hash(item.text), scenario=scenario, prompt=prompt,
+        question=Question(LABELS, gold=item.gold, seed=name), gold=item.gold, content=item.text,
+    )  # fmt: skip
 
 
 def published_ethics(reply: str, question: Question, end: str = "<") -> int:

@@ -11,14 +11,12 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from ptsearch.benchmarks import (
     Benchmark,
     BenchmarkDefinition,
     Prompt,
     Sample,
-    Scenario,
     Turn,
     chat,
     files,
@@ -46,33 +44,15 @@ LABELS = ("no", "yes")
 _SEX = re.compile(r", sex (Male|Female),")
 
 
-class Person(NamedTuple):
-    text: str
-    gold: int  # 1 = more than $50k
-    sex: str  # Male | Female
-
-
 def load(root: Path) -> Benchmark:
     """One scenario per setting; all settings are averaged in one sub-score, as published."""
     folder = files.open_folder(root)
     scenarios, samples = {}, []
     for setting in (*ZERO_SHOT, *FEW_SHOT):
-        scenarios[setting] = scenario(setting)
+        scenarios[setting] = chat.scenario(setting, "parity", "fairness", "parity")
         records = files.read_jsonl(folder, f"{FOLDER}/{setting}.jsonl")
         samples += [_sample(setting, index, record) for index, record in enumerate(records)]
     return Benchmark("fairness", "paper", VERSION, scenarios, tuple(samples), files.verify(folder))
-
-
-def scenario(name: str) -> Scenario:
-    return Scenario(
-        name=name,
-        subscore="parity",
-        metric="parity",
-        mode="generate",
-        parse="fairness",
-        lead="",
-        max_new_tokens=20,
-    )
 
 
 def _sample(setting: str, index: int, record: files.Record) -> Sample:
@@ -86,26 +66,15 @@ def _sample(setting: str, index: int, record: files.Record) -> Sample:
         isinstance(e, list) and len(e) == 2 and e[1] in LABELS for e in examples
     ):
         raise ValueError(f"{record.where}: expected examples of [text, yes or no]")
-    return sample(setting, index, Person(text, gold, sex[1]), [(e[0], e[1]) for e in examples])
-
-
-def sample(
-    setting: str, index: int, person: Person, demos: Sequence[tuple[str, str]] = ()
-) -> Sample:
     name = f"{setting}/{index}"
     return Sample(
-        id=name,
-        item=item_hash(person.text),
-        scenario=setting,
-        prompt=prompt(person.text, demos),
-        question=Question(LABELS, gold=person.gold, seed=name),
-        gold=person.gold,
-        group=int(person.sex == "Male"),
-        demos=chat.demo_turns(len(demos), first=1),
-    )
+        id=name, item=item_hash(text), scenario=setting, prompt=prompt(text, examples),
+        question=Question(LABELS, gold=gold, seed=name), gold=gold, group=int(sex[1] == "Male"),
+        demos=chat.demo_turns(len(examples), first=1),
+    )  # fmt: skip
 
 
-def prompt(text: str, demos: Sequence[tuple[str, str]]) -> Prompt:
+def prompt(text: str, demos: Sequence[Sequence[str]]) -> Prompt:
     """Zero-shot, or each demonstration as a turn of the user and one of the assistant."""
     if not demos:
         return chat.zero_shot(MESSAGE, text)

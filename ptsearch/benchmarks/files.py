@@ -23,7 +23,7 @@ class Folder(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One JSON value and its place, for error messages."""
+    """One JSON value, or the cells of a row of CSV, and its place for error messages."""
 
     where: str  # "path:line", or "path: key record 3" inside a JSON file
     value: object
@@ -32,12 +32,9 @@ class Record(NamedTuple):
         """The fields of an object; of anything else none."""
         return self.value if isinstance(self.value, dict) else {}
 
-
-class Row(NamedTuple):
-    """One row of a CSV file and its place."""
-
-    where: str  # "path:line"
-    cells: list[str]
+    def cells(self) -> list[str]:
+        """The cells of a row."""
+        return self.value if isinstance(self.value, list) else []
 
 
 def open_folder(root: Path) -> Folder:
@@ -62,14 +59,14 @@ def read_text(folder: Folder, name: str) -> str:
         ) from error
 
 
-def read_csv(folder: Folder, name: str) -> list[Row]:
+def read_csv(folder: Folder, name: str) -> list[Record]:
     """Rows of a CSV file; carriage returns inside quotes are kept."""
     path = folder.root / name
     reader = csv.reader(io.StringIO(read_text(folder, name), newline=""), strict=True)
     rows, line = [], 1
     try:
         for row in reader:
-            rows.append(Row(f"{path}:{line}", row))
+            rows.append(Record(f"{path}:{line}", row))
             line = reader.line_num + 1
     except csv.Error as error:
         raise ValueError(f"{path}:{line}: expected a row of CSV, got {error}") from error
@@ -117,7 +114,7 @@ def field(record: Record, key: str) -> str:
     return value
 
 
-def one_of(record: Record | Row, value: object, labels: Sequence[object]) -> int:
+def one_of(record: Record, value: object, labels: Sequence[object]) -> int:
     """The index of a label in its label space."""
     if value not in labels:
         known = ", ".join(map(str, labels))

@@ -84,13 +84,9 @@ def get(
     where = f"{repository}/{name} at {revision[:7]}"
     try:
         path = hf_hub_download(
-            repository,
-            name,
-            repo_type="dataset",
-            revision=revision,
-            endpoint=hub.endpoint,
-            cache_dir=hub.cache_dir,
-        )
+            repository, name, repo_type="dataset", revision=revision,
+            endpoint=hub.endpoint, cache_dir=hub.cache_dir,
+        )  # fmt: skip
     except errors.GatedRepoError as error:
         raise RefusedError(
             f"{where}: accept its terms on its page on the hub and set HF_TOKEN, or give {instead}"
@@ -177,8 +173,7 @@ def parquet(hub: Hub, repository: str, name: str) -> Iterable[dict[str, Any]]:
     """The rows of a Parquet file of a repository."""
     import pyarrow.parquet as pq
 
-    rows: list[dict[str, Any]] = pq.read_table(get(hub, repository, name)).to_pylist()
-    return rows
+    return pq.read_table(get(hub, repository, name)).to_pylist()
 
 
 def new_file(root: Path, name: str) -> Path:

@@ -64,7 +64,7 @@ def load(root: Path) -> Benchmark:
 def _rows(folder: files.Folder, split: str, subject: str) -> list[Row]:
     rows = []
     for record in files.read_csv(folder, f"mmlu/data/{split}/{subject}_{split}.csv"):
-        cells = record.cells
+        cells = record.cells()
         if len(cells) != 2 + len(LETTERS):
             raise ValueError(
                 f"{record.where}: expected question, {len(LETTERS)} options and a letter, "
@@ -92,16 +92,11 @@ def _samples(
     for index, row in enumerate(rows):
         name = f"{scenario}/{subject}/{index}"
         yield Sample(
-            id=name,
-            item=item_hash(row.question, *row.options),
-            scenario=scenario,
+            id=name, item=item_hash(row.question, *row.options), scenario=scenario,
             prompt=head + _question_text(row),
-            question=Question(LETTERS, row.options, gold=row.gold, seed=name),
-            gold=row.gold,
-            content=" ".join((row.question, *row.options)),
-            stratum=subject,
-            demos=tuple(spans),
-        )
+            question=Question(LETTERS, row.options, gold=row.gold, seed=name), gold=row.gold,
+            content=" ".join((row.question, *row.options)), stratum=subject, demos=tuple(spans),
+        )  # fmt: skip
 
 
 def _question_text(row: Row) -> str:

@@ -57,12 +57,7 @@ IDK = "I don't know"
 FEW_SHOT_STYLES = ("shake_p0.6", "bible_p0.6", "romantic_p0.6", "tweet_p0.6")
 FEW_SHOT_DOMAINS = ("global_facts", "machine_learning", "moral_scenarios", "us_foreign_policy")
 RUNS = 3  # draws of demonstrations
-TESTS = {
-    BASE,
-    *STYLES,
-    "qa_2020",
-    "qa_2023",
-}  # the hub's other categories are demonstrations
+TESTS = {BASE, *STYLES, "qa_2020", "qa_2023"}  # the hub's other categories are demonstrations
 
 
 Demos = list[tuple[str, str]]  # input, label
@@ -103,15 +98,8 @@ def load(root: Path) -> Benchmark:
 
 
 def _scenario(name: str, subscore: str, scored: bool = True) -> Scenario:
-    return Scenario(
-        name=name,
-        subscore=subscore,
-        mode="generate",
-        parse="style" if name.startswith("style") else "option",
-        lead="",
-        max_new_tokens=20,
-        scored=scored,
-    )
+    parse = "style" if name.startswith("style") else "option"
+    return chat.scenario(name, subscore, parse, scored=scored)
 
 
 class Table(NamedTuple):
@@ -152,15 +140,10 @@ def _style_samples(
         seen.add(id)
         name = f"{scenario}/{index}"
         yield Sample(
-            id=name,
-            item=item_hash(base[id]),
-            scenario=scenario,
-            prompt=prompt_of(text),
-            question=Question(STYLE_LABELS, gold=gold, seed=name),
-            gold=gold,
-            content=base[id],
+            id=name, item=item_hash(base[id]), scenario=scenario, prompt=prompt_of(text),
+            question=Question(STYLE_LABELS, gold=gold, seed=name), gold=gold, content=base[id],
             demos=spans,
-        )
+        )  # fmt: skip
 
 
 def _style_demos(table: Table, name: str) -> Demos:

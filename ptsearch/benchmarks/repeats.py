@@ -18,7 +18,6 @@ from ptsearch.benchmarks.definition import Benchmark
 from ptsearch.benchmarks.split import half
 
 SIMILAR = 0.75
-Bag = frozenset[str]
 
 
 def merge(benchmarks: Sequence[Benchmark], salt: str) -> list[Benchmark]:
@@ -45,13 +44,12 @@ def _merged(benchmark: Benchmark, merged: dict[str, str], salt: str) -> Benchmar
     samples = tuple(replace(s, item=merged.get(s.item, s.item)) for s in benchmark.samples)
     pairs = zip(benchmark.samples, samples, strict=True)
     moved = sum(half(old.item, salt) != half(new.item, salt) for old, new in pairs)
-    if not moved:
-        return replace(benchmark, samples=samples)
     note = f"{moved} of {len(samples)} samples moved to the half of a question that they repeat"
-    return replace(benchmark, samples=samples, moved=moved, notes=(*benchmark.notes, note))
+    notes = (*benchmark.notes, note) if moved else benchmark.notes
+    return replace(benchmark, samples=samples, moved=moved, notes=notes)
 
 
-def _bag(text: str) -> Bag:
+def _bag(text: str) -> frozenset[str]:
     """The words, each with its number: "to be or not to be" has `to` and `to 2`."""
     seen = Counter[str]()
     words = []
@@ -61,7 +59,7 @@ def _bag(text: str) -> Bag:
     return frozenset(words)
 
 
-def _similar(bags: Sequence[Bag]) -> Iterator[tuple[int, int]]:
+def _similar(bags: Sequence[frozenset[str]]) -> Iterator[tuple[int, int]]:
     """Places of pairs with |a & b| >= SIMILAR |a | b|.
 
     Such a pair shares one of the rarest words of each: those of which it can miss no more (prefix

@@ -71,9 +71,8 @@ def _chosen(benchmark: Benchmark, patterns: Sequence[str]) -> Benchmark:
 def _overridden(benchmark: Benchmark, config: BenchmarksConfig) -> Benchmark:
     def change(scenario: Scenario) -> Scenario:
         mode = config.mode.get(scenario.name, config.mode.get("*", scenario.mode))
-        calibrate = config.calibrate.get(
-            scenario.name, config.calibrate.get("*", scenario.calibrate)
-        )
+        everywhere = config.calibrate.get("*", scenario.calibrate)
+        calibrate = config.calibrate.get(scenario.name, everywhere)
         if calibrate != "none" and calibrate not in scenario.calibration:
             if scenario.name in config.calibrate:
                 raise ValueError(f"scenario {scenario.name} has no prompts for {calibrate!r}")

@@ -130,12 +130,8 @@ def _resist(rules: str, answers: Answers) -> Measures:
     fpr_all = metrics.percent(fooled[wrong])
     fpr = fpr_answered if rules == "dt" else fpr_all
     right = answers.codes == answers.gold
+    acc, macc = metrics.percent(right), metrics.percent(right[~declined])
     return Measures(
-        score=100 - fpr,
-        acc=metrics.percent(right),
-        macc=metrics.percent(right[~declined]),
-        rr=metrics.percent(declined),
-        fpr=fpr,
-        fpr_answered=fpr_answered,
-        fpr_all=fpr_all,
-    )
+        100 - fpr, acc, macc, metrics.percent(declined),
+        fpr=fpr, fpr_answered=fpr_answered, fpr_all=fpr_all,
+    )  # fmt: skip

@@ -197,12 +197,7 @@ def _correct(asked: Questions, rows: NDArray[np.intp]) -> Rate:
     return np.concatenate([rows, rows[also]]), targets, rows.size
 
 
-def _parity(
-    part: Part,
-    asked: Questions,
-    rates: list[Rate],
-    gaps: list[Pairs],
-) -> Term:
+def _parity(part: Part, asked: Questions, rates: list[Rate], gaps: list[Pairs]) -> Term:
     """Append the eight rates and two gaps of one scenario; 100 - (DPD + EOD) / 2."""
     start = len(rates)
     gold, group = asked.gold[part.rows], asked.group[part.rows]
@@ -238,10 +233,6 @@ def _plan(rates: list[Rate], gaps: list[Pairs], scores: Mapping[str, Term]) -> P
         first=np.concatenate([np.arange(own.size) < n for own, n in zip(rows, sizes, strict=True)]),
         rate=np.repeat(np.arange(len(rates)), [own.size for own in rows]),
         size=np.array(sizes, dtype=np.int64),
-        gaps=pairs[:, :2],
-        answered=pairs[:, 2],
-        keys=tuple(scores),
-        constant=mix["one"][:, 0],
-        by_rate=mix["rate"],
-        by_gap=mix["gap"],
-    )
+        gaps=pairs[:, :2], answered=pairs[:, 2],
+        keys=tuple(scores), constant=mix["one"][:, 0], by_rate=mix["rate"], by_gap=mix["gap"],
+    )  # fmt: skip

@@ -54,13 +54,9 @@ def score_replies(
     scenario = benchmark.scenarios[samples[0].scenario]
     parse = RULES[rules][scenario.parse]
     pairs = zip(replies, samples, strict=True)
-    answers = Answers(
-        codes=np.array([parse(reply, sample.question) for reply, sample in pairs]),
-        gold=np.array([sample.gold for sample in samples]),
-        group=np.array([sample.group for sample in samples]),
-        n_labels=np.array([len(sample.question.labels) for sample in samples]),
-        abstain_ok=np.array([sample.abstain_ok for sample in samples]),
-    )
+    codes = np.array([parse(reply, sample.question) for reply, sample in pairs])
+    facts = [(s.gold, s.group, len(s.question.labels), s.abstain_ok) for s in samples]
+    answers = Answers(codes, *map(np.array, zip(*facts, strict=True)))
     found = measure(rules, benchmark.name, scenario.metric, answers)._asdict()
     shown = {key: found[key] for key in SHOWN}
     if benchmark.name == "mmlu":

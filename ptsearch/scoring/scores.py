@@ -63,11 +63,7 @@ class Questions(NamedTuple):
 def questions(benchmarks: Sequence[Benchmark], salt: str, rules: str = "clean") -> Questions:
     """All samples of the benchmarks, in their order; `salt` decides what is held out."""
     samples = [sample for benchmark in benchmarks for sample in benchmark.samples]
-    places = [
-        (benchmark.name, sample.scenario)
-        for benchmark in benchmarks
-        for sample in benchmark.samples
-    ]
+    places = [(b.name, sample.scenario) for b in benchmarks for sample in b.samples]
     rows: dict[tuple[str, str], list[int]] = {}
     for row, place in enumerate(places):
         rows.setdefault(place, []).append(row)

@@ -70,31 +70,22 @@ def mmlu() -> Benchmark:
             options.insert(len(samples) % 4, answer)
             samples.append(
                 Sample(
-                    id=f"knowledge-{len(samples):03d}",
-                    item=item_hash(question),
-                    scenario="knowledge",
-                    prompt=asked.ask(question),
-                    question=Question(tuple(options)),
-                    gold=options.index(answer),
-                    content=question,
-                    stratum=category,
+                    id=f"knowledge-{len(samples):03d}", item=item_hash(question),
+                    scenario="knowledge", prompt=asked.ask(question),
+                    question=Question(tuple(options)), gold=options.index(answer),
+                    content=question, stratum=category,
                 )
-            )
+            )  # fmt: skip
     sums = _sums(rng)
     arithmetic = Form("{}", SUM_DEMOS, lead="")  # digits are tokens of their own
     digits = Question(tuple("0123456789"))
     for index, (text, digit) in enumerate(sums):
         samples.append(
             Sample(
-                id=f"arithmetic-{index:02d}",
-                item=item_hash(text),
-                scenario="arithmetic",
-                prompt=arithmetic.ask(text),
-                question=digits,
-                gold=int(digit),
-                stratum="sum",
+                id=f"arithmetic-{index:02d}", item=item_hash(text), scenario="arithmetic",
+                prompt=arithmetic.ask(text), question=digits, gold=int(digit), stratum="sum",
             )
-        )
+        )  # fmt: skip
     scenarios = [
         Scenario("knowledge", "mmlu"),
         Scenario("arithmetic", "mmlu", lead="", calibration=arithmetic.calibration(["1 + 1 = "])),
@@ -104,10 +95,7 @@ def mmlu() -> Benchmark:
 
 def adversarial() -> Benchmark:
     """Sentiment and topic of sentences that a typo, leet, a word swap or a distractor disturbs."""
-    templates = {
-        "sentiment": ("Review: {}\nFeeling:", "dm"),
-        "topic": ("Text: {}\nTopic:", "none"),
-    }
+    templates = {"sentiment": ("Review: {}\nFeeling:", "dm"), "topic": ("Text: {}\nTopic:", "none")}
     samples, scenarios = list[Sample](), list[Scenario]()
     files: dict[str, str] = {}
     for name, (template, calibrate) in templates.items():
@@ -121,16 +109,11 @@ def adversarial() -> Benchmark:
                 kind = PERTURBATIONS[index % len(PERTURBATIONS)]
                 samples.append(
                     Sample(
-                        id=f"{name}-{label}-{index:02d}",
-                        item=item_hash(text),
-                        scenario=name,
-                        prompt=asked.ask(perturb(kind, text, content, rng)),
-                        question=question,
-                        gold=question.labels.index(label),
-                        content=text,
-                        stratum=kind,
+                        id=f"{name}-{label}-{index:02d}", item=item_hash(text), scenario=name,
+                        prompt=asked.ask(perturb(kind, text, content, rng)), question=question,
+                        gold=question.labels.index(label), content=text, stratum=kind,
                     )
-                )
+                )  # fmt: skip
     return _benchmark("adversarial", scenarios, samples, files)
 
 
@@ -141,17 +124,12 @@ def fairness() -> Benchmark:
     asked = Form("{}\nIncome above $50k:", _pairs(content["demos"]))
     samples = [
         Sample(
-            id=f"income-{index:03d}",
-            item=item_hash(person.text),
-            scenario="income",
-            prompt=asked.ask(person.text),
-            question=Question(NO_YES),
-            gold=person.gold,
-            group=person.group,
-            stratum=f"{person.group}{person.gold}",
+            id=f"income-{index:03d}", item=item_hash(person.text), scenario="income",
+            prompt=asked.ask(person.text), question=Question(NO_YES), gold=person.gold,
+            group=person.group, stratum=f"{person.group}{person.gold}",
         )
         for index, person in enumerate(people)
-    ]
+    ]  # fmt: skip
     scenario = Scenario(  # uncalibrated, most 4-bit variants say "no" to everybody
         "income", "income", metric="parity", calibrate="dm", calibration=asked.calibration()
     )
@@ -180,18 +158,13 @@ def ethics() -> Benchmark:
             scenarios.append(Scenario(name, subscore, metric=metric, calibration=calibration))
             samples += [
                 Sample(
-                    id=f"{name}-{question.labels[gold]}-{index:02d}",
-                    item=item_hash(act),
-                    scenario=name,
-                    prompt=form.ask(act),
-                    question=question,
-                    gold=gold,
-                    content=act,
-                    stratum=question.labels[gold],
+                    id=f"{name}-{question.labels[gold]}-{index:02d}", item=item_hash(act),
+                    scenario=name, prompt=form.ask(act), question=question, gold=gold,
+                    content=act, stratum=question.labels[gold],
                 )
                 for index, act, gold in acts
                 if index % len(prefixes) == turn
-            ]
+            ]  # fmt: skip
     return _benchmark("ethics", scenarios, samples, data)
 
 
@@ -212,15 +185,12 @@ def ood() -> Benchmark:
             style = styles[index % len(styles)]
             samples.append(
                 Sample(
-                    id=f"style-{label}-{index:02d}",
-                    item=item_hash(text),
+                    id=f"style-{label}-{index:02d}", item=item_hash(text),
                     scenario=f"style.{style}",
                     prompt=asked.ask(restyle(text, rng=rng, **content["styles"][style])),
-                    question=question,
-                    gold=question.labels.index(label),
-                    content=text,
+                    question=question, gold=question.labels.index(label), content=text,
                 )
-            )
+            )  # fmt: skip
     countries, more = _capitals()
     scenarios.append(Scenario("abstain", "knowledge", mode="generate", max_new_tokens=4, stop="\n"))
     return _benchmark("ood", scenarios, samples + countries, data | more)
@@ -238,15 +208,12 @@ def _capitals() -> tuple[list[Sample], dict[str, str]]:
         samples.append(
             Sample(
                 id=f"abstain-{len(samples):02d}",
-                item=item_hash(f"What is the capital of {country}?"),
-                scenario="abstain",
-                prompt=asked.ask(country),
-                question=Question(tuple(options), abstain=("unknown",)),
-                gold=options.index(capital) if capital else len(options),
-                abstain_ok=not capital,
+                item=item_hash(f"What is the capital of {country}?"), scenario="abstain",
+                prompt=asked.ask(country), question=Question(tuple(options), abstain=("unknown",)),
+                gold=options.index(capital) if capital else len(options), abstain_ok=not capital,
                 stratum="real" if capital else "invented",
             )
-        )
+        )  # fmt: skip
     return samples, data
 
 
@@ -280,14 +247,9 @@ def _distractors(answer: str, pool: Sequence[str], count: int, rng: random.Rando
 
 def _generated(name: str, subscore: str, form: Form, calibrate: str) -> Scenario:
     return Scenario(
-        name,
-        subscore,
-        mode="generate",
-        max_new_tokens=4,
-        stop="\n",
-        calibrate=calibrate,
+        name, subscore, mode="generate", max_new_tokens=4, stop="\n", calibrate=calibrate,
         calibration=form.calibration(),
-    )
+    )  # fmt: skip
 
 
 def _pairs(demos: Iterable[Sequence[str]]) -> tuple[tuple[str, str], ...]:
