@@ -186,7 +186,7 @@ def pareto(args: argparse.Namespace) -> Row:
     benchmarks = sources.load(BenchmarksConfig(limit=args.pocket), Path("unused"))
     wall, cpu = time.perf_counter(), time.process_time()
     for benchmark in benchmarks:
-        evaluate.evaluate(engine, benchmark, silent)
+        evaluate.evaluate(evaluate.asker(engine), benchmark, silent)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     items = sum(len(benchmark.samples) for benchmark in benchmarks)
     rates = {"items_per_s": round(items / wall, 3), "items_per_cpu_s": round(items / cpu, 3)}

@@ -57,7 +57,9 @@ def answers(folder: Path, settings: EngineConfig, limit: int) -> dict[str, Any]:
     with engines.opened(folder, settings) as engine:
         start, rows = time.perf_counter(), []
         for benchmark in sources.load(BenchmarksConfig(limit=limit), Path("unused")):
-            rows += evaluate.evaluate(engine, benchmark, lambda *_: None).to_pylist()
+            rows += evaluate.evaluate(
+                evaluate.asker(engine), benchmark, lambda *_: None
+            ).to_pylist()
         seconds = round(time.perf_counter() - start, 1)
         return {"rows": rows, "form": engine.form, "seconds": seconds}
 

@@ -8,6 +8,8 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -19,6 +21,7 @@ USAGE = """ptsearch: which job? Append one of
   +study=pareto                                        search the ensembles of the pool
   +study=slo study.max.memory_gb=4                     the best ensemble within limits
   +study=benchmark | +study=paper                      the published experiments
+  +check=model model=hub model.repo=OWNER/NAME         what a model's tokenizer and shapes mean
   +build=pool                                          build the pool only
   +evaluate=variant evaluate.variant=LABEL             evaluate one variant (none = dense)
   +export=ensemble export.study=NAME export.out=DIR    write the chosen ensemble
@@ -33,6 +36,8 @@ def main() -> None:
     """The `ptsearch` script."""
     quiet_libraries()
     ConfigStore.instance().store(name="schema", node=Config)
+    if not {"-m", "--multirun"} & set(sys.argv):  # there `a,b` is a sweep
+        sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
     try:
         _composed()
     except SystemExit as stop:  # Hydra ends with 1 for a config that does not compose
@@ -73,6 +78,23 @@ def _run(raw: DictConfig) -> None:
     from ptsearch import jobs
 
     jobs.JOBS[asked[0]](config)
+
+
+def quoted(argument: str) -> str:
+    """An override whose value Hydra's grammar does not take as it is, such as a path with `=`, `(`
+    or a comma or beyond ASCII, with that value in quotes; anything else as it is.
+    """
+    key, equals, value = argument.partition("=")
+    if not equals or key.startswith("-") or value[:1] in {"[", "{", "'", '"', ""}:
+        return argument
+    parser = OverridesParser.create()
+    try:
+        if not parser.parse_override(argument).is_sweep_override():
+            return argument
+    except HydraException:
+        pass
+    escaped = value.replace("'", "\\'")
+    return f"{key}='{escaped}'"
 
 
 def _model(name: str) -> Any:

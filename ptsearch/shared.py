@@ -1,11 +1,12 @@
-"""What the wings share: type aliases, and how the records of a wing's files are collected."""
+"""What the wings share: type aliases, checked fields, and how records of a wing are collected."""
 
 from collections.abc import Callable, Collection
+from dataclasses import field, fields
 from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules
 from types import ModuleType
-from typing import NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,3 +60,33 @@ def collect_records(
             raise ValueError(f"{where}: a {names.noun} named {added.name} exists already")
         records[added.name] = added
     return records
+
+
+def choice(*choices: str) -> Any:
+    """A field whose value is one of `choices`; the first is the default."""
+    return field(default=choices[0], metadata={"choices": choices})
+
+
+def least(default: float, minimum: float) -> Any:
+    """A field of at least `minimum`."""
+    return field(default=default, metadata={"least": minimum})
+
+
+def check(section: str, config: Any) -> None:
+    """ValueError: a field of the section has a value that it cannot have."""
+    for each in fields(config):
+        key, value = f"{section}.{each.name}", getattr(config, each.name)
+        if "choices" in each.metadata:
+            one_of(key, value, each.metadata["choices"])
+        if "least" in each.metadata:
+            at_least(key, value, each.metadata["least"])
+
+
+def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def at_least(key: str, value: float, minimum: float) -> None:
+    if value < minimum:
+        raise ValueError(f"{key} must be at least {minimum}, got {value}")

@@ -47,7 +47,10 @@ def live(settings: ServeConfig) -> Iterator[str]:
 
 
 def write_folder(
-    out: Path, members: Mapping[str, Path | None], logged: Sequence[LoggedVote] = ()
+    out: Path,
+    members: Mapping[str, Path | None],
+    logged: Sequence[LoggedVote] = (),
+    chat: Mapping[str, Any] | None = None,
 ) -> Path:
     """An exported ensemble with these checkpoints (None: a gateway needs none)."""
     with store.new_folder(out) as part:
@@ -60,6 +63,7 @@ def write_folder(
             "format": FORMAT,
             "settings": {"engine.dtype": "float32"},
             "vote": {"rule": "majority", "order": list(members)},
+            "chat": dict(chat or {}),
             "members": [{"label": label, "folder": f"members/{label}"} for label in members],
         }
         (part / "ensemble.yaml").write_text(yaml.safe_dump(described), encoding="utf-8")

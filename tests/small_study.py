@@ -8,6 +8,7 @@ SMALL = (
     "benchmarks.limit=10",
     "latency.prompts=4",
 )
+STUDY = (*SMALL, "study.need_skill=false")  # tiny random models have none
 
 
 def files_under(folder: Path) -> dict[str, float]:

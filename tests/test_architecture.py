@@ -32,7 +32,7 @@ TOP: dict[str, set[str]] = {
     "__main__": {"cli"},
     "shared": set(),
     "cli": {"config", "jobs"},
-    "config": {"variant"},
+    "config": {"shared", "variant"},
     "jobs": VALUES,
     "store": {"shared", "variant"},
     "variant": set(),

@@ -3,9 +3,12 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from command import ptsearch
+
+from ptsearch import cli
 
 
 def test_without_a_job_it_says_what_there_is(monkeypatch, tmp_path, capsys) -> None:
@@ -85,3 +88,19 @@ def test_the_module_runs_as_a_program(tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     assert "trials: 200" in done.stdout
     assert not list(tmp_path.iterdir())  # nothing is written outside the runs folder
+
+
+@pytest.mark.parametrize("name", ["a=b", "a(b)", "a,b", "a[1]", "模型", "Ordner ä", "it's", "a:b"])
+def test_paths_that_hydras_grammar_does_not_take(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = ("+build=pool", "model=path", f"model.path={tmp_path}/{name}", "model.name=m")
+    assert ptsearch(monkeypatch, tmp_path, *job) == 2
+    assert f"no checkpoint there ({tmp_path}/{name}/config.json is missing)" in (
+        capsys.readouterr().err
+    )
+
+
+def test_what_hydra_takes_stays_as_it_is() -> None:
+    for argument in ("+study=pareto", "pool.variants=[{bits: 3", "study.trials=5", "--cfg=job"):
+        assert cli.quoted(argument) == argument

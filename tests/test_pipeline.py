@@ -13,7 +13,7 @@ import yaml
 from command import ptsearch
 from judge_server import Served, serve
 from safetensors.torch import load_file, save_file
-from small_study import SMALL, files_under
+from small_study import STUDY, files_under
 from tiny import write_tiny_model
 
 from ptsearch import store
@@ -26,7 +26,7 @@ POOL = "[{method: [rtn, gptq], bits: [3, 4], sym: false}, {method: gptq, bits: 8
 
 def study(model: Path, *overrides: str) -> tuple[str, ...]:
     base = ("model=path", f"model.path={model}", "model.name=tiny", f"pool.variants={POOL}")
-    return ("+study=pareto", *base, *SMALL, "study.name=tiny", "study.trials=8", *overrides)
+    return ("+study=pareto", *base, *STUDY, "study.name=tiny", "study.trials=8", *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_a_damaged_member_is_not_exported(finished, monkeypatch, tmp_path, capfd
 
 
 def test_evaluate_prints_a_line_a_benchmark(finished, tiny_model, monkeypatch, capfd) -> None:
-    job = ("+evaluate=variant", "evaluate.variant=none", *study(tiny_model)[1:-2])
+    job = ("+evaluate=variant", "evaluate.variant=none", *study(tiny_model)[1:-3])
     assert ptsearch(monkeypatch, finished, *job) == 0
     rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert [row["benchmark"] for row in rows] == [
@@ -213,7 +213,7 @@ def test_a_judge_reads_what_the_rules_cannot(finished, tiny_model, monkeypatch, 
     with serve(Served(lambda _: "refused")) as url:
         judge = ("benchmarks.extract=judge", f"benchmarks.judge.url={url}")
         judge += ("benchmarks.judge.name=m",)
-        job = ("+evaluate=variant", "evaluate.variant=none", *study(tiny_model)[1:-2], *judge)
+        job = ("+evaluate=variant", "evaluate.variant=none", *study(tiny_model)[1:-3], *judge)
         assert ptsearch(monkeypatch, finished, *job) == 0
     rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     judged = {row["benchmark"]: row["scores"][f"{row['benchmark']}.judged"] for row in rows}

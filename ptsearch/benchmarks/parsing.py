@@ -79,6 +79,13 @@ def calibrated(logprobs: Sequence[float], offsets: Sequence[float] | None) -> li
     return [p - o for p, o in zip(logprobs, offsets or [0.0] * len(logprobs), strict=True)]
 
 
+def without_thoughts(reply: str) -> str:
+    """The reply after a reasoning model's `<think>...</think>`; nothing where that does not end."""
+    if "think>" not in reply:
+        return reply
+    return reply.rpartition("</think>")[2].partition("<think>")[0].lstrip()
+
+
 def refuses(reply: str) -> bool:
     """Whether the reply explicitly declines."""
     return _REFUSAL.search(_plain(reply)) is not None

@@ -18,7 +18,7 @@ stay as they are in every form.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, groupby
 
 from ptsearch.benchmarks import Benchmark, Prompt, Sample, Scenario, Turn
 
@@ -106,3 +106,17 @@ def _rendered_scenario(scenario: Scenario, form: str) -> Scenario:
     if form == "raw":
         return replace(scenario, lead=RAW_LEAD, stop=scenario.stop or RAW_STOP)
     return scenario
+
+
+TurnForm = frozenset[str]
+FOLD, ALTERNATE = "fold", "alternate"  # system text in user turns | no two turns of one role
+
+
+def formed(turns: Sequence[Turn], form: TurnForm) -> list[Turn]:
+    """The turns in a form that more chat templates take, contents joined by an empty line."""
+    if FOLD in form:
+        turns = [Turn("user", turn.content) if turn.role == "system" else turn for turn in turns]
+    if not form:
+        return list(turns)
+    groups = groupby(turns, key=lambda turn: turn.role)
+    return [Turn(role, "\n\n".join(turn.content for turn in group)) for role, group in groups]

@@ -35,6 +35,13 @@ class VoteInfo(Record):
     ask: list[str] = Field(default_factory=list)  # labels in the order of asking where it may stop
 
 
+class ChatInfo(Record):
+    """How chat turns become a prompt."""
+
+    arguments: dict[str, object] = Field(default_factory=dict)  # of the chat template
+    form: list[str] = Field(default_factory=list)  # what turns must be changed to
+
+
 class MemberInfo(Record):
     """One member's files."""
 
@@ -97,6 +104,7 @@ class Description(Record):
     target: str = "local"
     base_model: BaseModelInfo = BaseModelInfo()
     vote: VoteInfo
+    chat: ChatInfo = ChatInfo()
     members: list[MemberInfo]
     scores: HalfScores = HalfScores()
     unskilled: list[str] = Field(default_factory=list)  # benchmarks where a constant is as good

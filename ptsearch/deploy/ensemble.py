@@ -7,7 +7,7 @@ ensemble.answer(["Review: dull.\\nSentiment:"], ["negative", "positive"])[0].lab
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +20,7 @@ from ptsearch.deploy import query
 from ptsearch.deploy.description import Description
 from ptsearch.deploy.query import MemberAnswer, Query, Turns
 from ptsearch.engine import Engine, lanes, memory
-from ptsearch.models import loading
+from ptsearch.models.prompting import Prompter
 from ptsearch.voting.votes import decided, vote
 
 if TYPE_CHECKING:
@@ -78,6 +78,14 @@ class PrecisionEnsemble:
         """Of the first member; all have the base model's."""
         return next(iter(self.engines.values())).tokenizer
 
+    @cached_property
+    def prompters(self) -> dict[str, Prompter]:
+        """What makes each member's prompts; members with equal tokenizers have the same one."""
+        arguments = self.description.chat.arguments
+        tokenizers = {id(e.tokenizer): e.tokenizer for e in self.engines.values()}
+        made = {key: Prompter(tokenizer, arguments) for key, tokenizer in tokenizers.items()}
+        return {label: made[id(engine.tokenizer)] for label, engine in self.engines.items()}
+
     def answer(
         self,
         prompts: Sequence[str | Turns],
@@ -132,9 +140,8 @@ class PrecisionEnsemble:
         self, queries: Sequence[Query], told: Callable[[int, Answer], None]
     ) -> list[Answer]:
         """All members side by side on the machine's cores."""
-        tokens = {id(e.tokenizer): e.tokenizer for e in self.engines.values()}
-        asked = {key: in_tokens(tokenizer, queries) for key, tokenizer in tokens.items()}
-        first = next(iter(asked.values()))
+        asked = {label: in_tokens(self.prompters[label], queries) for label in self.members}
+        first = asked[self.members[0]]
         order = sorted(range(len(queries)), key=lambda i: first[i].prompt)
         count = min(engines.lanes_of(engine) for engine in self.engines.values())
         caches = [e.local.kept for e in self.engines.values() if e.local is not None]
@@ -147,8 +154,7 @@ class PrecisionEnsemble:
         def run(member: str, places: range) -> None:
             engine = self.engines[member]
             some = [order[place] for place in places]
-            mine = [asked[id(engine.tokenizer)][i] for i in some]
-            found = say(engines.lane(engine, count), mine)
+            found = say(engines.lane(engine, count), [asked[member][i] for i in some])
             with lock:
                 for i, one in zip(some, found, strict=True):
                     said[i][member] = one
@@ -167,8 +173,7 @@ class PrecisionEnsemble:
 
     def ask_member(self, member: str, queries: Sequence[Query]) -> list[MemberAnswer]:
         """What one member says to each prompt, answered together."""
-        engine = self.engines[member]
-        return say(engine, in_tokens(engine.tokenizer, queries))
+        return say(self.engines[member], in_tokens(self.prompters[member], queries))
 
     def count(self, asked: Query, codes: dict[str, int], said: dict[str, MemberAnswer]) -> Answer:
         """The answer that the codes of some or all members vote for."""
@@ -190,11 +195,16 @@ class TokenizedQuery(NamedTuple):
     max_new_tokens: int
 
 
-def in_tokens(tokenizer: "Tokenizer", queries: Sequence[Query]) -> list[TokenizedQuery]:
-    return [
-        TokenizedQuery(prompt_ids(tokenizer, q.prompt), label_ids(tokenizer, q), q.max_new_tokens)
-        for q in queries
-    ]
+def in_tokens(prompter: Prompter, queries: Sequence[Query]) -> list[TokenizedQuery]:
+    return [tokenized(prompter, each) for each in queries]
+
+
+def tokenized(prompter: Prompter, asked: Query) -> TokenizedQuery:
+    """The query as a member is asked it; for a reply its prompt alone."""
+    prompt = asked.prompt
+    turns = prompt if isinstance(prompt, str) else tuple((t["role"], t["content"]) for t in prompt)
+    labels = () if asked.max_new_tokens else tuple(asked.continuations)
+    return TokenizedQuery(*_choices(prompter, turns, labels), asked.max_new_tokens)
 
 
 def say(engine: Engine, asked: Sequence[TokenizedQuery]) -> list[MemberAnswer]:
@@ -228,26 +238,11 @@ def shares(members: Sequence[str], queries: int, lanes: int) -> list[tuple[str, 
     return parts + [(member, run) for member in members[whole:] for run in runs]
 
 
-def prompt_ids(tokenizer: "Tokenizer", prompt: str | Turns) -> list[int]:
-    if isinstance(prompt, str):
-        return _rendered(tokenizer, prompt)
-    return _rendered(tokenizer, tuple((turn["role"], turn["content"]) for turn in prompt))
-
-
-def label_ids(tokenizer: "Tokenizer", asked: Query) -> list[list[int]]:
-    """Of each label behind the prompt."""
-    return [_encoded(tokenizer, text) for text in asked.continuations]
-
-
-@lru_cache(maxsize=256)  # every member asks the same
-def _rendered(tokenizer: "Tokenizer", prompt: str | tuple[tuple[str, str], ...]) -> list[int]:
-    return loading.render(tokenizer, prompt)
-
-
-@lru_cache(maxsize=4096)
-def _encoded(tokenizer: "Tokenizer", text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
-    return ids
+@lru_cache(maxsize=4096)  # every member asks the same
+def _choices(
+    prompter: Prompter, prompt: str | tuple[tuple[str, str], ...], labels: tuple[str, ...]
+) -> tuple[list[int], list[list[int]]]:
+    return prompter.choices(prompt, labels)[:2]
 
 
 def _alike(a: "Tokenizer", b: "Tokenizer") -> bool:

@@ -16,6 +16,7 @@ from ptsearch.config import LOCAL, ExportConfig
 from ptsearch.deploy import manifests, replay_log
 from ptsearch.deploy.description import (
     BaseModelInfo,
+    ChatInfo,
     Cost,
     Description,
     HalfScores,
@@ -28,11 +29,13 @@ from ptsearch.deploy.folder import DESCRIPTION, UNSAFE, VERIFY
 from ptsearch.deploy.record import FrontRecord, StudyRecord, read_record
 from ptsearch.deploy.vllm_support import Form, form_of
 from ptsearch.models import base_model, loading
+from ptsearch.models.prompting import Prompter
 from ptsearch.report import certificate
 from ptsearch.report.rows import COST, LAZY, knee
 from ptsearch.variant import Variant, from_fields
 from ptsearch.voting import VOTES
 
+TEMPLATE = "benchmarks.template."  # before the arguments in a study's settings
 WRITTEN_WITH = ("ptsearch", "transformers", "compressed-tensors", "torch")
 OTHER_DEVICE = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)  # no hard links there
 
@@ -140,6 +143,7 @@ def _description(
             license=manifests.license_of(base.source, Path(base.path)),
         ),
         vote=VoteInfo(order=list(forms), ask=study.ask[row.run_id]),
+        chat=_chat(settings, folder / members[next(iter(forms))].folder),
         members=list(members.values()),
         scores=HalfScores(
             search={key: row.search[key] for key in row.search if key not in (*COST, *LAZY)},
@@ -152,6 +156,16 @@ def _description(
         settings=settings,
         written_with={package: version(package) for package in WRITTEN_WITH},
     )
+
+
+def _chat(settings: Mapping[str, object], checkpoint: Path) -> ChatInfo:
+    """How the study made prompts of chat turns, for engines that apply the template themselves."""
+    tokenizer = loading.load_tokenizer(checkpoint)
+    if not tokenizer.chat_template:
+        return ChatInfo()
+    given = {key.removeprefix(TEMPLATE): v for key, v in settings.items() if TEMPLATE in key}
+    prompter = Prompter(tokenizer, given)
+    return ChatInfo(arguments=prompter.template_arguments, form=sorted(prompter.form))
 
 
 def _member(study: StudyRecord, label: str, form: Form, folder: Path) -> MemberInfo:

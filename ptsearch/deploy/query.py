@@ -5,10 +5,12 @@ Nothing here needs torch: the gateway, which runs no model, reads its members' r
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
-from ptsearch.benchmarks.parsing import Question, best, margin
+from ptsearch.benchmarks import Turn
+from ptsearch.benchmarks.parsing import Question, best, margin, without_thoughts
+from ptsearch.benchmarks.prompts import TurnForm, formed
 from ptsearch.benchmarks.registry import RULES
 
 Turns = Sequence[Mapping[str, str]]  # [{"role": "user", "content": "..."}]
@@ -74,11 +76,20 @@ def contents(turns: Turns) -> list[str]:
     return [turn["content"] for turn in turns]
 
 
+def with_form(query: Query, form: TurnForm) -> Query:
+    """The query with its turns in a form that the members' chat template takes."""
+    if not form or isinstance(query.prompt, str):
+        return query
+    turns = formed([Turn(turn["role"], turn["content"]) for turn in query.prompt], form)
+    return replace(query, prompt=tuple(turn._asdict() for turn in turns))
+
+
 def code(query: Query, member: str, said: MemberAnswer) -> int:
     """The answer code (see `rules`) of what a member said."""
     if said.logprobs:
         return best(said.logprobs, query.offsets.get(member))
-    reply = said.reply.split(query.stop)[0] if query.stop else said.reply
+    reply = without_thoughts(said.reply)
+    reply = reply.split(query.stop)[0] if query.stop else reply
     return RULES[query.rules][query.parse](reply.removeprefix(query.before), query.question)
 
 

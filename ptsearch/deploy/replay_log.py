@@ -105,7 +105,7 @@ def _draw(table: Table, labels: Sequence[str]) -> Iterator[tuple[Benchmark, int]
     groups: dict[str, list[tuple[Benchmark, int]]] = {}
     start = 0
     for benchmark in table.benchmarks:
-        cut = any(table.dropped(label).get(benchmark.name) for label in labels)
+        cut = any(table.changes(m)[benchmark.name].demonstrations for m in labels)
         for index, sample in enumerate(benchmark.samples):
             read = any(each is not None and each[start + index] for each in judged)
             one_label = len(sample.question.labels) + len(sample.question.abstain[:1]) < 2

@@ -16,7 +16,7 @@ from ptsearch.engine.answering import (
     latency,
     score,
 )
-from ptsearch.engine.opening import check_fits, load, opened, with_dtype
+from ptsearch.engine.opening import check_fits, context_of, load, opened, with_dtype
 from ptsearch.engine.prefix_cache import Kept
 from ptsearch.engine.requests import NonFiniteLogitsError
 
@@ -26,6 +26,7 @@ __all__ = [
     "NonFiniteLogitsError",
     "check_fits",
     "check_length",
+    "context_of",
     "generate",
     "keeping",
     "lane",

@@ -4,24 +4,27 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from ptsearch import engine as engines
 from ptsearch import store
-from ptsearch.benchmarks import Benchmark, Sample, Scenario, digest
+from ptsearch.benchmarks import Benchmark, Prompt, Sample, Scenario, digest
 from ptsearch.benchmarks.fit import fit
+from ptsearch.benchmarks.parsing import without_thoughts
 from ptsearch.config import EngineConfig
 from ptsearch.evaluation import predictions
-from ptsearch.models import loading, support
 from ptsearch.models.base_model import BaseModel
+from ptsearch.models.prompting import Choices, Prompter
 from ptsearch.shared import Report
 
-EVALUATE_VERSION = 6  # bump when equal inputs would give another reply or log-probability
+EVALUATE_VERSION = 7  # bump when equal inputs would give another reply or log-probability
 LATENCY_SEED, LATENCY_VERSION = 0, 2  # the file of latencies has `rows` since 2
 
 
@@ -34,14 +37,33 @@ class Task:
     outputs: Mapping[str, Path]  # benchmark name -> predictions file
     latency: Path  # where the latency goes
     engine: EngineConfig
+    template: Mapping[str, object] = field(default_factory=dict)  # arguments of the chat template
 
 
-def key(variant_id: str, benchmark: Benchmark, settings: EngineConfig) -> str:
+class Asker(NamedTuple):
+    """An engine, and what makes its prompts."""
+
+    engine: engines.Engine
+    prompter: Prompter
+
+
+def asker(engine: engines.Engine, template: Mapping[str, object] = MappingProxyType({})) -> Asker:
+    return Asker(engine, Prompter(engine.tokenizer, template))
+
+
+def key(
+    variant_id: str,
+    benchmark: Benchmark,
+    settings: EngineConfig,
+    template: Mapping[str, object] = MappingProxyType({}),
+) -> str:
     """File name of a variant's predictions: all that changes them is in its hash."""
     what = json.dumps(
         [digest(benchmark), settings.dtype, settings.device, EVALUATE_VERSION]
         + ([settings.name, settings.form] if settings.name != "transformers" else [])
         + ([settings.too_long] if settings.too_long != "drop" else [])
+        + ([dict(template)] if template else []),
+        sort_keys=True,
     )
     return f"{variant_id}-{benchmark.name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}.parquet"
 
@@ -52,11 +74,7 @@ def with_dtype(settings: EngineConfig, _: Report) -> EngineConfig:
 
 
 def check_runs(base: BaseModel, settings: EngineConfig, _report: Report) -> None:
-    """ValueError: no variant of the base model can be built here, or the engine has no room for it
-    in the form that variants run in.
-    """
-    if reason := support.check(base.path, base.trust_remote_code):
-        raise ValueError(reason)
+    """ValueError: the engine has no room for the base model, in the form that variants run in."""
     if settings.name == "transformers":
         engines.check_fits(base.path, base.trust_remote_code, settings)
 
@@ -68,21 +86,22 @@ def run(task: Task, benchmarks: Sequence[Benchmark], report: Report) -> str:
     another variant never acts on these benchmarks.
     """
     with engines.opened(task.checkpoint, task.engine) as engine:
-        benchmarks = [fitted(engine, benchmark) for benchmark in benchmarks]
-        if reason := unexercised(engine, benchmarks):
+        asking = asker(engine, task.template)
+        benchmarks = [fitted(asking, benchmark) for benchmark in benchmarks]
+        if reason := unexercised(asking, benchmarks):
             return reason
         try:
-            _predict(engine, task, [b for b in benchmarks if b.name in task.outputs], report)
+            _predict(asking, task, [b for b in benchmarks if b.name in task.outputs], report)
         except engines.NonFiniteLogitsError as error:
             return str(error)
     return ""
 
 
-def unexercised(engine: engines.Engine, benchmarks: Sequence[Benchmark]) -> str:
+def unexercised(asker: Asker, benchmarks: Sequence[Benchmark]) -> str:
     """Which run-time setting never acts on any sample, "" = none."""
     asked = [(b.scenarios[s.scenario], s) for b in benchmarks for s in b.samples]
     new = [scenario.max_new_tokens for scenario, _ in asked if scenario.mode == "generate"]
-    local = engine.local
+    local = asker.engine.local
     if local is None:
         return ""
     if local.later is not None and max(new, default=0) <= local.first:
@@ -92,7 +111,7 @@ def unexercised(engine: engines.Engine, benchmarks: Sequence[Benchmark]) -> str:
     least = local.rounding.recent + local.rounding.align
     for scenario, sample in asked:
         more = scenario.max_new_tokens if scenario.mode == "generate" else 1
-        if len(loading.render(engine.tokenizer, sample.prompt)) + more > least:
+        if len(asker.prompter.prompt(sample.prompt)) + more > least:
             return ""
     return f"kv_bits: no prompt with its reply is longer than {least} tokens: nothing is rounded"
 
@@ -105,7 +124,7 @@ def measure_latency(
     """
     report("measuring the latency", 0, prompts)
     with engines.opened(task.checkpoint, task.engine) as engine:
-        seconds = latency(engine, benchmarks, prompts)
+        seconds = latency(asker(engine, task.template), benchmarks, prompts)
     found = {
         "latency_ms": 1000 * float(np.median(list(seconds.values()))),
         "rows": list(seconds),
@@ -115,9 +134,7 @@ def measure_latency(
     report("measuring the latency", prompts, prompts)
 
 
-def _predict(
-    engine: engines.Engine, task: Task, benchmarks: Sequence[Benchmark], report: Report
-) -> None:
+def _predict(asker: Asker, task: Task, benchmarks: Sequence[Benchmark], report: Report) -> None:
     total, done = sum(len(benchmark.samples) for benchmark in benchmarks), 0
     for benchmark in benchmarks:
 
@@ -130,43 +147,45 @@ def _predict(
             "source": f"{benchmark.source} {benchmark.version}",
             "data": json.dumps(benchmark.data),
             "engine": json.dumps(asdict(task.engine)),
-            "form": engine.form,
+            "form": asker.engine.form,
             "evaluate_version": str(EVALUATE_VERSION),
             "dropped_demonstrations": str(benchmark.dropped),
         }
-        predictions.write(evaluate(engine, benchmark, progress), path, metadata)
+        answers = evaluate(asker, benchmark, progress)
+        replies = [reply for reply in answers["reply"].to_pylist() if reply]
+        metadata["thoughts"] = str(sum(without_thoughts(reply) != reply for reply in replies))
+        predictions.write(answers, path, metadata)
         done += len(benchmark.samples)
         report(f"evaluating {task.label}", done, total)
 
 
-def fitted(engine: engines.Engine, benchmark: Benchmark) -> Benchmark:
+def fitted(asker: Asker, benchmark: Benchmark) -> Benchmark:
     """Prompts within the model's context; `dropped` counts the demonstrations left out for it.
 
     ValueError: a prompt is too long without any, or `engine.too_long` is error.
     """
-    samples = tuple(_fitted(engine, benchmark.scenarios[s.scenario], s) for s in benchmark.samples)
+    samples = tuple(_fitted(asker, benchmark.scenarios[s.scenario], s) for s in benchmark.samples)
     pairs = zip(benchmark.samples, samples, strict=True)
     dropped = sum(len(before.demos) - len(after.demos) for before, after in pairs)
     return replace(benchmark, samples=samples, dropped=dropped)
 
 
-def _fitted(engine: engines.Engine, scenario: Scenario, sample: Sample) -> Sample:
+def _fitted(asker: Asker, scenario: Scenario, sample: Sample) -> Sample:
+    engine = asker.engine
     if not engine.context:
         return sample
     new = scenario.max_new_tokens
     if scenario.mode == "choice":
-        new = max(map(len, _label_ids(engine, scenario, sample))) - 1
+        new = max(map(len, _choices(asker, scenario, sample, sample.prompt).labels)) - 1
     room = engine.context - new
     return fit(
         sample,
-        lambda prompt: len(loading.render(engine.tokenizer, prompt)) <= room,
+        lambda prompt: len(asker.prompter.prompt(prompt)) <= room,
         drop=engine.settings.too_long == "drop",
     )
 
 
-def evaluate(
-    engine: engines.Engine, benchmark: Benchmark, progress: Callable[[int, int], None]
-) -> pa.Table:
+def evaluate(asker: Asker, benchmark: Benchmark, progress: Callable[[int, int], None]) -> pa.Table:
     """The predictions table of one benchmark, rows in the order of its samples."""
     total = len(benchmark.samples)
     rows: dict[str, dict[str, object]] = {}
@@ -179,7 +198,7 @@ def evaluate(
             def ahead(done: int, _total: int, before: int = before) -> None:
                 progress(min(before + done, total), total)
 
-            said = answer(engine, benchmark.scenarios, samples, ahead)
+            said = answer(asker, benchmark.scenarios, samples, ahead)
             share = (perf_counter() - started) / len(samples)
             for sample, raw in zip(samples, said, strict=True):
                 rows[sample.id] = raw | {"seconds": share}
@@ -206,25 +225,22 @@ def _facts(benchmark: str, sample: Sample) -> dict[str, object]:
 
 
 def _choose(
-    engine: engines.Engine,
+    asker: Asker,
     scenarios: Mapping[str, Scenario],
     samples: Sequence[Sample],
     progress: Callable[[int, int], None],
 ) -> list[dict[str, object]]:
     """Label log-probabilities of each sample, and the offsets of its scenario's calibration."""
-    prompts = [loading.render(engine.tokenizer, sample.prompt) for sample in samples]
-    labels = [_label_ids(engine, scenarios[sample.scenario], sample) for sample in samples]
-    first = {sample.scenario: i for i, sample in reversed(list(enumerate(samples)))}
+    asked = [_choices(asker, scenarios[s.scenario], s, s.prompt) for s in samples]
+    first = {sample.scenario: sample for sample in reversed(samples)}
     probes = [
-        (name, loading.render(engine.tokenizer, prompt))
-        for name in first
+        (name, _choices(asker, scenarios[name], sample, prompt))
+        for name, sample in first.items()
         for prompt in scenarios[name].calibration.get(scenarios[name].calibrate, ())
     ]
+    asked += [choices for _, choices in probes]
     logprobs = engines.score(
-        engine,
-        prompts + [ids for _, ids in probes],
-        labels + [labels[first[name]] for name, _ in probes],
-        progress,
+        asker.engine, [c.prompt for c in asked], [c.labels for c in asked], progress
     )
     probed: dict[str, list[list[float]]] = {}
     for (name, _), row in zip(probes, logprobs[len(samples) :], strict=True):
@@ -236,34 +252,31 @@ def _choose(
     ]
 
 
-def _label_ids(engine: engines.Engine, scenario: Scenario, sample: Sample) -> list[list[int]]:
+def _choices(asker: Asker, scenario: Scenario, sample: Sample, prompt: Prompt) -> Choices:
+    """The sample's labels behind a prompt."""
     words = [*sample.question.labels, *sample.question.abstain[:1]]
-    return [
-        engine.tokenizer(scenario.lead + word, add_special_tokens=False).input_ids for word in words
-    ]
+    return asker.prompter.choices(prompt, [scenario.lead + word for word in words])
 
 
 def _reply(
-    engine: engines.Engine,
+    asker: Asker,
     scenarios: Mapping[str, Scenario],
     samples: Sequence[Sample],
     progress: Callable[[int, int], None],
 ) -> list[dict[str, object]]:
     """Greedy replies, cut before the scenario's stop text."""
-    prompts = [loading.render(engine.tokenizer, sample.prompt) for sample in samples]
+    prompts = [asker.prompter.prompt(sample.prompt) for sample in samples]
     limits = [scenarios[sample.scenario].max_new_tokens for sample in samples]
     replies: list[dict[str, object]] = []
-    generated = engines.generate(engine, prompts, limits, progress)
+    generated = engines.generate(asker.engine, prompts, limits, progress)
     for sample, ids in zip(samples, generated, strict=True):
-        reply = str(engine.tokenizer.decode(ids, skip_special_tokens=True))
+        reply = str(asker.engine.tokenizer.decode(ids, skip_special_tokens=True))
         stop = scenarios[sample.scenario].stop
         replies.append({"reply": reply.split(stop)[0] if stop else reply})
     return replies
 
 
-def latency(
-    engine: engines.Engine, benchmarks: Sequence[Benchmark], prompts: int
-) -> dict[int, float]:
+def latency(asker: Asker, benchmarks: Sequence[Benchmark], prompts: int) -> dict[int, float]:
     """Seconds from prompt to label, batch 1, of seeded prompts spread over the benchmarks, by their
     places among all samples.
     """
@@ -272,12 +285,18 @@ def latency(
     alike: dict[int, list[int]] = {}  # by new tokens, 0 = choice
     for row in drawn:
         scenario, sample = samples[row]
-        samples[row] = scenario, _fitted(engine, scenario, sample)
+        samples[row] = scenario, _fitted(asker, scenario, sample)
         new_tokens = scenario.max_new_tokens if scenario.mode == "generate" else 0
         alike.setdefault(new_tokens, []).append(row)
     seconds: dict[int, float] = {}
     for new_tokens, rows in alike.items():
-        ids = [loading.render(engine.tokenizer, samples[row][1].prompt) for row in rows]
-        labels = None if new_tokens else [_label_ids(engine, *samples[row]) for row in rows]
-        seconds |= zip(rows, engines.latency(engine, ids, labels, max(1, new_tokens)), strict=True)
+        if new_tokens:
+            ids = [asker.prompter.prompt(samples[row][1].prompt) for row in rows]
+            timed = engines.latency(asker.engine, ids, None, new_tokens)
+        else:
+            asked = [_choices(asker, *samples[row], samples[row][1].prompt) for row in rows]
+            timed = engines.latency(
+                asker.engine, [c.prompt for c in asked], [c.labels for c in asked]
+            )
+        seconds |= zip(rows, timed, strict=True)
     return seconds

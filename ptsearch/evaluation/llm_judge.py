@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ptsearch import store
 from ptsearch.benchmarks import Benchmark, Sample
-from ptsearch.benchmarks.parsing import CONTRADICTORY, REFUSED, UNUSABLE
+from ptsearch.benchmarks.parsing import CONTRADICTORY, REFUSED, UNUSABLE, without_thoughts
 from ptsearch.config import Config, JudgeConfig, secret
 from ptsearch.shared import Report
 
@@ -74,7 +74,8 @@ def unread(
     """The replies of a benchmark's predictions that are unusable or contradictory, empty ones left
     out; rows count from `start`.
     """
-    rows = zip(benchmark.samples, table["reply"].to_pylist(), codes, strict=True)
+    replies = [reply and without_thoughts(reply) for reply in table["reply"].to_pylist()]
+    rows = zip(benchmark.samples, replies, codes, strict=True)
     return [
         Unread(
             row,

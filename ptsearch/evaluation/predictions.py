@@ -5,6 +5,7 @@ appears whole or not at all.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,10 +52,17 @@ def write(table: pa.Table, path: Path, metadata: dict[str, str]) -> None:
         pq.write_table(table.replace_schema_metadata(metadata), part, compression="zstd")
 
 
-def dropped(path: Path) -> int:
-    """How many demonstrations were left out of the prompts, as the file's metadata has it."""
-    metadata = pq.read_schema(path).metadata or {}
-    return int(metadata.get(b"dropped_demonstrations", 0))
+class Changes(NamedTuple):
+    """What was left out of prompts and replies, as a file's metadata has it."""
+
+    demonstrations: int  # of prompts beyond the context
+    thoughts: int  # replies that began with a block of thoughts
+
+
+def changes(path: Path) -> Changes:
+    found = pq.read_schema(path).metadata or {}
+    keys = (b"dropped_demonstrations", b"thoughts")
+    return Changes(*(int(found.get(key, 0)) for key in keys))
 
 
 def read(path: Path) -> pa.Table:

@@ -20,7 +20,7 @@ from ptsearch.benchmarks import Benchmark
 from ptsearch.benchmarks.parsing import UNUSABLE
 from ptsearch.benchmarks.registry import RULES
 from ptsearch.config import Config
-from ptsearch.evaluation import evaluate, llm_judge, predictions
+from ptsearch.evaluation import evaluate, llm_judge, predictions, preflight
 from ptsearch.evaluation.workers import Pool
 from ptsearch.models import base_model
 from ptsearch.models.architecture import attention_sizes
@@ -59,6 +59,7 @@ class Table:
     report: Report
     entries: dict[str, Entry] = field(default_factory=dict)
     reader: llm_judge.Reader | None = None  # who reads what the rules cannot
+    model: preflight.ModelCheck = field(default_factory=preflight.ModelCheck)
 
     def ensure(self, labels: Iterable[str]) -> None:
         """Build and evaluate those of `labels` that have no entry yet."""
@@ -179,8 +180,8 @@ class Table:
     def outputs(self, label: str) -> dict[str, Path]:
         """The predictions file of each benchmark."""
         folder, variant = Path(self.config.cache_dir) / "predictions", self.variant(label)
-        engine = self.config.engine
-        return {b.name: folder / evaluate.key(variant.id, b, engine) for b in self.benchmarks}
+        how = self.config.engine, self.config.benchmarks.template
+        return {b.name: folder / evaluate.key(variant.id, b, *how) for b in self.benchmarks}
 
     def _time(self, tasks: Iterable[evaluate.Task]) -> None:
         """Measure the latencies that are missing, one after the other, nothing else running."""
@@ -209,11 +210,12 @@ class Table:
             outputs={n: path for n, path in self.outputs(label).items() if not path.exists()},
             latency=self._latency(label),
             engine=self.config.engine,
+            template=self.config.benchmarks.template,
         )
 
-    def dropped(self, label: str) -> dict[str, int]:
-        """Demonstrations left out of each benchmark's prompts beyond the model's context."""
-        return {name: predictions.dropped(path) for name, path in self.outputs(label).items()}
+    def changes(self, label: str) -> dict[str, predictions.Changes]:
+        """What was left out of each benchmark's prompts and replies."""
+        return {name: predictions.changes(path) for name, path in self.outputs(label).items()}
 
     def _read(self, label: str) -> tuple[AnswerCodes, list[llm_judge.Unread]]:
         """The codes of a variant's predictions under the rules, and what is left for a judge."""
@@ -270,6 +272,11 @@ def open_table(
     config = replace(config, engine=workers.call(evaluate.with_dtype, config.engine, report=report))
     cache = Path(config.cache_dir)
     base: BaseModel = workers.call(base_model.prepare, config.model, cache, report=report)
+    model = workers.call(
+        preflight.check,
+        base, benchmarks, config.engine, config.benchmarks.template,
+        report=report,
+    )  # fmt: skip
     pool = expand_pool(
         Variant(base.name, base.revision),
         config.pool.variants,
@@ -280,7 +287,7 @@ def open_table(
         pool = [variant.sequential() for variant in pool]
     pool += [base_model.path_variant(base, **row) for row in config.pool.paths]
     variants, reader = unique_labels(pool), llm_judge.open_reader(config)
-    return Table(config, base, variants, benchmarks, workers, report, reader=reader)
+    return Table(config, base, variants, benchmarks, workers, report, reader=reader, model=model)
 
 
 def _two_digits(value: float) -> float:

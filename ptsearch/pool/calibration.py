@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ptsearch.benchmarks import hub
 from ptsearch.config import CalibrationConfig
+from ptsearch.models.prompting import Prompter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -80,8 +81,9 @@ def chunks(tokenizer: "Tokenizer", text: str, length: int, rendering: str = "raw
 
     ValueError: conversations, and the tokenizer has no chat template.
     """
+    prompter = Prompter(tokenizer)
     if rendering == "raw":
-        ids = tokenizer(text, verbose=False)["input_ids"]
+        ids = prompter.prompt(text)
     elif not tokenizer.chat_template:
         raise ValueError(
             "calibration.rendering=chat and the model's tokenizer has no chat template: "
@@ -89,8 +91,11 @@ def chunks(tokenizer: "Tokenizer", text: str, length: int, rendering: str = "raw
         )
     else:
         told = [json.loads(line) for line in text.splitlines()]
-        rendered = [tokenizer.apply_chat_template(turns, return_dict=False) for turns in told]
-        ids = [token for each in rendered for token in each]
+        rendered = [
+            prompter.conversation([(t["role"], t["content"]) for t in turns], reply=False)
+            for turns in told
+        ]
+        ids = [token for each in rendered for token in prompter.tokens(each)]
     whole = len(ids) // length
     return torch.tensor(ids[: whole * length], dtype=torch.long).view(whole, length)
 

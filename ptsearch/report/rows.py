@@ -131,7 +131,8 @@ def about_data(table: Table) -> list[str]:
     why variants may not vote; which are the same.
     """
     remarks = [f"{b.name}: {note}" for b in table.benchmarks for note in b.notes]
-    dropped = {} if DENSE in table.degenerate() else table.dropped(DENSE)
+    remarks += table.model.notes
+    changes = {} if DENSE in table.degenerate() else table.changes(DENSE)
     remarks += [
         f"{label} may not vote: {table.entries[label].meta['reason']}"
         for label in table.degenerate()
@@ -141,11 +142,15 @@ def about_data(table: Table) -> list[str]:
         f"{label} is the same as {same}: equal checksums of all tensors"
         for label, same in table.copies(table.entries).items()
     ]
-    return remarks + [
-        f"{name}: {count} demonstrations left out of prompts beyond the model's context"
-        for name, count in dropped.items()
-        if count
-    ]
+    for name, (demonstrations, thoughts) in changes.items():
+        if demonstrations:
+            remarks.append(
+                f"{name}: {demonstrations} demonstrations left out of prompts beyond the model's "
+                "context"
+            )
+        if thoughts:
+            remarks.append(f"{name}: thoughts cut from {thoughts} of the dense model's replies")
+    return remarks
 
 
 def data_hashes(table: Table) -> dict[str, dict[str, str]]:

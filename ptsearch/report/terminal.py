@@ -1,7 +1,7 @@
 """The terminal: progress bars during a job, tables at its end."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich import box
@@ -112,6 +112,15 @@ def gain_cell(gain: Gain | None) -> str:
     if gain is None:
         return ""
     return f"{gain.estimate:+.1f} \u00b1{(gain.high - gain.low) / 2:.1f}"
+
+
+def show_facts(screen: Console, title: str, facts: Mapping[str, str]) -> None:
+    """One line per fact."""
+    table = RichTable(title=title, title_justify="left", title_style="bold", box=None,
+                      show_header=False, padding=(0, 2, 0, 0))  # fmt: skip
+    for name, text in facts.items():
+        table.add_row(name, text)
+    screen.print(table)
 
 
 def show_grid(

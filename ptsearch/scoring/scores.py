@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ptsearch.benchmarks import Benchmark, Scenario
-from ptsearch.benchmarks.parsing import Question, best, calibrated
+from ptsearch.benchmarks.parsing import Question, best, calibrated, without_thoughts
 from ptsearch.benchmarks.split import half
 from ptsearch.scoring import metrics
 from ptsearch.scoring.ct_dt import Answers, Measures, aggregate, measure
@@ -110,7 +110,7 @@ def answers(
             parse = rules[benchmark.scenarios[sample.scenario].parse]
             # As decoding with a SentencePiece tokenizer does, which the published rules rest on.
             lead = benchmark.scenarios[sample.scenario].lead
-            codes.append(parse(reply.removeprefix(lead), sample.question))
+            codes.append(parse(without_thoughts(reply).removeprefix(lead), sample.question))
             continue
         codes.append(best(logprobs, offsets))
     return np.array(codes, dtype=np.int16)

@@ -7,7 +7,7 @@ An engine that fails or is too slow is not counted in this vote and gets no requ
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -36,6 +36,7 @@ class Engine:
 
     label: str
     url: str  # up to and with /v1
+    template: Mapping[str, object]  # arguments of its chat template
     model: str = ""  # its name there
     cooldown: asyncio.Task[None] | None = None  # ends when it may be asked again
 
@@ -58,8 +59,10 @@ async def members(
             f"serve.engines must have {len(labels)} URLs, one per member in the order "
             f"{', '.join(labels)}; got {len(settings.engines)}"
         )
+    chat = folder.description.chat
     engines = [
-        Engine(label, url.rstrip("/")) for label, url in zip(labels, settings.engines, strict=True)
+        Engine(label, url.rstrip("/"), chat.arguments)
+        for label, url in zip(labels, settings.engines, strict=True)
     ]
     in_turn = folder.description.lazy_order
     key = secret("serve.engine_key_env", settings.engine_key_env)
@@ -72,6 +75,7 @@ async def members(
         await asyncio.gather(*(_meet(session, engine, labels, settings.wait) for engine in engines))
 
         async def ask(asked: Query) -> list[Reply]:
+            asked = query.with_form(asked, frozenset(chat.form))
             if settings.lazy:
                 return await _one_by_one(session, engines, in_turn, asked, settings)
             return await asyncio.gather(
@@ -174,7 +178,7 @@ async def _one_by_one(
 async def _ask(
     session: aiohttp.ClientSession, engine: Engine, asked: Query, constrain: str
 ) -> Reply:
-    path, body = request(engine.model, asked, constrain)
+    path, body = request(engine, asked, constrain)
     async with session.post(
         engine.url + path, data=body, headers={"Content-Type": "application/json"}
     ) as response:
@@ -186,12 +190,12 @@ async def _ask(
     return read(content, engine.label, asked)
 
 
-def request(model: str, asked: Query, constrain: str) -> tuple[str, bytes]:
+def request(engine: Engine, asked: Query, constrain: str) -> tuple[str, bytes]:
     """(path, body) of a greedy request: for one of the labels only, or for a reply."""
     choices = [] if asked.max_new_tokens else asked.continuations
     longest = max((len(choice.encode()) for choice in choices), default=0)
     body: dict[str, object] = {
-        "model": model,
+        "model": engine.model,
         "temperature": 0,
         "max_tokens": asked.max_new_tokens or max(MIN_TOKENS, longest),  # a token has a byte
     }
@@ -207,6 +211,8 @@ def request(model: str, asked: Query, constrain: str) -> tuple[str, bytes]:
         }
     if isinstance(asked.prompt, str):
         return "/completions", json.dumps({**body, "prompt": asked.prompt}).encode()
+    if engine.template:
+        body["chat_template_kwargs"] = engine.template
     return "/chat/completions", json.dumps({**body, "messages": list(asked.prompt)}).encode()
 
 

@@ -14,12 +14,10 @@ from functools import partial
 from time import perf_counter
 from typing import NamedTuple
 
-from jinja2 import TemplateError
-
 from ptsearch import engine as engines
 from ptsearch.benchmarks.parsing import UNUSABLE
 from ptsearch.config import EngineConfig, ServeConfig
-from ptsearch.deploy.ensemble import Answer, PrecisionEnsemble, label_ids, prompt_ids
+from ptsearch.deploy.ensemble import Answer, PrecisionEnsemble, tokenized
 from ptsearch.deploy.folder import Exported
 from ptsearch.deploy.query import Query, code
 from ptsearch.serve.openai_api import ApiError
@@ -129,14 +127,14 @@ def _answer(
 
 def _length(ensemble: PrecisionEnsemble, query: Query) -> int:
     """Tokens of the prompt. ApiError: it cannot be answered."""
-    engine = next(iter(ensemble.engines.values()))
+    first = ensemble.members[0]
     try:
-        ids = prompt_ids(engine.tokenizer, query.prompt)
-        new = query.max_new_tokens or max(map(len, label_ids(engine.tokenizer, query))) - 1
-        engines.check_length(engine, 0, ids, new)
-    except TemplateError as error:
-        message = f"the model's chat template refuses the messages: {error}"
-        raise ApiError(400, message) from error
+        ids, labels, new = tokenized(ensemble.prompters[first], query)
+    except ValueError as error:
+        raise ApiError(400, str(error)) from error
+    try:
+        new = new or max(map(len, labels)) - 1
+        engines.check_length(ensemble.engines[first], 0, ids, new)
     except ValueError as error:
         message = str(error).replace("prompt 0", "the prompt")
         raise ApiError(400, message, "context_length_exceeded") from error

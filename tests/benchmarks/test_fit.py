@@ -14,7 +14,7 @@ from ptsearch.benchmarks.fit import fit
 from ptsearch.benchmarks.parsing import Question
 from ptsearch.config import EngineConfig
 from ptsearch.evaluation import evaluate
-from ptsearch.models import loading
+from ptsearch.models.prompting import Prompter
 
 
 @pytest.fixture(scope="module")
@@ -26,25 +26,25 @@ def engine(tiny_model: Path) -> engines.Engine:
 @pytest.mark.parametrize("mode", ["generate", "choice"])
 def test_demonstrations_are_dropped_until_it_fits(engine: engines.Engine, mode: str) -> None:
     before = benchmark(6, mode)
-    after = evaluate.fitted(engine, before)
+    after = evaluate.fitted(evaluate.asker(engine), before)
     [sample] = after.samples
     assert after.dropped == 6 - len(sample.demos) > 0
-    assert len(loading.render(engine.tokenizer, sample.prompt)) + 8 <= engine.context
+    assert len(Prompter(engine.tokenizer).prompt(sample.prompt)) + 8 <= engine.context
     assert sample.prompt[-1] == Turn("user", "y" * 100)
-    assert evaluate.evaluate(engine, after, lambda *_: None).num_rows == 1
+    assert evaluate.evaluate(evaluate.asker(engine), after, lambda *_: None).num_rows == 1
     one_more = replace(sample, prompt=before.samples[0].prompt[: sample.demos[-1][1] + 2])
-    assert len(loading.render(engine.tokenizer, one_more.prompt)) + 8 > engine.context
+    assert len(Prompter(engine.tokenizer).prompt(one_more.prompt)) + 8 > engine.context
 
 
 def test_what_fits_is_left_alone(engine: engines.Engine) -> None:
     before = benchmark(2)
-    assert evaluate.fitted(engine, before) == before
+    assert evaluate.fitted(evaluate.asker(engine), before) == before
 
 
 def test_error_as_configured(engine: engines.Engine) -> None:
     strict = engine._replace(settings=EngineConfig(too_long="error"))
     with pytest.raises(ValueError, match=r"few/0 is longer than the model's context; engine\.too_"):
-        evaluate.fitted(strict, benchmark(6))
+        evaluate.fitted(evaluate.asker(strict), benchmark(6))
 
 
 @given(

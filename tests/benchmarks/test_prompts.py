@@ -23,7 +23,7 @@ from ptsearch.benchmarks import (
 from ptsearch.benchmarks.fit import without_last_demo
 from ptsearch.benchmarks.parsing import Question
 from ptsearch.config import PROMPTS, BenchmarksConfig
-from ptsearch.models import loading
+from ptsearch.models.prompting import Prompter
 
 ZERO_SHOT = chat.zero_shot("Answer.", "Is it?")
 FEW_SHOT = chat.few_shot("Answer.", [("Was it?", "yes"), ("Can it?", "no")], "Is it?")
@@ -139,8 +139,8 @@ def test_a_tokenizer_without_template_names_the_way_out() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match=r"no chat template: choose benchmarks\.prompt=raw"):
-        loading.render(tokenizer, ZERO_SHOT)
-    assert loading.render(tokenizer, text("ethics", "raw", ZERO_SHOT))
+        Prompter(tokenizer).prompt(ZERO_SHOT)
+    assert Prompter(tokenizer).prompt(text("ethics", "raw", ZERO_SHOT))
 
 
 def test_the_config_reaches_every_prompt(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from ptsearch.benchmarks.parsing import Question
 from ptsearch.config import EngineConfig
 from ptsearch.deploy.ensemble import PrecisionEnsemble, shares
 from ptsearch.deploy.query import Query
-from ptsearch.models import loading
+from ptsearch.models.prompting import Prompter
 from ptsearch.voting.votes import vote
 
 folder = exported_members.folder  # a fixture
@@ -30,7 +30,7 @@ def test_each_member_says_what_it_says_alone(ensemble, folder) -> None:
     answers = ensemble.answer(PROMPTS[:2], LABELS)
     for member in ("high", "middle", "low"):
         alone = engines.load(folder / "members" / member, EngineConfig(dtype="float32"))
-        prompts = [loading.render(alone.tokenizer, prompt) for prompt in PROMPTS[:2]]
+        prompts = [Prompter(alone.tokenizer).prompt(prompt) for prompt in PROMPTS[:2]]
         labels = [alone.tokenizer(f" {label}").input_ids for label in LABELS]
         rows = engines.score(alone, prompts, [labels] * 2, lambda *_: None)
         for answer, row in zip(answers, rows, strict=True):

@@ -26,6 +26,7 @@ from ptsearch.deploy import manifests as deploy
 from ptsearch.deploy.ensemble import PrecisionEnsemble
 from ptsearch.models import loading
 from ptsearch.models.base_model import BaseModel
+from ptsearch.models.prompting import Prompter
 from ptsearch.pool import build
 from ptsearch.pool.calibration import Calibration
 from ptsearch.report.rows import COST, LAZY
@@ -336,7 +337,7 @@ def test_members_exported_answer_as_the_pool_does(study, cache, tmp_path) -> Non
     ensemble = PrecisionEnsemble.from_pretrained(write(study, cache, tmp_path / "out").folder)
     alone = engines.load(build.folder_of(cache, POOL[0]), EngineConfig())
     labels = [alone.tokenizer(f" {label}").input_ids for label in ("no", "yes")]
-    prompt = loading.render(alone.tokenizer, "Is it?")
+    prompt = Prompter(alone.tokenizer).prompt("Is it?")
     expected = engines.score(alone, [prompt], [labels], lambda *_: None)[0]
     said = ensemble.answer(["Is it?"], ["no", "yes"])[0].said[POOL[0].label]
     assert said.logprobs == pytest.approx(expected, abs=0.02)
@@ -356,7 +357,7 @@ def test_a_rounded_cache_is_exported_with_what_it_was_calibrated_to(
     ensemble = PrecisionEnsemble.from_pretrained(write(study, tmp_path, tmp_path / "out").folder)
     own = engines.load(build.folder_of(tmp_path, variant), EngineConfig(dtype="bfloat16"))
     served = ensemble.engines[variant.label]
-    prompt = loading.render(own.tokenizer, "Is it? " * 40)
+    prompt = Prompter(own.tokenizer).prompt("Is it? " * 40)
     labels = [own.tokenizer(f" {label}").input_ids for label in ("no", "yes")]
     assert engines.score(served, [prompt], [labels], lambda *_: None) == engines.score(
         own, [prompt], [labels], lambda *_: None

@@ -257,8 +257,8 @@ def test_a_window_that_no_prompt_leaves_is_no_member(built: Path) -> None:
         sample = Sample("1", "i", "s", prompt, Question(("no", "yes")), 0)
         return Benchmark("ethics", "fake", 1, {"s": Scenario("s", "s")}, (sample,), {})
 
-    reason = evaluate.unexercised(engine, [asked("x" * 71)])
+    reason = evaluate.unexercised(evaluate.asker(engine), [asked("x" * 71)])
     assert (
         reason == "kv_bits: no prompt with its reply is longer than 72 tokens: nothing is rounded"
     )
-    assert evaluate.unexercised(engine, [asked("x" * 71), asked("x" * 72)]) == ""
+    assert evaluate.unexercised(evaluate.asker(engine), [asked("x" * 71), asked("x" * 72)]) == ""

@@ -97,10 +97,10 @@ def test_a_schedule_that_no_reply_reaches_is_no_member(
     scenario = Scenario("s", "s", mode=mode, max_new_tokens=new)
     sample = Sample("1", "i", "s", "Is it?", Question(("no", "yes")), 0)
     asked = Benchmark("ethics", "fake", 1, {"s": scenario}, (sample,), {})
-    assert "first 4 tokens" in evaluate.unexercised(engine, [asked])
+    assert "first 4 tokens" in evaluate.unexercised(evaluate.asker(engine), [asked])
     longer = Scenario("s", "s", mode="generate", max_new_tokens=5)
     asked = Benchmark("ethics", "fake", 1, {"s": longer}, (sample,), {})
-    assert evaluate.unexercised(engine, [asked]) == ""
+    assert evaluate.unexercised(evaluate.asker(engine), [asked]) == ""
 
 
 def test_the_embedded_benchmark_reaches_the_schedule_of_every_pool(engine: engines.Engine) -> None:
@@ -111,4 +111,4 @@ def test_the_embedded_benchmark_reaches_the_schedule_of_every_pool(engine: engin
     pocket = sources.load(BenchmarksConfig(), Path("unused"))
     for schedule in schedules:
         first = int(schedule.split(":")[0])
-        assert evaluate.unexercised(changed(engine, first=first), pocket) == ""
+        assert evaluate.unexercised(evaluate.asker(changed(engine, first=first)), pocket) == ""

@@ -37,7 +37,7 @@ def task(checkpoint: Path, folder: Path, settings: EngineConfig = SETTINGS) -> T
 def test_too_long_prompts_are_shortened_and_counted(checkpoint: Path, tmp_path: Path) -> None:
     asked, long = task(checkpoint, tmp_path), [benchmark(6)]
     assert evaluate.run(asked, long, lambda *_: None) == ""
-    assert predictions.dropped(asked.outputs["ood"]) == 5
+    assert predictions.changes(asked.outputs["ood"]).demonstrations == 5
     evaluate.measure_latency(asked, long, 1, lambda *_: None)
     assert json.loads(asked.latency.read_text())["latency_ms"] > 0
 

@@ -23,9 +23,9 @@ def test_reading_gives_what_was_written_and_the_metadata(tmp_path) -> None:
     assert found.to_pylist() == written.to_pylist()
     assert found.schema.metadata[b"dtype"] == b"float32"
     assert [path.name for path in tmp_path.iterdir()] == ["p.parquet"]
-    assert predictions.dropped(tmp_path / "p.parquet") == 0
+    assert predictions.changes(tmp_path / "p.parquet").demonstrations == 0
     predictions.write(written, tmp_path / "q.parquet", {"dropped_demonstrations": "7"})
-    assert predictions.dropped(tmp_path / "q.parquet") == 7
+    assert predictions.changes(tmp_path / "q.parquet").demonstrations == 7
 
 
 @pytest.mark.parametrize(

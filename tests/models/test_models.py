@@ -19,6 +19,7 @@ from ptsearch import store
 from ptsearch.config import ModelConfig
 from ptsearch.models import base_model, loading
 from ptsearch.models.base_model import BaseModel
+from ptsearch.models.prompting import Prompter
 from ptsearch.pool import build
 
 ASK = """
@@ -74,7 +75,7 @@ def test_hub(tiny_model: Path, tmp_path: Path) -> None:
         assert by_branch == by_commit
         assert by_branch[0] == COMMIT
         _, tokenizer = loading.load(Path(by_branch[1]))
-        assert loading.render(tokenizer, "ab") == loading.render(byte_tokenizer(), "ab")
+        assert Prompter(tokenizer).prompt("ab") == Prompter(byte_tokenizer()).prompt("ab")
         assert "no model owner/absent" in absent
         assert "no revision 'v9'" in no_revision
         assert "gated" in gated
@@ -201,13 +202,13 @@ def test_load_gives_a_silent_model_in_eval_mode(
 
 def test_render(tiny_model: Path) -> None:
     tokenizer = loading.load_tokenizer(tiny_model)
-    assert tokenizer.decode(loading.render(tokenizer, "2 + 2 = ")) == "2 + 2 = "
+    assert tokenizer.decode(Prompter(tokenizer).prompt("2 + 2 = ")) == "2 + 2 = "
     turns = (("system", "Be kind."), ("user", "Hi"))
-    text = tokenizer.decode(loading.render(tokenizer, turns))
+    text = tokenizer.decode(Prompter(tokenizer).prompt(turns))
     assert text == "<|system|>Be kind.<|end|><|user|>Hi<|end|><|assistant|>"
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
-        loading.render(tokenizer, turns)
+        Prompter(tokenizer).prompt(turns)
 
 
 def test_path_variants(tiny_model: Path) -> None:
@@ -237,8 +238,8 @@ def test_smollm2_from_its_wheel(tmp_path: Path) -> None:
     assert store.verify_folder(base.path) == []
     model, tokenizer = loading.load(base.path)
     text = "Hi  there\n def f(x): return x**2  # ünïcode 日本 12345"
-    assert tokenizer.decode(loading.render(tokenizer, text)) == text
-    ids = torch.tensor([loading.render(tokenizer, [("user", "What is the capital of France?")])])
+    assert tokenizer.decode(Prompter(tokenizer).prompt(text)) == text
+    ids = torch.tensor([Prompter(tokenizer).prompt([("user", "What is the capital of France?")])])
     reply = model.generate(ids, max_new_tokens=24, do_sample=False)
     assert "Paris" in tokenizer.decode(reply[0, ids.shape[1] :])
 

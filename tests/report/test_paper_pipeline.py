@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 from command import ptsearch
-from small_study import SMALL, files_under
+from small_study import STUDY, files_under
 
 POOL = "[{method: rtn, bits: [3, 4, 8]}, {method: gptq, bits: 4, seed: [0, 1]}]"
 
 
 def experiment(kind: str, model: Path, *overrides: str) -> tuple[str, ...]:
     base = ("model=path", f"model.path={model}", "model.name=tiny", f"pool.variants={POOL}")
-    return (f"+study={kind}", *base, *SMALL, f"study.name={kind}", *overrides)
+    return (f"+study={kind}", *base, *STUDY, f"study.name={kind}", *overrides)
 
 
 @pytest.fixture(scope="module")

@@ -139,6 +139,19 @@ def test_engines_are_asked_for_the_labels(tmp_path) -> None:
     assert text["structured_outputs"] == {"choice": [" no", " yes", " maybe"]}
 
 
+def test_turns_go_to_the_engines_as_the_search_rendered_them(tmp_path) -> None:
+    chat = {"arguments": {"enable_thinking": False}, "form": ["fold"]}
+    folder, members = write_folder(tmp_path / "out", {"high": None}, chat=chat), engines("yes")
+    with running(*members) as urls:
+        settings = ServeConfig("gateway", str(folder), port=0, engines=urls)
+        turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Is it?"}]
+        with live(settings) as url:
+            ask(url, messages=turns)
+    (asked,) = members[0].asked
+    assert asked["chat_template_kwargs"] == {"enable_thinking": False}
+    assert asked["messages"] == [{"role": "user", "content": "Be kind.\n\nIs it?"}]
+
+
 @pytest.mark.parametrize("constrain", ["structured_outputs", "response_format"])
 def test_the_answer_is_the_members_vote(constrain, tmp_path) -> None:
     members = [FakeEngine(name, by_checksum(name)) for name in NAMES]
