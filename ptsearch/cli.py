@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ptsearch.config import CONF, JOBS, Config, ModelConfig
+from ptsearch.config import CONF, JOBS, Config, ModelConfig, refuse_password
 from ptsearch.evaluation.workers import WorkerError, quiet_libraries
 
 USAGE = """ptsearch: which job? Append one of
@@ -36,6 +36,11 @@ def main() -> None:
     """The `ptsearch` script."""
     quiet_libraries()
     ConfigStore.instance().store(name="schema", node=Config)
+    try:
+        for argument in sys.argv[1:]:  # before Hydra writes them into a folder of its own
+            refuse_password(*argument.partition("=")[::2])
+    except ValueError as error:
+        sys.exit(_complain(error))
     if not {"-m", "--multirun"} & set(sys.argv):  # there `a,b` is a sweep
         sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
     try:

@@ -5,6 +5,7 @@ Plain dataclasses of int, float, str, bool, list and dict, as OmegaConf wants it
 """
 
 import os
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ RULES = ("clean", "ct", "dt")
 PROMPTS = ("chat", "raw", "ct_llama2")
 LOCAL = "local"
 TARGETS = (LOCAL, "cpu", "cuda")
+ENV = "env:"  # before the name of an environment variable
+PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")  # in a URL
 CONSTRAINTS = ("structured_outputs", "response_format", "none")
 
 
@@ -359,8 +362,27 @@ class Config:
     overrides: list[str] = field(default_factory=list)  # of the command line, for the record
     runs_dir: str = "mlruns"
     cache_dir: str = "mlruns/cache"
-    optuna_db: str = ""
+    optuna_db: str = ""  # a URL, or env:NAME, the environment variable that holds it
     mlflow_db: str = ""
+
+    def __post_init__(self) -> None:
+        refuse_password("optuna_db", self.optuna_db)
+        refuse_password("mlflow_db", self.mlflow_db)
+
+
+def database_url(key: str, value: str) -> str:
+    """The URL itself, or what the environment variable holds that `env:NAME` names."""
+    named = value.startswith(ENV)
+    return secret(key, value.removeprefix(ENV)) if named else value
+
+
+def refuse_password(key: str, value: str) -> None:
+    """ValueError: a URL with a password in it, which records of the study would show to others."""
+    if PASSWORD.search(value):
+        raise ValueError(
+            f"{key} holds a password, and what is configured is written to files: put the URL into "
+            f"an environment variable and give {key}={ENV}NAME, or a ..._key_env where there is one"
+        )
 
 
 def secret(key: str, variable: str) -> str:

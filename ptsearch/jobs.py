@@ -12,7 +12,7 @@ import optuna
 
 from ptsearch.benchmarks import BENCHMARKS, Benchmark, digest, hub, item_hash, sources
 from ptsearch.benchmarks.parsing import VERSION as RULES_VERSION
-from ptsearch.config import Config, VoteConfig
+from ptsearch.config import Config, VoteConfig, database_url
 from ptsearch.deploy import export, record
 from ptsearch.deploy import folder as exported
 from ptsearch.evaluation import predictions
@@ -191,11 +191,13 @@ def runs(config: Config) -> Path:
 
 
 def optuna_url(config: Config) -> str:
-    return config.optuna_db or f"sqlite:///{runs(config)}/optuna.db"
+    url = database_url("optuna_db", config.optuna_db)
+    return url or f"sqlite:///{runs(config)}/optuna.db"
 
 
 def mlflow_url(config: Config) -> str:
-    return config.mlflow_db or f"sqlite:///{runs(config)}/mlflow.db"
+    url = database_url("mlflow_db", config.mlflow_db)
+    return url or f"sqlite:///{runs(config)}/mlflow.db"
 
 
 def check_model(config: Config) -> None:

@@ -104,3 +104,15 @@ def test_paths_that_hydras_grammar_does_not_take(
 def test_what_hydra_takes_stays_as_it_is() -> None:
     for argument in ("+study=pareto", "pool.variants=[{bits: 3", "study.trials=5", "--cfg=job"):
         assert cli.quoted(argument) == argument
+
+
+@pytest.mark.parametrize("key", ["optuna_db", "mlflow_db", "engine.url", "benchmarks.judge.url"])
+def test_a_password_in_a_url_is_refused_before_anything_is_written(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = ("+study=pareto", f"{key}=postgresql://me:hunter2@host/db")
+    assert ptsearch(monkeypatch, tmp_path, *job) == 2
+    error = capsys.readouterr().err
+    assert f"{key}=env:NAME" in error
+    assert "hunter2" not in error
+    assert list(tmp_path.iterdir()) == []

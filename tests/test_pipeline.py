@@ -249,3 +249,23 @@ def test_a_variant_whose_logits_are_not_finite_may_not_vote(
     said = " ".join(capfd.readouterr().out.split())
     assert "degenerate, may not vote: broken-4b" in said
     assert "Pareto front of nan" in said
+
+
+def test_a_database_named_by_a_variable_is_written_nowhere(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    databases = tmp_path / "hunter2"
+    databases.mkdir()
+    monkeypatch.setenv("OPTUNA_URL", f"sqlite:///{databases}/o.db")
+    monkeypatch.setenv("MLFLOW_URL", f"sqlite:///{databases}/m.db")
+    work = tmp_path / "work"
+    work.mkdir()
+    named = ("optuna_db=env:OPTUNA_URL", "mlflow_db=env:MLFLOW_URL")
+    assert ptsearch(monkeypatch, work, *study(tiny_model, *named)) == 0
+    export = ("+export=ensemble", "export.study=tiny", f"export.out={work}/out", *named)
+    assert ptsearch(monkeypatch, work, *export) == 0
+    assert {file.name for file in databases.iterdir()} >= {"o.db", "m.db"}
+    written = [file for file in (*work.rglob("*"), *databases.iterdir()) if file.is_file()]
+    assert [file for file in written if b"hunter2" in file.read_bytes()] == []
+    captured = capfd.readouterr()
+    assert "hunter2" not in captured.out + captured.err

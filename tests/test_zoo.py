@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from command import ptsearch
-from small_study import SMALL
+from small_study import STUDY
 from tiny_pool import build_tiny, pool
 from zoo import ZOO, write
 
@@ -145,7 +145,7 @@ def test_a_study(name: str, tmp_path: Path, monkeypatch, capfd) -> None:
     reason = support.check(base)
     status = ptsearch(
         monkeypatch, tmp_path, "+study=pareto", "model=path", f"model.path={base}", "model.name=m",
-        "pool.variants=[{method: [gptq, awq], bits: 4, group_size: 32}]", *SMALL, "study.name=s",
+        "pool.variants=[{method: [gptq, awq], bits: 4, group_size: 32}]", *STUDY, "study.name=s",
         "benchmarks.limit=4", "latency.prompts=1", "study.trials=3", "engine.dtype=float32",
     )  # fmt: skip
     said = capfd.readouterr()
