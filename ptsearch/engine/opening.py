@@ -79,7 +79,7 @@ def with_dtype(settings: EngineConfig) -> EngineConfig:
     if settings.dtype != "auto":
         return settings
     native = torch.bfloat16 if settings.name == "vllm" else loading.compute_dtype()
-    return replace(settings, dtype=str(native).removeprefix("torch."))
+    return replace(settings, dtype=loading.dtype_name(native))
 
 
 def check_fits(checkpoint: Path, trust_remote_code: bool, settings: EngineConfig) -> str:

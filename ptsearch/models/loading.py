@@ -169,6 +169,10 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 @cache
 def silence_libraries() -> None:
     """No progress bars and log lines of the libraries; their exceptions stay."""

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ptsearch.models import checkpoint
+from ptsearch.models.architecture import attention_sizes
 from ptsearch.models.layers import layers_of, linears_of, skeleton
 
 
@@ -21,6 +22,8 @@ def check(folder: Path, trust_remote_code: bool = False) -> str | None:
     kind = type(model).__name__
     if not linears:
         return f"{kind}: its decoder layers have no linear layers that could be quantized"
+    if not attention_sizes(folder, trust_remote_code)["layers"]:
+        return f"{kind}: no layer has attention; of state-space models only hybrids are built here"
     held = checkpoint.tensors_of(model, folder).file_of
     wanted = [f"{root}.{name}" for name, _ in layers.named_parameters()]
     if missing := [name for name in wanted if name not in held]:

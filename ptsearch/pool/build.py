@@ -165,7 +165,7 @@ def _fit_caches(
     kinds = dict.fromkeys((build.variant.seed, build.variant.method) for build in builds)
     for done, (seed, method) in enumerate(kinds):
         report("recording keys and values", done, len(kinds))
-        model, _ = loading.load(base.path)
+        model, _ = loading.load(base.path, loading.dtype_name(loading.compute_dtype()))
         model.requires_grad_(False)
         chunks = samples.tokens[samples.seeds[seed][:CACHE_SAMPLES]]
         recorded = kv_calibration.record(model, chunks, method == "kvquant", CACHE_TOKENS)

@@ -128,8 +128,8 @@ def _fits(base: BaseModel) -> bool:
 
 
 def _read_whole(base: BaseModel, folder: Path, asked: Runtime, chunks: Tensor) -> Measured:
-    """As transformers loads it."""
-    model, _ = loading.load(folder)
+    """As transformers loads it, in the dtype that this machine computes in."""
+    model, _ = loading.load(folder, loading.dtype_name(loading.compute_dtype()))
     runtime.apply(model, linears_of(model), asked)
     finite = all(map(_is_finite, model.parameters()))
     return Measured(perplexity(model, chunks), finite, _kv_storage(model, asked))

@@ -40,11 +40,19 @@ def test_what_cannot_is_one_line(tmp_path: Path) -> None:
     reasons = [
         support.check(write(tmp_path / "a", "GPT-2")),
         support.check(write(tmp_path / "b", "T5")),
+        support.check(write(tmp_path / "f", "Mamba")),
         support.check(changed(write_tiny_model(tmp_path / "c"), model_type="klingon")),
         support.check(changed(write_tiny_model(tmp_path / "d"), num_hidden_layers=3)),
         support.check(changed(write_tiny_model(tmp_path / "e"), model_type="clip")),
     ]
-    parts = ["no linear layers", "encoder-decoder", "klingon", "no tensor", "no causal LM"]
+    parts = [
+        "no linear layers",
+        "encoder-decoder",
+        "no layer has attention",
+        "klingon",
+        "no tensor",
+        "no causal LM",
+    ]
     for reason, part in zip(reasons, parts, strict=True):
         assert reason
         assert part in reason
