@@ -94,42 +94,29 @@ def effective_voters(correlation: Floats) -> float:
     return n / (1 + (n - 1) * max(float(between.mean()), 0.0))
 
 
-def group_pairs(variants: Sequence[Variant]) -> dict[str, list[tuple[int, int]]]:
-    """Name of a group -> its pairs of positions: by what the two share, and by their methods."""
-    groups: dict[str, list[tuple[int, int]]] = {"all pairs": []}
-    for field in FIELDS:
-        groups |= {f"{how} {field}": [] for how in ("same", "different", "only another")}
-    for i, j in itertools.combinations(range(len(variants)), 2):
-        a, b = variants[i], variants[j]
+def summary(by_benchmark: Mapping[str, Diversity]) -> list[CsvRow]:
+    """One row per benchmark: figures of the pool, and means over its pairs of variants."""
+    return [
+        {
+            "benchmark": name, "samples": diversity.samples, "voters": len(diversity.accuracy),
+            "effective_voters": diversity.effective,
+            "mean_accuracy": float(diversity.accuracy.mean()),
+            "best_accuracy": float(diversity.accuracy.max()), "oracle": diversity.oracle,
+            **{key: _mean(each[np.triu_indices(len(each), 1)])
+               for key, each in diversity.pairs._asdict().items()},
+        }
+        for name, diversity in by_benchmark.items()
+    ]  # fmt: skip
+
+
+def correlation_by_field(diversity: Diversity, variants: Sequence[Variant]) -> dict[str, float]:
+    """Field -> mean error correlation of the pairs that differ in nothing but it."""
+    values: dict[str, list[float]] = {}
+    for (i, a), (j, b) in itertools.combinations(enumerate(variants), 2):
         differing = [field for field in FIELDS if getattr(a, field) != getattr(b, field)]
-        names = [f"{'different' if f in differing else 'same'} {f}" for f in FIELDS]
-        names += [f"only another {f}" for f in FIELDS if differing == [f]]
-        names.append(" x ".join(sorted((a.method, b.method))))
-        for name in ("all pairs", *names):
-            groups.setdefault(name, []).append((i, j))
-    return {name: pairs for name, pairs in groups.items() if pairs}
-
-
-def summary(by_benchmark: Mapping[str, Diversity], variants: Sequence[Variant]) -> list[CsvRow]:
-    """One row per benchmark and group of pairs: means over its pairs; the row of all pairs also has
-    the pool's figures (voters, effective voters, best single, oracle).
-    """
-    rows = []
-    for name, diversity in by_benchmark.items():
-        for group, pairs in group_pairs(variants).items():
-            row: CsvRow = {
-                "benchmark": name, "samples": diversity.samples, "group": group, "pairs": len(pairs)
-            }  # fmt: skip
-            places = tuple(np.array(pairs).T)
-            row |= {key: _mean(each[places]) for key, each in diversity.pairs._asdict().items()}
-            if group == "all pairs":
-                row |= {
-                    "voters": len(variants), "effective_voters": diversity.effective,
-                    "mean_accuracy": float(diversity.accuracy.mean()),
-                    "best_accuracy": float(diversity.accuracy.max()), "oracle": diversity.oracle,
-                }  # fmt: skip
-            rows.append(row)
-    return rows
+        if len(differing) == 1:
+            values.setdefault(differing[0], []).append(diversity.pairs.correlation[i, j])
+    return {field: _mean(np.array(values[field])) for field in FIELDS if field in values}
 
 
 def pair_rows(

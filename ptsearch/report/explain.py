@@ -74,7 +74,7 @@ def write(explained: Explanation, folder: Path, study: str) -> list[Path]:
     names = ("diversity.csv", "diversity_pairs.csv", "diversity.html", "gain_split.csv")
     summary, pairs, html, splits = files = [folder / name for name in names]
     variants = explained.variants
-    rows.write_rows(diversity.summary(explained.diversity, list(variants.values())), summary)
+    rows.write_rows(diversity.summary(explained.diversity), summary)
     rows.write_rows(diversity.pair_rows(explained.diversity, variants), pairs)
     matrices = {name: each.pairs.correlation for name, each in explained.diversity.items()}
     title = f"{study}: correlation of errors, search half (grey: undefined)"
@@ -106,17 +106,13 @@ def lines(explained: Explanation) -> list[str]:
 
 
 def _correlations(explained: Explanation) -> str:
-    """Means over the pairs that differ in nothing but method, bits or seed."""
-    means = {
-        row["group"]: row["correlation"]
-        for row in diversity.summary(
-            {ALL: explained.diversity[ALL]}, list(explained.variants.values())
-        )
-    }
-    differing = [(f, means[f"only another {f}"]) for f in FIELDS if f"only another {f}" in means]
-    by_field = ", ".join(f"{field} {value:.2f}" for field, value in differing)
+    """Means over all pairs, and over those that differ in nothing but method, bits or seed."""
+    of_all = explained.diversity[ALL]
+    (everything,) = diversity.summary({ALL: of_all})
+    means = diversity.correlation_by_field(of_all, list(explained.variants.values()))
+    by_field = ", ".join(f"{field} {value:.2f}" for field, value in means.items())
     alike = f" (pairs that differ only in {by_field})" if by_field else ""
-    return f"{means['all pairs']:.2f} over all pairs{alike}"
+    return f"{everything['correlation']:.2f} over all pairs{alike}"
 
 
 def _split_rows(explained: Explanation) -> list[CsvRow]:

@@ -84,20 +84,13 @@ def draw_front(trials: Sequence[Scores], rows: Sequence[Row], path: Path, title:
     _write(figure, path, title, height=520)
 
 
-def draw_regret(found: Sequence[float], reachable: Sequence[float], path: Path, title: str) -> None:
-    """What is missing of the exact front's hypervolume, by trial: with the ensembles of the trials,
-    and with all ensembles of the variants evaluated by then. Both arguments are shares in percent.
-    """
+def draw_regret(shares: Sequence[float], path: Path, title: str) -> None:
+    """What the trials so far miss of the exact front's hypervolume; `shares` of it in percent."""
     import plotly.graph_objects as go
 
-    figure = go.Figure()
-    for shares, name, colour in (
-        (found, f"trials of the sampler, {100 - found[-1]:.1f} % at the end", FRONT),
-        (reachable, "all ensembles of the variants evaluated so far", SINGLE),
-    ):
-        missing = [round(100 - share, 4) for share in shares]
-        trials = list(range(1, len(shares) + 1))
-        figure.add_scatter(x=trials, y=missing, name=name, line={"shape": "hv", "color": colour})
+    missing = [round(100 - share, 4) for share in shares]
+    trials = list(range(1, len(shares) + 1))
+    figure = go.Figure(go.Scatter(x=trials, y=missing, line={"shape": "hv", "color": FRONT}))
     figure.update_xaxes(title_text="trial")
     figure.update_yaxes(title_text="missing hypervolume of the exact front (%)")
     _write(figure, path, title, height=520)

@@ -21,7 +21,7 @@ from ptsearch.report.rows import BEST_SINGLE, DENSE_MODEL, Row, ScenarioScores
 from ptsearch.scoring.scores import Scores
 from ptsearch.search import study as studies
 from ptsearch.search.comparisons import gains
-from ptsearch.search.exact_front import ExactFront, reachable, shares
+from ptsearch.search.exact_front import ExactFront, shares
 from ptsearch.search.scorer import EnsembleScorer, scorers
 from ptsearch.search.study import CompletedTrial, Members, study_config
 
@@ -53,7 +53,6 @@ class Result:
     holdout_reads: int  # how often the holdout half was read, this reading included
     exact: ExactFront | None
     shares: list[float]  # of its hypervolume in percent, by trial of the sampler
-    reachable: list[float]  # the same of all ensembles of the variants evaluated by then
     remarks: list[str]  # why something is missing
     explained: Explanation
     scenarios: ScenarioScores  # of what is compared and the most trusted ensemble, or of all rows
@@ -97,7 +96,6 @@ def compile_result(
     compared = references + _baseline_rows(others, shown)
     tried = studies.completed(study) or found.chosen
     trials = [(trial, search(table, trial.members)) for trial in tried]
-    sampled = [trial.members for trial, _ in trials if trial.by_sampler]
     return Result(
         trials=trials,
         front=front,
@@ -109,7 +107,6 @@ def compile_result(
         holdout_reads=reads,
         exact=exact,
         shares=_shares(exact, trials, search) if exact else [],
-        reachable=reachable(exact, sampled) if exact else [],
         remarks=found.remarks + no_gains + remarks + results.about_data(table) + about_bytes(table),
         explained=explain.explain(table, (search, holdout), front, _baselines(best)),
         scenarios=_scenarios(parts, [*compared, *front, *singles])

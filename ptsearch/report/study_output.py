@@ -57,7 +57,6 @@ def log_result(tracker: Tracker, table: Table, study: optuna.Study, result: Resu
     """Tags, holdout scores, figures and tables to MLflow."""
     _log_front(tracker, study, result)
     tracking.log_steps(tracker, "hypervolume_share", enumerate(result.shares))
-    tracking.log_steps(tracker, "hypervolume_reachable", enumerate(result.reachable))
     config, search = table.config, study_config(table.config)
     with tempfile.TemporaryDirectory() as folder:
         sampler = {"sampler": search.sampler} if result.exact else {}
@@ -103,7 +102,7 @@ def _write_files(table: Table, result: Result, folder: Path) -> list[Path]:
     plots.draw_front_png(scores, result.rows, png, title)
     if result.shares:
         files.append(folder / "regret.html")
-        plots.draw_regret(result.shares, result.reachable, files[-1], f"{name}: regret")
+        plots.draw_regret(result.shares, files[-1], f"{name}: regret")
     results.write_csv(result.rows, front)
     results.write_scenarios(result.scenarios, scenarios)
     resolved.write_text(json.dumps(asdict(config), indent=2), encoding="utf-8")

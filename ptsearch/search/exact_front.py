@@ -195,28 +195,6 @@ def shares(exact: ExactFront, tried: Iterable[Scores | None]) -> list[float]:
     return found
 
 
-def reachable(exact: ExactFront, tried: Iterable[Members]) -> list[float]:
-    """Percent of the true front's hypervolume that all ensembles of the variants which the trials
-    so far have named have, trial by trial; nothing where not all ensembles are known.
-    """
-    if exact.everything is None:
-        return []
-    labels, masks, scores = exact.everything
-    points = scaled(exact, np.stack([scores[name] for name in exact.names], axis=1))
-    whole = volume(scaled(exact, exact.values))
-    bits = {label: 1 << variant for variant, label in enumerate(labels)}
-    found: list[float] = []
-    known = 0
-    for members in tried:
-        before, known = known, known | sum(bits.get(label, 0) & ~known for label in members)
-        if known != before or not found:
-            inside = masks & np.uint32(known) == masks
-            found.append(100 * volume(points[inside]) / whole)
-        else:
-            found.append(found[-1])
-    return found
-
-
 def scaled(exact: ExactFront, values: Floats) -> Floats:
     """Losses (n, objectives) of values, from the true front's ideal point (0) to its nadir (1)."""
     front = losses(exact.values, exact.names)

@@ -8,7 +8,6 @@ import json
 import math
 import random
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
 HEARTBEAT_SECONDS = 60
 REPEATS_BEFORE_RANDOM = 3  # a sampler that has converged proposes what it knows
+DRAWS = 100  # random ensembles before all are gone through for one that was not tried
 
 Members = tuple[str, ...]
 
@@ -203,35 +203,24 @@ class _Search:
     def is_done(self) -> bool:
         wanted = study_config(self.table.config)
         enough = wanted.sampler != "exhaustive" and self.proposed >= wanted.trials
-        return enough or not any(self.left().values())
+        return enough or self.unseen(0) is None
 
     def labels(self) -> list[str]:
         """The members that may vote, in the pool's order."""
         degenerate = self.table.degenerate()
         return [label for label in self.table.variants if label not in degenerate]
 
-    def left(self) -> dict[int, int]:
-        """Permitted size -> ensembles of it that were not tried yet."""
-        wanted, members = study_config(self.table.config), len(self.labels())
-        tried = Counter(len(ensemble) for ensemble in self.seen)
-        sizes = range(wanted.min_members, min(wanted.max_members, members) + 1)
-        return {size: math.comb(members, size) - tried[size] for size in sizes}
-
     def unseen(self, seed: int) -> Members | None:
         """A random ensemble of a permitted size that was not tried yet; None if there is none."""
-        labels, left, rng = self.labels(), self.left(), random.Random(seed)
-        if not any(left.values()):
-            return None
-        size = rng.choices(list(left), weights=list(left.values()))[0]
-        if 2 * left[size] < math.comb(len(labels), size):
-            return rng.choice(
-                [m for m in itertools.combinations(labels, size) if m not in self.seen]
-            )
-        while True:
-            drawn = set(rng.sample(labels, size))
+        wanted, labels, rng = study_config(self.table.config), self.labels(), random.Random(seed)
+        sizes = range(wanted.min_members, min(wanted.max_members, len(labels)) + 1)
+        for _ in range(DRAWS if sizes else 0):
+            drawn = set(rng.sample(labels, rng.choice(sizes)))
             members = tuple(label for label in labels if label in drawn)
             if members not in self.seen:
                 return members
+        everything = (m for size in sizes for m in itertools.combinations(labels, size))
+        return next((members for members in everything if members not in self.seen), None)
 
     def switches(self, members: Members) -> dict[str, bool]:
         return {label: label in members for label in self.table.variants}

@@ -14,9 +14,10 @@ from tables import random_asked, random_codes
 from ptsearch.report import plots
 from ptsearch.report.diversity import (
     ALL,
+    Diversity,
     compare,
+    correlation_by_field,
     effective_voters,
-    group_pairs,
     measure,
     pair_rows,
     summary,
@@ -110,15 +111,18 @@ def test_only_scored_scenarios_count(rng: np.random.Generator) -> None:
     assert_allclose(a["ood"].accuracy, 100 * right[:, rows].mean(axis=1))
 
 
-def test_groups_are_by_what_a_pair_shares() -> None:
+def test_correlations_of_pairs_that_differ_in_one_field() -> None:
     base = Variant("m", "0", method="gptq", bits=3, group_size=64)
     variants = [base, replace(base, seed=1), replace(base, bits=4), replace(base, method="rtn")]
-    groups = group_pairs(variants)
-    assert groups["only another seed"] == [(0, 1)]
-    assert groups["only another bits"] == [(0, 2)]
-    assert groups["gptq x rtn"] == [(0, 3), (1, 3), (2, 3)]
-    assert len(groups["same method"]) + len(groups["different method"]) == 6
-    assert len(groups["all pairs"]) == 6
+    right = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 1, 1]], dtype=bool)
+    codes = right.astype(np.int16)
+    pairs = compare(codes, right)
+    found = correlation_by_field(Diversity(4, right.mean(1), 1.0, 1.0, pairs), variants)
+    assert found == {
+        "method": pytest.approx(pairs.correlation[0, 3]),
+        "bits": pytest.approx(pairs.correlation[0, 2]),
+        "seed": pytest.approx(pairs.correlation[0, 1]),
+    }
 
 
 def test_tables_hold_every_pair_and_their_means(tmp_path) -> None:
@@ -127,18 +131,10 @@ def test_tables_hold_every_pair_and_their_means(tmp_path) -> None:
     by_benchmark = measure(scorer.asked, scorer.answers(table, list(table.variants))[0])
     pairs = [row for row in pair_rows(by_benchmark, table.variants) if row["benchmark"] == "ood"]
     assert len(pairs) == 10
-    rows = [
-        row
-        for row in summary(by_benchmark, list(table.variants.values()))
-        if row["benchmark"] == "ood"
-    ]
-    (everything,) = [row for row in rows if row["group"] == "all pairs"]
-    assert everything["correlation"] == pytest.approx(
-        np.mean([row["correlation"] for row in pairs])
-    )
-    (same,) = [row for row in rows if row["group"] == "same bits"]
-    own = [row["q"] for row in pairs if row["bits_a"] == row["bits_b"]]
-    assert (same["pairs"], same["q"]) == (len(own), pytest.approx(np.mean(own)))
+    (row,) = [row for row in summary(by_benchmark) if row["benchmark"] == "ood"]
+    assert row["voters"] == 5
+    for key in ("correlation", "q", "agreement"):
+        assert row[key] == pytest.approx(np.mean([pair[key] for pair in pairs]))
 
 
 def test_heat_maps_are_written(tmp_path) -> None:

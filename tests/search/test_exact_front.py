@@ -10,7 +10,6 @@ from ptsearch.search.comparisons import gains
 from ptsearch.search.exact_front import (
     approximate_front,
     find_exact_front,
-    reachable,
     shares,
 )
 from ptsearch.search.scorer import search_and_holdout
@@ -39,22 +38,6 @@ def test_shares_grow_to_the_whole_when_everything_was_tried(tmp_path) -> None:
     assert found == sorted(found)
     assert found[-1] == pytest.approx(100)
     assert 0 <= found[0] < 100
-
-
-def test_what_all_ensembles_of_the_evaluated_reach_is_no_less_than_what_was_tried(tmp_path) -> None:
-    table = fake_table(tmp_path, max_members=3)
-    scorer, _ = search_and_holdout(table)
-    exact = find_exact_front(table, scorer)
-    labels = list(table.variants)
-    tried = [(label,) for label in labels[:3]] + [tuple(labels[:2]), tuple(labels[1:4])]
-    found = reachable(exact, tried)
-    assert found == sorted(found)
-    for step, members in enumerate(tried):
-        named = {label for each in tried[: step + 1] for label in each}
-        among = [each for each in everything(table) if named.issuperset(each)]
-        known = shares(exact, [scorer(table, each) for each in among])[-1]
-        assert found[step] == pytest.approx(known), members
-    assert reachable(exact, [tuple(labels)]) == [pytest.approx(100)]
 
 
 def test_limits_and_degenerate_members_leave_the_enumeration(tmp_path) -> None:
