@@ -7,13 +7,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ptsearch.config import Config
 from ptsearch.evaluation.table import DENSE, Table
-from ptsearch.report.certificate import Certificate
 from ptsearch.scoring import scores as scoring
 from ptsearch.scoring.scores import MMLU, Scores, constant_scores, nan_last
 from ptsearch.search.comparisons import Gains
@@ -21,6 +20,9 @@ from ptsearch.search.scorer import EnsembleScorer
 from ptsearch.search.study import CompletedTrial, Members
 from ptsearch.variant import short_labels
 from ptsearch.voting import Fitted
+
+if TYPE_CHECKING:
+    from ptsearch.report.certificate import Certificate
 
 DENSE_MODEL, BEST_SINGLE = "dense", "best_single"  # baselines of gains
 BOUNDS = ("", ".low", ".high")
@@ -47,7 +49,7 @@ class Row:
     unskilled: tuple[str, ...] = ()  # benchmarks where it is no better than one constant answer
     fitted: Fitted = field(default_factory=dict)  # by the vote rule, in the order of the members
     run_id: str = ""
-    certificate: Certificate | None = None  # of the front
+    certificate: "Certificate | None" = None  # of the front
 
     @property
     def scores(self) -> dict[str, Scores]:

@@ -14,7 +14,7 @@ import optuna
 from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.report import explain
 from ptsearch.report import rows as results
-from ptsearch.report.certify import certified
+from ptsearch.report.certificate import certified
 from ptsearch.report.explain import Explanation
 from ptsearch.report.paper import about_bytes
 from ptsearch.report.rows import BEST_SINGLE, DENSE_MODEL, Row, ScenarioScores

@@ -8,7 +8,7 @@ from fakes import fake_table
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptsearch.report import certificate, certify
+from ptsearch.report import certificate
 from ptsearch.report import rows as results
 from ptsearch.search.comparisons import Gain, gains
 from ptsearch.search.scorer import scorers
@@ -49,7 +49,7 @@ def certified(tmp_path):
     found = gains(table, by_half["holdout"], [members], {"dense": ("none",)})
     rows = [replace(rows[0], gains=found[0])]
     chosen = {name: by_half[name] for name in ("search", "holdout")}
-    return table, lambda reads: certify.certified(table, chosen, rows, reads, [])[0]
+    return table, lambda reads: certificate.certified(table, chosen, rows, reads, [])[0]
 
 
 def test_it_says_what_the_row_says(certified) -> None:
