@@ -21,6 +21,7 @@ import numpy as np
 
 from ptsearch.benchmarks import Scenario
 from ptsearch.scoring import rates, scores
+from ptsearch.scoring.cost import VariantCost
 from ptsearch.scoring.intervals import ClusterSums, max_t_intervals
 from ptsearch.scoring.scores import Part, Questions
 from ptsearch.search import enumeration, pareto
@@ -113,16 +114,14 @@ def same_as_reference(peers: Path) -> bool:
     asked = Questions(
         gold.astype(np.int16), np.full(samples, LABELS, np.int16), none, on, on, everything
     )
-    common = {"bytes": shared, "sha256": "common"}
-    metas = [
-        {"tensors": {"w": {"bytes": int(size), "sha256": str(v)}, "e": common}, "kv_bytes": 0}
+    costs = [
+        VariantCost({"common": shared, str(v): int(size)}, kv_bytes=0, latency_ms=1.0)
         for v, size in enumerate(sizes)
     ]
-    metas = [meta | {"latency_ms": 1.0} for meta in metas]
 
     def objectives(masks: enumeration.Masks) -> enumeration.Floats:
         found = enumeration.score_all(asked, codes, precision, {"ood": 1.0}, masks)
-        memory_gb, _ = enumeration.cost_all(metas, "parallel", masks)
+        memory_gb, _ = enumeration.cost_all(costs, "parallel", masks)
         correct = np.round(found["trust"] * samples / 100)
         answered = np.round((100 - found["refusal_rate"]) * samples / 100)
         return np.stack([correct, -np.round(memory_gb * 1e9), answered], axis=1)

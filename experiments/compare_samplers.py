@@ -44,7 +44,7 @@ class Landscape:
         assert self.exact.everything, "limits and other votes are not replayed"
         _, self.masks, self.scores = self.exact.everything
         self.place = {int(mask): i for i, mask in enumerate(self.masks)}
-        own = {label: float(table.meta(label)["cpu_seconds"]) for label in self.labels}
+        own = {label: float(table.meta(label).cpu_seconds) for label in self.labels}
         answers = float(np.median([table.seconds(label) - own[label] for label in self.labels]))
         self.cost = {label: seconds + answers for label, seconds in own.items()}
 
@@ -60,7 +60,11 @@ class Landscape:
     @functools.cache  # noqa: B019  (one landscape a process)
     def share(self, built: frozenset[str]) -> float:
         """Percent of the whole hypervolume that the ensembles of the built variants have."""
-        return exact_front.reachable(self.exact, [tuple(built)])[0]
+        inside = self.masks & np.uint32(self.mask(built)) == self.masks
+        values = [self.scores[name][inside] for name in self.exact.names]
+        points = exact_front.scaled(self.exact, np.stack(values, axis=1))
+        whole = exact_front.volume(exact_front.scaled(self.exact, self.exact.values))
+        return 100 * exact_front.volume(points) / whole
 
 
 class Replay(NamedTuple):

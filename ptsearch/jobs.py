@@ -218,7 +218,8 @@ def build_pool(config: Config) -> None:
         copies, keys = table.copies(labels), ("tensor_bytes", "perplexity", "degenerate", "seconds")
         for label in labels:
             meta, same = table.meta(label), {"same_as": copies[label]} if label in copies else {}
-            _print_json({"variant": label, **{key: meta[key] for key in keys}, **same})
+            row = {key: getattr(meta, key) for key in keys}
+            _print_json({"variant": label, **row, **same})
 
 
 def evaluate_variant(config: Config) -> None:

@@ -12,9 +12,11 @@ from ptsearch.benchmarks import Benchmark, Sample, Scenario, item_hash
 from ptsearch.benchmarks.parsing import Question
 from ptsearch.benchmarks.registry import NAMES
 from ptsearch.config import Config, StudyConfig
-from ptsearch.evaluation.table import Entry, Table
+from ptsearch.evaluation.table import Entry, Table, Timed
 from ptsearch.models.base_model import BaseModel
+from ptsearch.scoring.cost import VariantCost
 from ptsearch.search.scorer import search_and_holdout
+from ptsearch.store import StoredTensor, VariantMeta
 from ptsearch.variant import Variant
 
 METRICS = {"fairness": "parity"}
@@ -42,13 +44,15 @@ def fake_benchmark(name: str, rng: np.random.Generator, samples: int = 60) -> Be
     return Benchmark(name, "fake", 1, scenarios, made, {})
 
 
-def fake_meta(label: str, bits: int, own_bytes: int = 10_000_000) -> dict[str, Any]:
-    shared = {"embedding": {"bytes": 50_000_000, "sha256": "shared"}}
-    own = {"layers": {"bytes": own_bytes * bits, "sha256": label}}
-    ms = 10.0 + bits / 10
-    timed = {"rows": [3, 70, 140], "seconds": [0.9 * ms / 1000, ms / 1000, 2 * ms / 1000]}
-    return {"tensors": shared | own, "kv_bytes": 1_000_000, "latency_ms": ms, "timed": timed,
-            "degenerate": False}  # fmt: skip
+def fake_cost(label: str, bits: int) -> VariantCost:
+    tensors = {"shared": 50_000_000, label: 10_000_000 * bits}
+    return VariantCost(tensors, kv_bytes=1_000_000, latency_ms=10.0 + bits / 10)
+
+
+def unfit(table: Table, *labels: str) -> None:
+    """These may not vote."""
+    for label in labels:
+        table.entries[label] = replace(table.entries[label], reason="degenerate")
 
 
 def fake_table(
@@ -68,7 +72,9 @@ def fake_table(
         right = rng.random(gold.size) < 0.55 + variant.bits / 50
         codes = np.where(right, gold, 1 - gold).astype(np.int16)
         codes[rng.random(gold.size) < 0.03] = -1
-        entries[label] = Entry(variant, codes, fake_meta(label, variant.bits))
+        cost = fake_cost(label, variant.bits)
+        seconds = [share * cost.latency_ms / 1000 for share in (0.9, 1, 2)]
+        entries[label] = Entry(variant, codes, cost, Timed([3, 70, 140], seconds))
     config = Config(
         study=StudyConfig(**{"name": "fake", "trials": 20, **study}),
         runs_dir=str(folder),
@@ -83,10 +89,13 @@ def fake_table(
     }
     (folder / "config.json").write_text(json.dumps(sizes), encoding="utf-8")
     table = Table(config, base, variants, benchmarks, None, lambda *_: None, entries)  # type: ignore[arg-type]
-    table.meta = lambda label: {  # type: ignore[method-assign]
-        "checkpoint": str(table.folder(label)),
-        "tensors": fake_meta(label, table.variant(label).bits)["tensors"],
-    }
+    table.meta = lambda label: VariantMeta(  # type: ignore[method-assign]
+        table.variant(label),
+        tensors={
+            digest: StoredTensor(size, digest)
+            for digest, size in fake_cost(label, table.variant(label).bits).tensors.items()
+        },
+    )
     table.dropped = lambda label: {}  # type: ignore[method-assign]
     return table
 

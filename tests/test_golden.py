@@ -20,6 +20,7 @@ from ptsearch.benchmarks.parsing import Question
 from ptsearch.config import Config, StudyConfig
 from ptsearch.evaluation.table import Entry, Table
 from ptsearch.models.base_model import BaseModel
+from ptsearch.scoring.cost import VariantCost
 from ptsearch.search.comparisons import gains
 from ptsearch.search.exact_front import find_exact_front
 from ptsearch.search.scorer import scorers
@@ -53,6 +54,11 @@ def questions(scenarios: dict[str, dict[str, list[str]]]) -> list[Benchmark]:
     ]  # fmt: skip
 
 
+def cost_of(recorded: dict[str, Any]) -> VariantCost:
+    tensors = {tensor["sha256"]: tensor["bytes"] for tensor in recorded["tensors"].values()}
+    return VariantCost(tensors, recorded["kv_bytes"], recorded["latency_ms"])
+
+
 @pytest.fixture(scope="module")
 def table(golden, tmp_path_factory) -> Table:
     """The table that the study of the golden files had, from its answers."""
@@ -60,7 +66,7 @@ def table(golden, tmp_path_factory) -> Table:
     benchmarks = questions(golden["scenarios"])
     answers = np.load(GOLDEN / "answers.npz")
     entries = {
-        label: Entry(from_fields(each["fields"]), answers[label].astype(np.int16), each)
+        label: Entry(from_fields(each["fields"]), answers[label].astype(np.int16), cost_of(each))
         for label, each in golden["variants"].items()
     }
     config = Config(study=StudyConfig(name="golden"), cache_dir=str(folder), runs_dir=str(folder))

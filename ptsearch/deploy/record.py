@@ -86,7 +86,7 @@ def for_export(table: Table, scorer: EnsembleScorer, result: Result) -> dict[str
             "repo": base_model.WHEEL_REPO if config.model.source == "wheel" else config.model.repo,
             "path": str(table.base.path),
             "memory_gb": dense.search["memory_gb"],
-            "kv_bytes": table.entries[DENSE].meta["kv_bytes"],
+            "kv_bytes": table.entries[DENSE].cost.kv_bytes,
             "benchmarks": config.benchmarks.name,
         },
         "verify": replay_log.record(table),

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +27,19 @@ from ptsearch.models.architecture import attention_sizes
 from ptsearch.models.base_model import BaseModel
 from ptsearch.pool import build, calibration
 from ptsearch.scoring import scores
-from ptsearch.scoring.cost import kv_bytes
+from ptsearch.scoring.cost import VariantCost, kv_bytes
 from ptsearch.shared import AnswerCodes, Report
 from ptsearch.variant import Variant, expand_pool, unique_labels
 from ptsearch.voting import VOTES
 
 DENSE = "none"
-IN_FULL = {"bits": 16.0, "window": 0}  # a cache that is not rounded
+
+
+class Timed(NamedTuple):
+    """The prompts whose latency was measured."""
+
+    rows: list[int]  # their places among all samples
+    seconds: list[float]
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,10 @@ class Entry:
 
     variant: Variant
     codes: AnswerCodes  # (samples,) in the order of the benchmarks
-    meta: dict[str, Any]  # meta.json of its folder, with `latency_ms`
+    cost: VariantCost
+    timed: Timed | None = None
+    reason: str = ""  # why it may not vote; "" = it may
+    left_out: bool = False  # nothing more is asked of it
     judged: NDArray[np.bool_] | None = None  # (samples,) read by a judge; None = no judge is asked
     logprobs: NDArray[np.float64] | None = None  # (samples, labels), for the soft vote alone
 
@@ -68,7 +77,7 @@ class Table:
             return
         self._build_to_run(missing)
         metas = {label: self.meta(label) for label in missing}
-        sound = [label for label in missing if not metas[label]["degenerate"]]
+        sound = [label for label in missing if not metas[label].degenerate]
         tasks = {label: self._task(label) for label in sound}
         asked = [label for label, task in tasks.items() if task.outputs]
         reasons = self.workers.map(
@@ -82,18 +91,11 @@ class Table:
             if asks := llm_judge.unsettled(self.reader, left):
                 self.workers.call(llm_judge.settle, self.reader, asks, report=self.report)
         for label in missing:
-            usable = label in read
-            self.entries[label] = (
-                self._entry(label, *read[label])
-                if usable
-                else self._degenerate_entry(label, broken.get(label, ""))
-            )
-
-    def cost_meta(self, label: str) -> dict[str, Any]:
-        """What was recorded when the variant was built, with `latency_ms`."""
-        timed = json.loads(self._latency(label).read_text(encoding="utf-8"))
-        own = {"latency_ms": _two_digits(timed["latency_ms"]), "timed": timed}
-        return self._costed(label) | own
+            if label in read:
+                self.entries[label] = self._entry(label, *read[label])
+            else:
+                reason = broken.get(label) or _degenerate(metas[label])
+                self.entries[label] = self._silent(label, self._cost(label, math.nan), reason)
 
     def build(self, labels: Iterable[str]) -> None:
         """Build what is not in the cache: the whole pool or only `labels`, by `pool.build`."""
@@ -121,7 +123,7 @@ class Table:
 
     def degenerate(self) -> list[str]:
         """Labels of evaluated variants that may not vote."""
-        return [label for label, entry in self.entries.items() if entry.meta["degenerate"]]
+        return [label for label, entry in self.entries.items() if entry.reason]
 
     def voters(self) -> list[str]:
         """The variants that may vote, in the pool's order. ValueError: every one is degenerate."""
@@ -137,18 +139,17 @@ class Table:
 
     def leave_out(self, label: str, reason: str) -> None:
         """Nothing more is asked of a variant: it does not vote, whatever it has answered."""
-        meta = {"degenerate": True, "left_out": reason, "latency_ms": math.nan}
-        self.entries[label] = self._silent(label, meta)
+        entry = self._silent(label, VariantCost({}, 0, math.nan), reason)
+        self.entries[label] = replace(entry, left_out=True)
 
     def left_out(self) -> dict[str, str]:
         """Label -> why, of the variants that nothing more is asked of."""
-        metas = {label: entry.meta for label, entry in self.entries.items()}
-        return {label: meta["left_out"] for label, meta in metas.items() if "left_out" in meta}
+        return {label: entry.reason for label, entry in self.entries.items() if entry.left_out}
 
     def seconds(self, label: str) -> float:
         """What an evaluated variant cost: its own part of the build, and its answers."""
         asked = [predictions.read(path)["seconds"] for path in self.outputs(label).values()]
-        return float(self.meta(label)["cpu_seconds"] + sum(sum(s.to_pylist()) for s in asked))
+        return float(self.meta(label).cpu_seconds + sum(sum(s.to_pylist()) for s in asked))
 
     def variant(self, label: str) -> Variant:
         if label == DENSE:
@@ -160,19 +161,18 @@ class Table:
     def folder(self, label: str) -> Path:
         return Path(self.config.cache_dir) / "variants" / self.variant(label).id
 
-    def meta(self, label: str) -> dict[str, Any]:
+    def meta(self, label: str) -> store.VariantMeta:
         """What was recorded when the variant was built."""
-        recorded = json.loads((self.folder(label) / "meta.json").read_text(encoding="utf-8"))
-        return {"kv": IN_FULL} | recorded  # older ones do not mention it
+        return store.read_meta(self.folder(label))
 
     def copies(self, labels: Iterable[str]) -> dict[str, str]:
         """Built variant -> an earlier one that has the same tensors and runs in the same way."""
         first: dict[object, str] = {}
         earlier = {}
         for label in labels:
-            v, tensors = self.variant(label), self.meta(label)["tensors"].items()
+            v, tensors = self.variant(label), self.meta(label).tensors.items()
             how = (v.act_bits, v.kv_bits, v.kv_window, v.decode_schedule)
-            key = (*how, frozenset((name, tensor["sha256"]) for name, tensor in tensors))
+            key = (*how, frozenset((name, tensor.sha256) for name, tensor in tensors))
             if (same := first.setdefault(key, label)) != label:
                 earlier[label] = same
         return earlier
@@ -233,8 +233,14 @@ class Table:
         judged = None
         if self.reader:
             codes, judged = llm_judge.decide(self.reader, codes, left)
+        measured = store.read_json(self._latency(label))
         return Entry(
-            self.variant(label), codes, self.cost_meta(label), judged, self._logprobs(label)
+            self.variant(label),
+            codes,
+            self._cost(label, _two_digits(measured["latency_ms"])),
+            Timed(measured["rows"], measured["seconds"]),
+            judged=judged,
+            logprobs=self._logprobs(label),
         )
 
     def _logprobs(self, label: str) -> NDArray[np.float64] | None:
@@ -246,22 +252,18 @@ class Table:
             [scores.logprobs(predictions.read(outputs[b.name]), width) for b in self.benchmarks]
         )
 
-    def _costed(self, label: str) -> dict[str, Any]:
-        """The meta.json of a variant, with the bytes of its KV cache."""
+    def _cost(self, label: str, latency_ms: float) -> VariantCost:
         meta = self.meta(label)
         sizes = attention_sizes(self.base.path, self.base.trust_remote_code)
-        return meta | {"kv_bytes": kv_bytes(sizes, meta["kv"], self.config.memory.context)}
+        tensors = {tensor.sha256: tensor.bytes for tensor in meta.tensors.values()}
+        cache = kv_bytes(sizes, meta.kv, self.config.memory.context)
+        return VariantCost(tensors, cache, latency_ms)
 
-    def _degenerate_entry(self, label: str, reason: str) -> Entry:
+    def _silent(self, label: str, cost: VariantCost, reason: str) -> Entry:
         """Without predictions: it is shown and never votes."""
-        meta = self.meta(label)
-        why = f"perplexity {meta['perplexity']}, dense {meta['dense_perplexity']:.4g}"
-        own = {"degenerate": True, "reason": reason or why, "latency_ms": math.nan}
-        return self._silent(label, self._costed(label) | own)
-
-    def _silent(self, label: str, meta: dict[str, Any]) -> Entry:
         samples = sum(len(benchmark.samples) for benchmark in self.benchmarks)
-        return Entry(self.variant(label), np.full(samples, UNUSABLE, dtype=np.int16), meta)
+        codes = np.full(samples, UNUSABLE, dtype=np.int16)
+        return Entry(self.variant(label), codes, cost, reason=reason)
 
 
 def open_table(
@@ -293,3 +295,8 @@ def open_table(
 def _two_digits(value: float) -> float:
     """Two significant digits: what a repeat of the measurement agrees on."""
     return float(f"{value:.2g}")
+
+
+def _degenerate(meta: store.VariantMeta) -> str:
+    dense = math.nan if meta.dense_perplexity is None else meta.dense_perplexity
+    return f"perplexity {meta.perplexity}, dense {dense:.4g}"

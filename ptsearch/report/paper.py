@@ -17,7 +17,6 @@ from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.report import terminal
 from ptsearch.report.rows import Row, shown_benchmarks
 from ptsearch.report.terminal import gain_cell, number, starred
-from ptsearch.scoring.cost import total_cost
 from ptsearch.scoring.scores import Scores, nan_last
 from ptsearch.search.study import Members
 from ptsearch.variant import Variant
@@ -69,23 +68,23 @@ def about_bytes(table: Table) -> list[str]:
     quantized.
     """
     table.ensure([DENSE, *table.variants])
-    metas = {label: entry.meta for label, entry in table.entries.items() if "tensors" in entry.meta}
-    known = {tensor["sha256"] for tensor in metas[DENSE]["tensors"].values()}
+    entries = {label: entry for label, entry in table.entries.items() if not entry.left_out}
+    tensors = {label: entry.cost.tensors for label, entry in entries.items()}
     shared = [
-        sum(t["bytes"] for t in meta["tensors"].values() if t["sha256"] in known)
-        for meta in metas.values()
+        sum(size for digest, size in each.items() if digest in tensors[DENSE])
+        for each in tensors.values()
     ]
     linears = max(shared) - min(shared)  # bytes of the dense model's
-    variants = {label: table.variants[label] for label in metas if label in table.variants}
-    cache = metas[DENSE]["kv_bytes"]
+    variants = {label: table.variants[label] for label in tensors if label in table.variants}
+    cache = entries[DENSE].cost.kv_bytes
     dense = max(shared)
     text = f"weights: dense {dense / 1e9:.3f} GB"
     for label, is_nested, bits in (("3+4+8 bits", False, APART), ("the same nested", True, NESTED)):
         alike = {n: v for n, v in variants.items() if (v.method == "nested") == is_nested}
         measured = precisions(alike)
         if measured:
-            weights = [metas[member] | {"kv_bytes": 0} for member in measured[0]]
-            stored = 1e9 * total_cost(weights, "parallel").memory_gb
+            together = [tensors[member] for member in measured[0]]
+            stored = float(sum(dict(t for each in together for t in each.items()).values()))
         else:
             stored = min(shared) + linears * bits / 16
         more = 100 * (stored + 3 * cache) / (dense + cache)

@@ -136,13 +136,14 @@ def about_data(table: Table) -> list[str]:
     remarks += table.model.notes
     changes = {} if DENSE in table.degenerate() else table.changes(DENSE)
     remarks += [
-        f"{label} may not vote: {table.entries[label].meta['reason']}"
-        for label in table.degenerate()
-        if table.entries[label].meta.get("reason")
+        f"{label} may not vote: {entry.reason}"
+        for label, entry in table.entries.items()
+        if entry.reason and not entry.left_out
     ]
+    built = [label for label, entry in table.entries.items() if not entry.left_out]
     remarks += [
         f"{label} is the same as {same}: equal checksums of all tensors"
-        for label, same in table.copies(table.entries).items()
+        for label, same in table.copies(built).items()
     ]
     for name, (demonstrations, thoughts) in changes.items():
         if demonstrations:

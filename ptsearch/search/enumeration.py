@@ -9,13 +9,14 @@ number of votes, then whose highest bit is highest, which is the paper's rule fo
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from math import comb
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from ptsearch.scoring import rates
+from ptsearch.scoring.cost import VariantCost
 from ptsearch.scoring.scores import Questions, score
 from ptsearch.shared import AnswerCodes, Floats
 from ptsearch.voting import lazy
@@ -83,7 +84,7 @@ def score_all(
 
 
 def cost_all(
-    variants: Sequence[Mapping[str, Any]],
+    variants: Sequence[VariantCost],
     latency: str,
     masks: Masks,
     answers: tuple[AnswerCodes, Floats] | None = None,
@@ -93,19 +94,19 @@ def cost_all(
     `answers`, codes and precision as for `score_all`, are what the lazy latency depends on.
     """
     holders: dict[str, tuple[int, int]] = {}  # checksum -> bytes, mask of the variants that hold it
-    for variant, meta in enumerate(variants):
-        for tensor in meta["tensors"].values():
-            _, held = holders.get(tensor["sha256"], (0, 0))
-            holders[tensor["sha256"]] = (tensor["bytes"], held | 1 << variant)
+    for variant, cost in enumerate(variants):
+        for digest, size in cost.tensors.items():
+            _, held = holders.get(digest, (0, 0))
+            holders[digest] = (size, held | 1 << variant)
     stored: dict[int, int] = {}
     for size, held in holders.values():
         stored[held] = stored.get(held, 0) + size
-    for variant, meta in enumerate(variants):  # a cache is nobody else's
-        stored[1 << variant] = stored.get(1 << variant, 0) + meta["kv_bytes"]
+    for variant, cost in enumerate(variants):  # a cache is nobody else's
+        stored[1 << variant] = stored.get(1 << variant, 0) + cost.kv_bytes
     total = np.zeros(masks.size, np.int64)
     for held, size in stored.items():
         total += size * ((masks & np.uint32(held)) != 0)
-    each = np.array([meta["latency_ms"] for meta in variants])
+    each = np.array([cost.latency_ms for cost in variants])
     if latency == "lazy":
         if answers is None:
             raise ValueError("the lazy latency depends on the members' answers")

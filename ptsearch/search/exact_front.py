@@ -125,12 +125,10 @@ def enumerate_scores(table: Table, scorer: EnsembleScorer) -> Everything:
         return everything._replace(
             found={key: np.array([scores[key] for scores in each]) for key in keys}
         )
-    entries = [table.entries[label] for label in labels]
     codes, precision = scorer.answers(table, labels)
     found = enumeration.score_all(scorer.asked, codes, precision, table.config.trust.weights, masks)
-    metas = [entry.meta for entry in entries]
-    mode = table.config.latency.mode
-    cost = enumeration.cost_all(metas, mode, masks, (codes, precision))
+    costs, mode = [table.entries[label].cost for label in labels], table.config.latency.mode
+    cost = enumeration.cost_all(costs, mode, masks, (codes, precision))
     found |= dict(zip(Cost._fields, cost, strict=True))
     return everything._replace(found=with_objectives(found))
 

@@ -9,11 +9,12 @@ is what the variant promises.
 
 from collections.abc import Mapping, Sequence
 from math import comb
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ptsearch.evaluation.table import DENSE, Table
+from ptsearch.scoring.cost import Cost, VariantCost
 from ptsearch.search import enumeration, pareto
 from ptsearch.search.objectives import chosen_objectives, losses, with_objectives
 from ptsearch.search.scorer import EnsembleScorer
@@ -33,7 +34,7 @@ class Known(NamedTuple):
 
     variants: list[Variant]
     codes: AnswerCodes  # (variants, samples of the search half)
-    metas: list[dict[str, Any]]
+    costs: list[VariantCost]
     seconds: list[float]  # of building and evaluating each
 
 
@@ -65,7 +66,7 @@ def known(table: Table, scorer: EnsembleScorer, labels: Sequence[str]) -> Known:
     return Known(
         [entry.variant for entry in entries],
         np.stack([entry.codes[scorer.mask] for entry in entries]),
-        [entry.meta for entry in entries],
+        [entry.cost for entry in entries],
         [table.seconds(label) for label in sound],
     )
 
@@ -141,23 +142,20 @@ def expected_seconds(known: Known, new: Variant) -> float:
     return max(float(np.median(alike or known.seconds)), 1e-9)
 
 
-def expected_meta(known: Known, new: Variant) -> dict[str, Any]:
-    """Tensors, cache and latency: own bytes follow the bits, the rest is shared as by the known."""
-    dense = {t["sha256"]: t["bytes"] for t in known.metas[0]["tensors"].values()}
-    shared: dict[str, Any] = {}
+def expected_cost(known: Known, new: Variant) -> VariantCost:
+    """Bytes of its own follow the bits, the rest is shared as by the known; latency of the dense
+    model.
+    """
+    dense = known.costs[0]
+    shared: dict[str, int] = {}
     own = []  # bits, bytes that the variant does not share with the dense model
-    for variant, meta in zip(known.variants[1:], known.metas[1:], strict=True):
-        common = {n: t for n, t in meta["tensors"].items() if t["sha256"] in dense}
-        own.append((variant.bits, sum(t["bytes"] for t in meta["tensors"].values())
-                    - sum(t["bytes"] for t in common.values())))  # fmt: skip
-        shared = common
-    base = sum(dense.values()) - sum(t["bytes"] for t in shared.values())
-    bits, size = min(own, key=lambda each: abs(each[0] - new.bits), default=(16, base))
-    mine = {"bytes": int(size * new.bits / bits), "sha256": new.id}
-    first = known.metas[0]
-    cache = int(first["kv_bytes"] * new.kv_bits / 16)
-    tensors = {**shared, "own": mine}
-    return {"tensors": tensors, "kv_bytes": cache, "latency_ms": first["latency_ms"]}
+    for variant, cost in zip(known.variants[1:], known.costs[1:], strict=True):
+        shared = {key: size for key, size in cost.tensors.items() if key in dense.tensors}
+        own.append((variant.bits, sum(cost.tensors.values()) - sum(shared.values())))
+    unshared = sum(dense.tensors.values()) - sum(shared.values())
+    bits, size = min(own, key=lambda each: abs(each[0] - new.bits), default=(16, unshared))
+    tensors = {**shared, new.id: int(size * new.bits / bits)}
+    return VariantCost(tensors, int(dense.kv_bytes * new.kv_bits / 16), dense.latency_ms)
 
 
 def _values(scorer: EnsembleScorer, known: Known, new: Variant | None) -> Floats:
@@ -183,8 +181,8 @@ def _values(scorer: EnsembleScorer, known: Known, new: Variant | None) -> Floats
     weights = scorer.config.trust.weights
     found = enumeration.score_all(scorer.asked, known.codes[1:], precision, weights, masks)
     mode, answers = scorer.config.latency.mode, (known.codes[1:], precision)
-    cost = enumeration.cost_all(known.metas[1:], mode, masks, answers)
-    found |= dict(zip(("memory_gb", "latency_ms"), cost, strict=True))
+    cost = enumeration.cost_all(known.costs[1:], mode, masks, answers)
+    found |= dict(zip(Cost._fields, cost, strict=True))
     found = with_objectives(found)
     values = losses(np.stack([found[name] for name in names], axis=1), names)
     return values[pareto.pareto_front(values, ["minimize"] * len(names))]
@@ -195,7 +193,7 @@ def _with(known: Known, new: Variant, scorer: EnsembleScorer, rng: np.random.Gen
     return Known(
         [*known.variants, new],
         np.concatenate([known.codes, said[None]]),
-        [*known.metas, expected_meta(known, new)],
+        [*known.costs, expected_cost(known, new)],
         known.seconds,
     )
 

@@ -30,13 +30,14 @@ class EnsembleScorer:
         """All scores in percent, with `memory_gb`, `latency_ms`, and for asking lazily `calls` to
         members and `bytes_read`, percent of what asking all of them reads.
         """
-        metas = [table.entries[label].meta for label in members]
+        costs = [table.entries[label].cost for label in members]
         asked = self.lazily(table, members).asked
-        cost = total_cost(metas, self.config.latency.mode, asked.tolist())
+        cost = total_cost(costs, self.config.latency.mode, asked.tolist())
         voted = self.vote(table, members)
         found = scores.score(self.asked, voted, self.config.trust.weights) | cost._asdict()
-        sizes = [sum(t["bytes"] for t in meta["tensors"].values()) for meta in metas]
-        found |= {"calls": asked.sum(), "bytes_read": 100 * (asked @ sizes) / sum(sizes)}
+        sizes = np.array([sum(each.tensors.values()) for each in costs])
+        read_bytes = 100 * float(asked @ sizes) / float(sizes.sum())
+        found |= {"calls": float(asked.sum()), "bytes_read": read_bytes}
         judged = [table.entries[label].judged for label in members]
         read = [each[self.mask] for each in judged if each is not None]
         return with_objectives(found) | scores.judged_shares(self.asked, read)
@@ -78,7 +79,7 @@ class EnsembleScorer:
         if not self.rule.enumerable:
             order = list(range(len(members)))
             return lazy.Plan(order, np.ones(len(members)), len(members))
-        latency = np.array([table.entries[label].meta["latency_ms"] for label in members])
+        latency = np.array([table.entries[label].cost.latency_ms for label in members])
         return lazy.plan(*self.answers(table, members), latency)
 
     def latencies(self, table: Table, members: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -86,13 +87,13 @@ class EnsembleScorer:
         slowest), and one after the other until the vote is decided. {} for what was not timed.
         """
         entries = [table.entries[label] for label in members]
-        timed = [entry.meta["timed"] for entry in entries if "timed" in entry.meta]
+        timed = [entry.timed for entry in entries if entry.timed]
         if len(timed) < len(entries):
             return {}
-        ms = 1000 * np.array([each["seconds"] for each in timed])  # (members, prompts)
+        ms = 1000 * np.array([each.seconds for each in timed])  # (members, prompts)
         asked = np.ones(ms.shape, dtype=bool)
         if self.rule.enumerable:
-            codes = np.stack([entry.codes[timed[0]["rows"]] for entry in entries])
+            codes = np.stack([entry.codes[timed[0].rows] for entry in entries])
             precision = np.array([entry.variant.precision for entry in entries])
             asked = lazy.asked_each(codes, precision, self.lazily(table, members).order)
         ways = {

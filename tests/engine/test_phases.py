@@ -18,7 +18,7 @@ from ptsearch.config import CONF, BenchmarksConfig
 from ptsearch.evaluation import evaluate
 from ptsearch.models import loading
 from ptsearch.pool import build
-from ptsearch.scoring.cost import total_cost
+from ptsearch.scoring.cost import VariantCost, total_cost
 
 ROWS: list[dict[str, Any]] = [{"method": "rtn", "bits": 8, "decode_schedule": "4:2"}]
 NEW = 9
@@ -83,10 +83,10 @@ def test_both_are_built_and_stored_tensors_count_once(built: Path) -> None:
     variant = pool(ROWS)[0]
     assert variant.label == "rtn-8b-g32-then2b-s0"
     _, *parts = variant.phases()
-    metas = [store.read_json(build.folder_of(built, v) / loading.META) for v in (variant, *parts)]
+    metas = [store.read_meta(build.folder_of(built, v)) for v in (variant, *parts)]
     assert all(store.is_whole(build.folder_of(built, part)) for part in parts)
-    metas = [meta | {"kv_bytes": 0, "latency_ms": 1.0} for meta in metas]
-    costs = [total_cost(several, "parallel") for several in (metas[:1], metas[1:], metas)]
+    each = [VariantCost({t.sha256: t.bytes for t in m.tensors.values()}, 0, 1.0) for m in metas]
+    costs = [total_cost(several, "parallel") for several in (each[:1], each[1:], each)]
     assert len({cost.memory_gb for cost in costs}) == 1
 
 

@@ -18,7 +18,7 @@ from ptsearch.models.base_model import BaseModel
 from ptsearch.pool import build, writer
 from ptsearch.pool.calibration import Calibration
 from ptsearch.quantize import METHODS
-from ptsearch.scoring.cost import total_cost
+from ptsearch.scoring.cost import VariantCost, total_cost
 from ptsearch.variant import Variant, expand_pool
 
 TEXT = "\n".join(f"Line {n}: {n * n} little foxes jump over {n} dogs." for n in range(400))
@@ -143,7 +143,10 @@ def test_nested_members_share_their_planes(built: Path) -> None:
         planes = [name for name in narrow["tensors"] if ".plane" in name]
         assert len(planes) == narrow["variant"]["bits"] * 14
         assert all(narrow["tensors"][name] == wide["tensors"][name] for name in planes)
-    members = [{**meta, "kv_bytes": 0, "latency_ms": 1.0} for meta in (three, four, eight)]
+    members = [
+        VariantCost({t["sha256"]: t["bytes"] for t in meta["tensors"].values()}, 0, 1.0)
+        for meta in (three, four, eight)
+    ]
     together = total_cost(members, "sequential").memory_gb
     own = [
         tensor["bytes"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import fake_table
+from fakes import fake_table, unfit
 from paper_root import SHARED, needs_shared
 from rich.console import Console
 
@@ -67,14 +67,12 @@ def test_the_ensembles_of_a_pool() -> None:
 def test_bytes_beside_the_dense_models(tmp_path) -> None:
     """Fake variants share 50 MB and have 10 MB a bit; dense has 160 of its own; a cache has 1."""
     table = fake_table(tmp_path, bits=BITS)
-    dense = table.entries["none"].meta["tensors"]["layers"]
-    dense["bytes"] = 160_000_000
+    assert table.entries["none"].cost.tensors["none"] == 160_000_000
     assert paper.about_bytes(table) == [
         "weights: dense 0.210 GB; 3+4+8 bits 0.200, 95 % of dense (96 % with a KV cache per "
         "member); the same nested 0.145, 69 % of dense (70 % with a KV cache per member; from bits)"
     ]
     four = fake_table(tmp_path, bits=(4,))
-    four.entries["none"].meta["tensors"]["layers"]["bytes"] = 160_000_000
     assert "3+4+8 bits 0.207, 99 % of dense" in paper.about_bytes(four)[0]
 
 
@@ -87,7 +85,7 @@ def test_groups_of_seeds_differ_in_nothing_else() -> None:
 
 def test_benchmark_has_every_model_on_every_part(tmp_path) -> None:
     table = fake_table(tmp_path, bits=BITS, samples=SAMPLES, kind="benchmark")
-    table.entries["v1-3b"].meta["degenerate"] = True
+    unfit(table, "v1-3b")
     found = compiled(table, [smaller(tmp_path / "smaller")], paper.singles(table))
     assert {row.members for row in found.front} == {
         ("v0-3b",), ("v2-4b",), ("v3-4b",), ("v4-8b",)

@@ -6,7 +6,7 @@ import io
 from dataclasses import replace
 
 import pytest
-from fakes import fake_table
+from fakes import fake_table, unfit
 from rich.console import Console
 
 from ptsearch.report import rows as results
@@ -28,7 +28,7 @@ def test_the_knee_is_the_point_nearest_to_the_ideal() -> None:
 
 def test_baselines_are_dense_and_every_single_that_may_vote(tmp_path) -> None:
     table = fake_table(tmp_path)
-    table.entries["v1-3b"].meta["degenerate"] = True
+    unfit(table, "v1-3b")
     scorer, _ = search_and_holdout(table)
     dense, *singles = results.baseline_rows(table, scorer)
     assert dense.kind == "dense"
@@ -77,7 +77,7 @@ def test_times_of_an_ensemble_are_its_members(tmp_path) -> None:
     assert scorer.latencies(table, members)["lazy"]["p50"] == 20.7
     alone = scorer.latencies(table, ("v4-8b",))
     assert alone["lazy"] == alone["sequential"] == alone["parallel"]
-    del table.entries["v0-3b"].meta["timed"]
+    table.entries["v0-3b"] = replace(table.entries["v0-3b"], timed=None)
     assert scorer.latencies(table, members) == {}
 
 

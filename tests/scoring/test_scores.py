@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fakes import fake_meta, fake_table
+from fakes import fake_cost, fake_table
 
 from ptsearch.benchmarks import Scenario
 from ptsearch.scoring import scores
 from ptsearch.scoring.cost import kv_bytes, total_cost
 from ptsearch.scoring.scores import Part, Questions
 from ptsearch.search.scorer import search_and_holdout
+from ptsearch.store import KvStorage
 
 ETHICS = ("ethics", Scenario("zero", "zero"), [0, 1], [-1, -1])
 ALL = {"adversarial": 1.0, "fairness": 1.0, "ethics": 1.0, "ood": 1.0}
@@ -92,7 +93,7 @@ def test_the_same_item_never_stands_in_both_halves(tmp_path) -> None:
 
 
 def test_shared_tensors_are_stored_once() -> None:
-    members = [fake_meta("a", 3), fake_meta("b", 4)]
+    members = [fake_cost("a", 3), fake_cost("b", 4)]
     cost = total_cost(members, latency="sequential")
     assert cost.memory_gb == pytest.approx((50 + 30 + 40 + 2) / 1000)
     assert cost.latency_ms == pytest.approx(20.7)
@@ -101,9 +102,9 @@ def test_shared_tensors_are_stored_once() -> None:
 
 def test_a_rounded_cache_is_smaller_but_for_its_window() -> None:
     model = {"layers": 3, "kv_heads": 4, "width": 16}
-    assert kv_bytes(model, {"bits": 16, "window": 0}, 10) == 2 * 3 * 64 * 10 * 2
-    assert kv_bytes(model, {"bits": 4, "window": 2}, 10) == 2 * 3 * 64 * (2 * 2 + 8 // 2)
-    assert kv_bytes(model, {"bits": 4, "window": 99}, 10) == 2 * 3 * 64 * 10 * 2
+    assert kv_bytes(model, KvStorage(), 10) == 2 * 3 * 64 * 10 * 2
+    assert kv_bytes(model, KvStorage(4, 2), 10) == 2 * 3 * 64 * (2 * 2 + 8 // 2)
+    assert kv_bytes(model, KvStorage(4, 99), 10) == 2 * 3 * 64 * 10 * 2
 
 
 def test_the_judge_scores_one_member_as_itself(tmp_path) -> None:

@@ -12,7 +12,7 @@ from tables import random_asked, random_codes
 
 from ptsearch.benchmarks.parsing import UNUSABLE
 from ptsearch.scoring import rates, scores
-from ptsearch.scoring.cost import total_cost
+from ptsearch.scoring.cost import VariantCost, total_cost
 from ptsearch.search import enumeration, pareto
 from ptsearch.voting import lazy
 from ptsearch.voting import votes as voting
@@ -117,25 +117,22 @@ def test_too_many_ensembles_are_refused_with_their_number() -> None:
 
 @pytest.mark.parametrize("latency", ["sequential", "parallel", "lazy"])
 def test_costs_equal_those_of_the_members(rng, latency: str) -> None:
-    metas = [
-        {
-            "tensors": {
-                f"w{i}": {"bytes": 10 ** (i + 1) + held, "sha256": f"{i}-{held}"}
-                for i, held in enumerate(rng.integers(0, 3, 4).tolist())
-            },
-            "kv_bytes": int(rng.integers(9, 999)),
-            "latency_ms": float(rng.uniform(10, 90)),
-        }
+    costs = [
+        VariantCost(
+            {f"{i}-{n}": 10 ** (i + 1) + n for i, n in enumerate(rng.integers(0, 3, 4).tolist())},
+            kv_bytes=int(rng.integers(9, 999)),
+            latency_ms=float(rng.uniform(10, 90)),
+        )
         for _ in range(6)
     ]
     masks = enumeration.enumerate_ensembles(6, 6)
     codes, precision = rng.integers(-1, 3, (6, 30)).astype(np.int16), rng.random(6)
-    each = np.array([meta["latency_ms"] for meta in metas])
-    memory, times = enumeration.cost_all(metas, latency, masks, (codes, precision))
+    each = np.array([cost.latency_ms for cost in costs])
+    memory, times = enumeration.cost_all(costs, latency, masks, (codes, precision))
     for i, mask in enumerate(masks):
         members = list(enumeration.members(mask))
         shares = lazy.plan(codes[members], precision[members], each[members]).asked.tolist()
-        slow = total_cost([metas[v] for v in members], latency, shares)
+        slow = total_cost([costs[v] for v in members], latency, shares)
         assert memory[i] == slow.memory_gb
         assert times[i] == pytest.approx(slow.latency_ms, abs=1e-9)
 

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from fakes import fake_table, undominated
+from fakes import fake_table, undominated, unfit
 
 from ptsearch.search.comparisons import gains
 from ptsearch.search.exact_front import (
@@ -42,7 +42,7 @@ def test_shares_grow_to_the_whole_when_everything_was_tried(tmp_path) -> None:
 
 def test_limits_and_degenerate_members_leave_the_enumeration(tmp_path) -> None:
     table = fake_table(tmp_path, max={"memory_gb": 0.13})
-    table.entries["v4-8b"].meta["degenerate"] = True
+    unfit(table, "v4-8b")
     scorer, _ = search_and_holdout(table)
     exact = find_exact_front(table, scorer)
     assert exact.front
@@ -98,7 +98,7 @@ def test_a_pool_too_large_to_enumerate_is_searched_beyond_greedy(tmp_path, monke
 
 def test_an_approximate_front_keeps_to_limits_and_to_voters(tmp_path) -> None:
     table = fake_table(tmp_path, max={"memory_gb": 0.2}, min_members=2)
-    table.entries["v4-8b"].meta["degenerate"] = True
+    unfit(table, "v4-8b")
     scorer, _ = search_and_holdout(table)
     front = approximate_front(table, scorer, "too many").front
     assert set(front) == set(find_exact_front(table, scorer).front)

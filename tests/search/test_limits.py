@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from command import ptsearch
-from fakes import fake_table
+from fakes import fake_table, unfit
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -152,7 +152,6 @@ def test_a_limit_on_an_unknown_metric(monkeypatch, tmp_path, capfd) -> None:
 
 def test_a_pool_without_a_sound_variant(tmp_path) -> None:
     table = fake_table(tmp_path, kind="slo")
-    for label in table.variants:
-        table.entries[label].meta["degenerate"] = True
+    unfit(table, *table.variants)
     with pytest.raises(ValueError, match=r"every variant of the pool is degenerate: v0-3b, .*bits"):
         within_limits(table, search_and_holdout(table)[0])

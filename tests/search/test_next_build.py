@@ -45,11 +45,9 @@ def test_agreement_is_learnt_from_pairs_of_the_same_kind(table) -> None:
 def test_bytes_of_an_unbuilt_variant_follow_its_bits(table) -> None:
     scorer, _ = search_and_holdout(table)
     known = next_build.known(table, scorer, ["v2-4b"])
-    meta = next_build.expected_meta(known, table.variants["v5-8b"])
-    real = table.entries["v5-8b"].meta
-    assert sum(t["bytes"] for t in meta["tensors"].values()) == sum(
-        t["bytes"] for t in real["tensors"].values()
-    )
+    expected = next_build.expected_cost(known, table.variants["v5-8b"])
+    real = table.entries["v5-8b"].cost
+    assert sum(expected.tensors.values()) == sum(real.tensors.values())
 
 
 def test_what_costs_more_seconds_promises_less(table) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
-from fakes import fake_table, undominated
+from fakes import fake_table, undominated, unfit
 
 from ptsearch.benchmarks.parsing import REFUSED
 from ptsearch.evaluation.table import Table
@@ -90,7 +90,7 @@ def test_limits_keep_ensembles_off_the_front(tmp_path) -> None:
 
 def test_degenerate_members_do_not_vote(tmp_path) -> None:
     table = fake_table(tmp_path, trials=10)
-    table.entries["v4-8b"].meta["degenerate"] = True
+    unfit(table, "v4-8b")
     study = run(table, tmp_path)
     assert all("v4-8b" not in found.members for found in studies.completed(study))
 
