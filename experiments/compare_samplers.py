@@ -7,8 +7,9 @@ First with all variants evaluated: the share of the true front's hypervolume aft
 as a study runs them (single variants first). Then by seconds, without that queue: a trial pays for
 its sampler's own time and for the members that it names first (their own part of the build and
 their answers, the median of all: all run the same products). Then in order of building, where
-whatever was paid for is enumerated; beside it the variants in the pool's order and in random ones,
-proposals, and the best half of the seconds that hindsight could choose. Prints JSON lines.
+whatever was paid for is enumerated; beside it the variants in the pool's order, in random ones and
+in that of `study.max_builds`, and the best half of the seconds that hindsight could choose.
+Prints JSON lines.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import numpy as np
 import optuna
 from real_table import real_table
 
+from ptsearch.evaluation import predictions
 from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.scoring.scores import Scores
 from ptsearch.search import exact_front, next_build
@@ -32,6 +34,12 @@ from ptsearch.search.scorer import scorers
 from ptsearch.search.study import Members
 
 SECONDS = (0.5, 0.75, 1.0, 1.1, 1.5, 2.0, 3.0)  # times what all variants take
+
+
+def seconds_of(table: Table, label: str) -> float:
+    """What an evaluated variant cost: its own part of the build, and its answers."""
+    asked = [predictions.read(path)["seconds"] for path in table.outputs(label).values()]
+    return float(table.meta(label).cpu_seconds + sum(sum(s.to_pylist()) for s in asked))
 
 
 class Landscape:
@@ -45,7 +53,7 @@ class Landscape:
         _, self.masks, self.scores = self.exact.everything
         self.place = {int(mask): i for i, mask in enumerate(self.masks)}
         own = {label: float(table.meta(label).cpu_seconds) for label in self.labels}
-        answers = float(np.median([table.seconds(label) - own[label] for label in self.labels]))
+        answers = float(np.median([seconds_of(table, label) - own[label] for label in self.labels]))
         self.cost = {label: seconds + answers for label, seconds in own.items()}
 
     def __call__(self, table: Table, members: Sequence[str]) -> Scores:
@@ -154,22 +162,13 @@ def order_of(land: Landscape, study: optuna.Study) -> list[str]:
     return list(dict.fromkeys([*named, *land.labels]))
 
 
-def proposed_order(land: Landscape, seed: int) -> list[str]:
-    rng, built = np.random.default_rng(seed), list[str]()
-    while len(built) < len(land.labels):
-        left = {name: land.table.variants[name] for name in land.labels if name not in built}
-        known = next_build.known(land.table, land.scorer, built)
-        built.append(next_build.propose(land.scorer, known, left, rng))
-    return built
-
-
 def by_builds(land: Landscape, name: str, orders: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Share at half of the seconds, and builds and seconds to 95 % of the final hypervolume."""
     half, builds, seconds = [], [], []
     whole = sum(land.cost.values())
     for order in orders:
         spent = np.cumsum([land.cost[label] for label in order])
-        shares = exact_front.reachable(land.exact, [(label,) for label in order])
+        shares = [land.share(frozenset(order[: n + 1])) for n in range(len(order))]
         paid = np.flatnonzero(spent <= whole / 2)
         half.append(shares[paid[-1]] if paid.size else 0.0)
         reached = int(np.argmax(np.array(shares) >= 95)) if max(shares) >= 95 else len(order) - 1
@@ -214,19 +213,19 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--half", default="search")  # holdout: what nothing was tuned on
     parser.add_argument("--samplers", default="sets,tpe,nsga2,random,gp")
-    parser.add_argument("--no-proposals", action="store_true")
+    parser.add_argument("--no-builds", action="store_true")
     given = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     land = Landscape(real_table(given.overrides), given.half)
     say({"variants": len(land.labels), "ensembles": land.exact.ensembles,
          "front": len(land.exact.front), "seconds": round(sum(land.cost.values())),
          "on_front": sorted({label for m in land.exact.front for label in m}),
-         "samples": int(land.scorer.mask.sum()), "dense_seconds": round(land.table.seconds(DENSE))}
-        )  # fmt: skip
+         "samples": int(land.scorer.mask.sum()),
+         "dense_seconds": round(seconds_of(land.table, DENSE))})  # fmt: skip
     compare(land, given.samplers.split(","), given.trials, given.seeds)
-    if not given.no_proposals:
-        orders = [proposed_order(land, seed) for seed in range(given.seeds)]
-        say(by_builds(land, "proposal", orders))
+    if not given.no_builds:
+        variants = {label: land.table.variants[label] for label in land.labels}
+        say(by_builds(land, "unlike each other", [next_build.spread(variants)]))
 
 
 def compare(land: Landscape, samplers: list[str], trials: int, seeds: int) -> None:

@@ -242,9 +242,7 @@ class StudyConfig:
     objectives: dict[str, bool] = field(default_factory=dict)  # not given: as its record says
     min_members: int = least(1, 1)
     max_members: int = 5
-    max_builds: int = least(
-        0, 0
-    )  # so many variants, by expected gain per second; 0 = the whole pool
+    max_builds: int = least(0, 0)  # so many variants, unlike each other; 0 = the whole pool
     # Metric of the search half -> limit; null = none. Scores are in percent.
     min: dict[str, float | None] = field(default_factory=dict)
     max: dict[str, float | None] = field(default_factory=dict)

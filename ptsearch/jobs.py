@@ -59,7 +59,7 @@ def _pareto(
     """The front of all ensembles of what is built, after the sampler's trials."""
     search = studies.study_config(table.config)
     if search.max_builds:
-        next_build.build_some(table, scorer, search.max_builds)
+        next_build.build_some(table, search.max_builds)
     studies.search(study, table, scorer, on_trial)
     exact = exact_front.complete(study, table, scorer, on_trial)
     chosen = studies.front(study)

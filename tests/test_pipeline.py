@@ -227,7 +227,7 @@ def test_a_judge_reads_what_the_rules_cannot(finished, tiny_model, monkeypatch, 
 
 @pytest.mark.slow
 def test_limited_builds_build_less(tiny_model, monkeypatch, tmp_path, capfd) -> None:
-    some = study(tiny_model, "study.name=some", "pool.build=named", "study.max_builds=2")
+    some = study(tiny_model, "study.name=some", "study.max_builds=2")
     other = (*some, f"cache_dir={tmp_path}/cache")
     assert ptsearch(monkeypatch, tmp_path, *other) == 0
     assert len(list((tmp_path / "cache" / "variants").iterdir())) == 3  # and the dense model

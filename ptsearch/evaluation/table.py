@@ -103,7 +103,8 @@ class Table:
         if not unbuilt:
             return
         if self.config.pool.build == "all" and unbuilt != [DENSE]:
-            everything = [DENSE, *self.variants]
+            left_out = self.left_out()
+            everything = [DENSE, *(label for label in self.variants if label not in left_out)]
             unbuilt = [label for label in everything if not store.is_whole(self.folder(label))]
         self.workers.call(
             partial(build.build_pool, max_perplexity_ratio=self.config.pool.max_perplexity_ratio),
@@ -145,11 +146,6 @@ class Table:
     def left_out(self) -> dict[str, str]:
         """Label -> why, of the variants that nothing more is asked of."""
         return {label: entry.reason for label, entry in self.entries.items() if entry.left_out}
-
-    def seconds(self, label: str) -> float:
-        """What an evaluated variant cost: its own part of the build, and its answers."""
-        asked = [predictions.read(path)["seconds"] for path in self.outputs(label).values()]
-        return float(self.meta(label).cpu_seconds + sum(sum(s.to_pylist()) for s in asked))
 
     def variant(self, label: str) -> Variant:
         if label == DENSE:

@@ -2,5 +2,5 @@
 
 In: the table of answers. Out: trials of an Optuna study, the exact front, comparisons with
 intervals. `enumeration.py` scores all ensembles with bit masks; `next_build.py` chooses what is
-worth building next. Open `scorer.py` first, then `study.py`.
+built where not all of a pool is. Open `scorer.py` first, then `study.py`.
 """
