@@ -7,8 +7,6 @@ not report the vote without that. So the same members vote again with nothing dr
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from ptsearch.benchmarks.parsing import CONTRADICTORY, REFUSED, UNUSABLE
 from ptsearch.evaluation.table import Table
 from ptsearch.scoring import scores
@@ -72,7 +70,3 @@ def _split(under: Mapping[str, float], base: float) -> Split:
         errors_corrected=under["unfiltered"] - base,
         gain_refusal_label=under["refusal label"] - base,
     )
-
-
-def mean_split(splits: Sequence[Split]) -> Split:
-    return Split(*np.mean(np.array(splits), axis=0).tolist())

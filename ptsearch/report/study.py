@@ -108,7 +108,7 @@ def compile_result(
         exact=exact,
         shares=_shares(exact, trials, search) if exact else [],
         remarks=found.remarks + no_gains + remarks + results.about_data(table) + about_bytes(table),
-        explained=explain.explain(table, (search, holdout), front, _baselines(best)),
+        explained=explain.explain(table, parts, front, _baselines(best)),
         scenarios=_scenarios(parts, [*compared, *front, *singles])
         if found.all_data
         else _scenarios({"search": search}, [*references, _most_trusted(front)]),

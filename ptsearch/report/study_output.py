@@ -162,7 +162,7 @@ def _footnotes(config: Config, result: Result) -> list[str]:
         )
     if result.front[0].all:
         notes += paper.notes(config, result.rows, result.remarks)
-    return notes + explain.lines(result.explained) + result.remarks
+    return notes + result.explained.lines + result.remarks
 
 
 def _gain_line(result: Result) -> list[str]:

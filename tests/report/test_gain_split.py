@@ -6,7 +6,7 @@ from fakes import fake_table
 
 from ptsearch.benchmarks.parsing import REFUSED
 from ptsearch.evaluation.table import DENSE, Table
-from ptsearch.report.gain_split import gain_splits, mean_split
+from ptsearch.report.gain_split import gain_splits
 from ptsearch.search.scorer import search_and_holdout
 
 FRONT = [("v0-3b", "v2-4b", "v4-8b"), ("v0-3b", "v1-3b"), ("v4-8b",)]
@@ -56,11 +56,3 @@ def test_two_who_refuse_are_outvoted_only_with_the_filter(tmp_path) -> None:
     split = found["refuses"]["mmlu"]
     assert (split.gain, split.refusals_dropped, split.errors_corrected) == (100, 100, 0)
     assert split.gain_refusal_label == 0
-
-
-def test_mean_of_splits(table: Table) -> None:
-    scorer, _ = search_and_holdout(table)
-    splits = [
-        each["dense"]["trust"] for each in gain_splits(table, scorer, FRONT, {"dense": (DENSE,)})
-    ]
-    assert mean_split(splits).gain == pytest.approx(np.mean([split.gain for split in splits]))

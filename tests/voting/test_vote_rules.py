@@ -19,7 +19,7 @@ from ptsearch.report import explain
 from ptsearch.report import rows as results
 from ptsearch.scoring import metrics
 from ptsearch.search import exact_front
-from ptsearch.search.scorer import search_and_holdout
+from ptsearch.search.scorer import scorers, search_and_holdout
 from ptsearch.search.study import CompletedTrial
 from ptsearch.voting import VOTES, VoteInputs, VoteRule, registry
 from ptsearch.voting.fair import fair_weights, label_weights
@@ -155,14 +155,14 @@ def test_holdout_votes_are_fitted_on_search(rule: str, tmp_path) -> None:
 @pytest.mark.parametrize("rule", ["soft", "selective"])
 def test_what_is_written_and_said_of_a_vote(rule: str, tmp_path) -> None:
     table = table_with(tmp_path, VoteConfig(rule))
-    scorers = search, _ = search_and_holdout(table)
+    parts = scorers(table)
     front = results.front_rows(
-        table, search, [CompletedTrial(0, THREE, "r0"), CompletedTrial(1, THREE[:1], "r1")]
+        table, parts["search"], [CompletedTrial(0, THREE, "r0"), CompletedTrial(1, THREE[:1], "r1")]
     )
-    explained = explain.explain(table, scorers, front, {"dense": (DENSE,)})
+    explained = explain.explain(table, parts, front, {"dense": (DENSE,)})
     files = {path.name: path for path in explain.write(explained, tmp_path, "fake")}
     assert all(path.stat().st_size for path in files.values())
-    assert explain.lines(explained)
+    assert explained.lines
     assert front[1].fitted == ({"margin": [0.5]} if rule == "selective" else {})
 
 
