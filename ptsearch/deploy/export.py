@@ -31,7 +31,8 @@ from ptsearch.deploy.vllm_support import Form, form_of
 from ptsearch.models import base_model, loading
 from ptsearch.models.prompting import Prompter
 from ptsearch.report import certificate
-from ptsearch.report.rows import COST, LAZY, knee
+from ptsearch.report.rows import LAZY, knee
+from ptsearch.search.objectives import costs
 from ptsearch.variant import Variant, from_fields
 from ptsearch.voting import VOTES
 
@@ -146,7 +147,7 @@ def _description(
         chat=_chat(settings, folder / members[next(iter(forms))].folder),
         members=list(members.values()),
         scores=HalfScores(
-            search={key: row.search[key] for key in row.search if key not in (*COST, *LAZY)},
+            search={key: row.search[key] for key in row.search if key not in (*costs(), *LAZY)},
             holdout=row.holdout,
         ),
         unskilled=row.unskilled,

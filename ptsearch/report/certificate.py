@@ -12,9 +12,10 @@ from importlib.metadata import version
 
 from ptsearch.benchmarks import digest
 from ptsearch.evaluation.table import Table
-from ptsearch.report.rows import COST, Row, shown_scores
+from ptsearch.report.rows import Row, shown_scores
 from ptsearch.scoring.scores import Scores
 from ptsearch.search.comparisons import LEVEL, Gain, Gains
+from ptsearch.search.objectives import OBJECTIVES
 from ptsearch.search.scorer import EnsembleScorer
 from ptsearch.search.study import study_config
 
@@ -99,7 +100,7 @@ def _certificate(
     remarks: Sequence[str],
 ) -> Certificate:
     config, search = table.config, study_config(table.config)
-    costs = {name: row.search[name] for name in COST}
+    objectives = {name: row.search[name] for name in OBJECTIVES}
     return Certificate(
         study=search.name,
         command=["python", "-m", "ptsearch", *config.overrides],
@@ -126,7 +127,7 @@ def _certificate(
         run=row.run_id,
         members={label: table.variant(label).id for label in row.members},
         scores={
-            "search": _rounded(shown_scores(row.search) | costs),
+            "search": _rounded(shown_scores(row.search) | objectives),
             "holdout": _rounded(shown_scores(row.holdout or {})),
         },
         unskilled=list(row.unskilled),

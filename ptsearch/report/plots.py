@@ -7,18 +7,13 @@ from typing import TYPE_CHECKING
 
 from ptsearch.report.rows import Row, shown_benchmarks
 from ptsearch.scoring.scores import Scores
+from ptsearch.search.objectives import OBJECTIVES, costs
 from ptsearch.shared import Floats
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 FRONT, TRIAL, DENSE, SINGLE = "#0b6e4f", "#b8c4c2", "#c1121f", "#e09f3e"
-TITLES = {
-    "trust": "trust (search half, %)",
-    "mmlu": "MMLU (search half, %)",
-    "memory_gb": "memory (GB)",
-}
-X_AXES = ("memory_gb", "mmlu")  # of the front's two panels, trust over each
 KINDS = (  # kind of row, colour, marker of matplotlib, of plotly, size
     ("single", SINGLE, "^", "triangle-up", 34),
     ("front", FRONT, "o", "circle", 40),
@@ -32,12 +27,13 @@ UNDEFINED = "#bdbdbd"  # NaN; 0 is white
 
 
 def draw_front_png(trials: Sequence[Scores], rows: Sequence[Row], path: Path, title: str) -> None:
-    """Trust over memory and over MMLU, all trials behind the front."""
+    """Trust over each other objective, all trials behind the front."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, x in zip(panels, X_AXES, strict=True):
+    names = _x_axes()
+    figure = Figure(figsize=(5.5 * len(names), 4.6), layout="constrained")
+    panels = figure.subplots(1, len(names), sharey=True)
+    for axes, x in zip(panels, names, strict=True):
         axes.scatter(
             [trial[x] for trial in trials], [trial["trust"] for trial in trials],
             s=14, color=TRIAL, label=f"trials ({len(trials)})",
@@ -49,10 +45,10 @@ def draw_front_png(trials: Sequence[Scores], rows: Sequence[Row], path: Path, ti
                     [scores[x] for scores in of_kind], [scores["trust"] for scores in of_kind],
                     s=size, color=colour, marker=marker, label=f"{kind} ({len(of_kind)})", zorder=3,
                 )  # fmt: skip
-        axes.set_xlabel(TITLES[x])
+        axes.set_xlabel(_title(x))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel(TITLES["trust"])
+    panels[0].set_ylabel(_title("trust"))
     panels[0].legend(frameon=False, loc="best", fontsize=8)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=140)
@@ -62,8 +58,9 @@ def draw_front(trials: Sequence[Scores], rows: Sequence[Row], path: Path, title:
     """The same with each ensemble's members and scores on hovering."""
     from plotly.subplots import make_subplots
 
-    figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.04)
-    for column, x in enumerate(X_AXES, start=1):
+    names = _x_axes()
+    figure = make_subplots(1, len(names), shared_yaxes=True, horizontal_spacing=0.04)
+    for column, x in enumerate(names, start=1):
         first = column == 1
         figure.add_scatter(
             x=[t[x] for t in trials], y=[t["trust"] for t in trials], mode="markers",
@@ -79,8 +76,8 @@ def draw_front(trials: Sequence[Scores], rows: Sequence[Row], path: Path, title:
                 showlegend=first, text=[_hover(row) for row in of_kind], hoverinfo="text",
                 row=1, col=column,
             )  # fmt: skip
-        figure.update_xaxes(title_text=TITLES[x], row=1, col=column)
-    figure.update_yaxes(title_text=TITLES["trust"], row=1, col=1)
+        figure.update_xaxes(title_text=_title(x), row=1, col=column)
+    figure.update_yaxes(title_text=_title("trust"), row=1, col=1)
     _write(figure, path, title, height=520)
 
 
@@ -121,6 +118,15 @@ def draw_heat_maps(
     _write(figure, path, title, height=rows * side + 80)
 
 
+def _x_axes() -> list[str]:
+    """The objectives that trust is drawn over, a panel for each."""
+    return [name for name in OBJECTIVES if name != "trust"]
+
+
+def _title(name: str) -> str:
+    return f"{name.removesuffix('_gb').removesuffix('_ms')} ({OBJECTIVES[name].unit}, search half)"
+
+
 def _write(figure: "Figure", path: Path, title: str, height: int) -> None:
     title = title.replace("\n", "<br>")
     figure.update_layout(title=title, height=height, template="plotly_white")
@@ -131,7 +137,7 @@ def _hover(row: Row) -> str:
     scores = row.search
     names = ("trust", *shown_benchmarks(scores), "refusal_rate")
     lines = [f"{name}: {scores[name]:.1f}" for name in names]
-    lines += [f"memory: {scores['memory_gb']:.3f} GB", f"latency: {scores['latency_ms']:.0f} ms"]
+    lines += [f"{name}: {scores[name]:.{OBJECTIVES[name].digits}f}" for name in costs()]
     if row.holdout:
         lines.append(f"trust held out: {row.holdout['trust']:.1f}")
     lines += [

@@ -16,6 +16,7 @@ from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.scoring import scores as scoring
 from ptsearch.scoring.scores import MMLU, Scores, constant_scores, nan_last
 from ptsearch.search.comparisons import Gains
+from ptsearch.search.objectives import OBJECTIVES, costs, losses
 from ptsearch.search.scorer import EnsembleScorer
 from ptsearch.search.study import CompletedTrial, Members
 from ptsearch.variant import short_labels
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 DENSE_MODEL, BEST_SINGLE = "dense", "best_single"  # baselines of gains
 BOUNDS = ("", ".low", ".high")
-COST = ("memory_gb", "latency_ms")
 LAZY = ("calls", "bytes_read")
 PREFIX = {"all": "all.", "search": "", "holdout": "holdout."}  # of scores, in CSVs and MLflow
 DETAILS = ("mmlu.macro", "ethics.all", "ethics.answered")  # of a CSV, where there are such
@@ -120,7 +120,7 @@ def with_scores(
 
 def constant_rows(search: EnsembleScorer, holdout: EnsembleScorer) -> list[Row]:
     """What scores without a model: each scenario's most frequent label, or always the same one."""
-    weights, no_cost = search.config.trust.weights, dict.fromkeys(COST, 0.0)
+    weights, no_cost = search.config.trust.weights, dict.fromkeys(costs(), 0.0)
     on_search, on_holdout = (constant_scores(each.asked, weights) for each in (search, holdout))
     return [
         Row("constant", name, (), scores | no_cost, on_holdout[name] | no_cost)
@@ -179,16 +179,11 @@ def best_single(rows: Sequence[Row]) -> Row | None:
 
 def knee(front: Sequence[Scores], objectives: Sequence[str]) -> int:
     """Which point is closest to the ideal one, each objective scaled to the front's own range."""
-    loss = [0.0] * len(front)
-    for name in objectives:
-        sign = -1.0 if name in COST else 1.0
-        values = [sign * scores[name] for scores in front]
-        span = max(values) - min(values)
-        if span:
-            loss = [
-                sum_ + ((max(values) - v) / span) ** 2 for sum_, v in zip(loss, values, strict=True)
-            ]
-    return loss.index(min(loss))
+    values = np.array([[scores[name] for name in objectives] for scores in front])
+    loss = losses(values, objectives)
+    span = np.ptp(loss, axis=0)
+    scaled = (loss - loss.min(axis=0)) / np.where(span > 0, span, 1.0)
+    return int((scaled**2).sum(axis=1).argmin())
 
 
 def gain_columns(row: Row, keys: Iterable[str] | None = None) -> Scores:
@@ -209,7 +204,7 @@ def number_columns(row: Row) -> Scores:
         rates = [f"{name}.refusal_rate" for name in shown_benchmarks(scores)]
         details = [name for name in (*rates, *DETAILS) if name in scores]
         columns |= {PREFIX[part] + name: scores[name] for name in details}
-    columns |= {name: row.search[name] for name in (*COST, *LAZY) if name in row.search}
+    columns |= {name: row.search[name] for name in (*OBJECTIVES, *LAZY) if name in row.search}
     for way, times in row.latency.items():
         columns |= {f"{way}_ms.{quantile}": value for quantile, value in times.items()}
     columns |= gain_columns(row)

@@ -20,6 +20,7 @@ from rich.table import Table as RichTable
 from ptsearch.report.rows import BEST_SINGLE, Row, ScenarioScores, shown_benchmarks
 from ptsearch.scoring.scores import MMLU, Scores
 from ptsearch.search.comparisons import Gain
+from ptsearch.search.objectives import OBJECTIVES, costs
 from ptsearch.shared import Report
 
 WIDTH = 118  # where the output is no terminal
@@ -76,14 +77,14 @@ def show_rows(screen: Console, title: str, rows: Sequence[Row], dense_gb: float)
     """
     benchmarks = shown_benchmarks(rows[0].search) if rows else []
     heads = ["members", "trust", "held\nout", "gain", *map(head, benchmarks), "held\nout",
-             "re-\nfused", "GB", "% of\ndense", "ms"]  # fmt: skip
+             "re-\nfused", *(OBJECTIVES[name].unit for name in costs()), "% of\ndense"]  # fmt: skip
     block = [_cells(row, benchmarks, dense_gb) for row in rows]
     styles = ["" if row.kind == "front" else "dim" for row in rows]
     show_grid(screen, title, heads, [block], styles)
 
 
 def _cells(row: Row, benchmarks: Sequence[str], dense_gb: float) -> list[str]:
-    scores, memory = row.search, row.search["memory_gb"]
+    scores = row.search
     return [
         starred(row),
         number(scores, "trust"),
@@ -92,9 +93,8 @@ def _cells(row: Row, benchmarks: Sequence[str], dense_gb: float) -> list[str]:
         *(number(scores, name) for name in benchmarks),
         number(row.holdout, MMLU),
         number(scores, "refusal_rate"),
-        f"{memory:.3f}",
-        f"{100 * memory / dense_gb:.0f}",
-        f"{scores['latency_ms']:.0f}",
+        *(f"{scores[name]:.{OBJECTIVES[name].digits}f}" for name in costs()),
+        f"{100 * scores['memory_gb'] / dense_gb:.0f}",
     ]
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ptsearch.config import StudyConfig
 from ptsearch.evaluation.table import Table
 from ptsearch.search.exact_front import Everything, enumerate_scores
+from ptsearch.search.objectives import costs
 from ptsearch.search.scorer import EnsembleScorer
 from ptsearch.search.study import Members, limits, study_config
 from ptsearch.shared import Floats
@@ -127,9 +128,9 @@ def _relaxation(
 
 
 def _most_trusted(every: Everything, places: NDArray[np.intp]) -> int:
-    found = every.found
-    order = (found["latency_ms"], found["memory_gb"], -found["trust"])
-    return int(places[np.lexsort([values[places] for values in order])[0]])
+    """The highest trust, then the least of each cost."""
+    order = [-every.found["trust"], *(every.found[name] for name in costs())]
+    return int(places[np.lexsort([values[places] for values in reversed(order)])[0]])
 
 
 def _ranges(every: Everything, keys: Iterable[str]) -> Floats:

@@ -28,6 +28,7 @@ class Objective:
     # None: the score of the objective's own name.
     of_ensemble: Callable[[Mapping[str, Value]], Value] | None = None
     on: bool = True  # unless `study.objectives.NAME` says otherwise
+    digits: int = 1  # after the point, for people
 
     @property
     def sign(self) -> float:
@@ -38,8 +39,8 @@ class Objective:
 _RECORDS = (
     Objective("trust", "maximize", "%"),
     Objective("mmlu", "maximize", "%"),
-    Objective("memory_gb", "minimize", "GB"),
-    Objective("latency_ms", "minimize", "ms"),
+    Objective("memory_gb", "minimize", "GB", digits=3),
+    Objective("latency_ms", "minimize", "ms", digits=0),
 )
 OBJECTIVES: dict[str, Objective] = {objective.name: objective for objective in _RECORDS}
 
@@ -54,6 +55,11 @@ def chosen_objectives(search: StudyConfig) -> list[str]:
     if not names:
         raise ValueError("study.objectives: at least one must be on")
     return names
+
+
+def costs() -> list[str]:
+    """Names of the objectives that are minimized."""
+    return [name for name, each in OBJECTIVES.items() if each.direction == "minimize"]
 
 
 def directions(names: Sequence[str]) -> list[Direction]:

@@ -29,7 +29,8 @@ from ptsearch.models.base_model import BaseModel
 from ptsearch.models.prompting import Prompter
 from ptsearch.pool import build
 from ptsearch.pool.calibration import Calibration
-from ptsearch.report.rows import COST, LAZY
+from ptsearch.report.rows import LAZY
+from ptsearch.search.objectives import costs
 from ptsearch.variant import Variant, from_fields
 
 DENSE = Variant("tiny", "0")
@@ -50,7 +51,7 @@ def cache(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def study(tiny_model: Path) -> dict[str, Any]:
     """What a study of that pool recorded of itself; one ensemble of all three is its front."""
-    scores = dict.fromkeys((*deploy.SHOWN, *COST, *LAZY), 50.0)
+    scores = dict.fromkeys((*deploy.SHOWN, *costs(), *LAZY), 50.0)
     labels = [variant.label for variant in POOL]
     return {
         "front": [

@@ -1,14 +1,20 @@
 """Objectives: one record is enough to add one, and names are checked."""
 
+import io
+
 import numpy as np
 import pytest
 from fakes import fake_table
+from rich.console import Console
 
 from ptsearch.config import StudyConfig
+from ptsearch.report import plots, terminal
+from ptsearch.report import rows as results
 from ptsearch.search import objectives
 from ptsearch.search.exact_front import enumerate_scores, find_exact_front
 from ptsearch.search.objectives import OBJECTIVES, Objective, chosen_objectives
 from ptsearch.search.scorer import search_and_holdout
+from ptsearch.search.study import CompletedTrial
 
 
 def test_one_record_adds_an_objective(tmp_path, monkeypatch) -> None:
@@ -26,6 +32,23 @@ def test_one_record_adds_an_objective(tmp_path, monkeypatch) -> None:
     exact = find_exact_front(table, scorer)
     assert exact.names[-1] == "regret"
     assert exact.values[:, -1].min() == pytest.approx(every.found["regret"].min())
+
+
+def test_what_people_see_follows_the_records(tmp_path, monkeypatch) -> None:
+    """Table, CSV, plots and the search within limits."""
+    pages = Objective("pages", "minimize", "pp", lambda s: 20 * s["memory_gb"], digits=2)
+    monkeypatch.setitem(OBJECTIVES, "pages", pages)
+    table = fake_table(tmp_path)
+    scorer, _ = search_and_holdout(table)
+    rows = results.front_rows(table, scorer, [CompletedTrial(0, ("v0-3b", "v2-4b"), "r0")])
+    screen = Console(file=io.StringIO(), width=118)
+    terminal.show_rows(screen, "front", rows, 1.0)
+    assert "pp" in screen.file.getvalue()
+    assert f"{20 * rows[0].search['memory_gb']:.2f}" in screen.file.getvalue()
+    results.write_csv(rows, tmp_path / "front.csv")
+    assert ",pages," in (tmp_path / "front.csv").read_text()
+    plots.draw_front([], rows, tmp_path / "front.html", "title")
+    assert "pages (pp, search half)" in (tmp_path / "front.html").read_text()
 
 
 def test_an_objective_that_is_off_until_it_is_chosen(monkeypatch) -> None:
