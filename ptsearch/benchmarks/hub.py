@@ -11,7 +11,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,34 +77,54 @@ def get(
 
     `revision`: a commit, "" = the pinned one; `instead`: the setting that needs no hub.
     """
-    import httpx
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import hf_hub_download
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # else one line per retry
     revision = revision or hub.revisions[repository]
     where = f"{repository}/{name} at {revision[:7]}"
-    try:
+    with explained(where, instead):
         path = hf_hub_download(
             repository, name, repo_type="dataset", revision=revision,
             endpoint=hub.endpoint, cache_dir=hub.cache_dir,
         )  # fmt: skip
-    except errors.GatedRepoError as error:
-        raise RefusedError(
-            f"{where}: accept its terms on its page on the hub and set HF_TOKEN, or give {instead}"
-        ) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise ConnectionError(
-            f"{where} is not in the cache and the hub was not reached: "
-            f"go online once, or give {instead}"
-        ) from error
-    except (errors.HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConnectionError(f"could not get {where} ({reason}): run it again") from error
     check(Path(path), where)
     if hub.loaded is not None:
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         hub.loaded[f"{repository}@{revision}/{name}"] = digest
     return Path(path)
+
+
+@contextmanager
+def explained(what: str, instead: str) -> Iterator[None]:
+    """Errors of `huggingface_hub` in the body as a ConnectionError of one line.
+
+    RefusedError: the repository is gated. `instead`: the setting that needs no hub.
+    """
+    import httpx
+    from huggingface_hub import constants, errors
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # else one line per retry
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise RefusedError(
+            f"{what} is gated: accept its terms on its page on the hub and set HF_TOKEN, or give "
+            f"{instead}"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ConnectionError(f"{what}: the repository has no such revision") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ConnectionError(
+            f"{what}: there is no such repository on the hub (or it is private: log in first)"
+        ) from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        offline = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
+        raise ConnectionError(
+            f"{what} is not in the cache and the hub was not reached{offline}: "
+            f"go online once, or give {instead}"
+        ) from error
+    except (errors.HfHubHTTPError, errors.HFValidationError, httpx.HTTPError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConnectionError(f"could not get {what} ({reason}): run it again") from error
 
 
 def splits(hub: Hub, repository: str, config: str) -> dict[str, str]:

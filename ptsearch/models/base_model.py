@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from ptsearch import store
+from ptsearch.benchmarks import hub
 from ptsearch.config import ModelConfig
 from ptsearch.models.loading import _save, check_format, quantization_config, silence_libraries
 from ptsearch.shared import Report
@@ -134,35 +135,12 @@ def _from_hub(settings: ModelConfig) -> Path:
         ignore_patterns=["*/*", "consolidated*"],
     )
     silence_libraries()
-    try:
-        if COMMIT.fullmatch(settings.revision):
-            try:
-                folder = Path(fetch(local_files_only=True))
-                _check_base(folder, what)
-            except (errors.LocalEntryNotFoundError, ValueError):
-                folder = Path(fetch())
-        else:
+    with hub.explained(what, "model=path model.path=FOLDER"):
+        try:
+            folder = Path(fetch(local_files_only=bool(COMMIT.fullmatch(settings.revision))))
+            _check_base(folder, what)
+        except (errors.LocalEntryNotFoundError, ValueError):
             folder = Path(fetch())
-    except errors.GatedRepoError:
-        raise ValueError(
-            f"{settings.repo} is gated: accept its terms on the hub, then log in with "
-            "`hf auth login` or set HF_TOKEN"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise ValueError(f"{settings.repo} has no revision {settings.revision!r}") from None
-    except errors.RepositoryNotFoundError:
-        raise ValueError(
-            f"there is no model {settings.repo} on the hub (or it is private: log in first)"
-        ) from None
-    except errors.HFValidationError as error:
-        raise ValueError(f"model.repo={settings.repo!r}: {error}") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        reason = "HF_HUB_OFFLINE is set" if huggingface_hub.constants.HF_HUB_OFFLINE else "no hub"
-        raise ValueError(
-            f"{what} is not in the local cache and {reason} to fetch it from"
-        ) from None
-    except errors.HfHubHTTPError as error:
-        raise ValueError(f"{what}: {str(error).splitlines()[0]}") from None
     _check_base(folder, what)
     return folder
 
