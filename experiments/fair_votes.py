@@ -79,8 +79,8 @@ def composed(overrides: Sequence[str]) -> Config:
 def choose(table: Table, search: EnsembleScorer, limit: float) -> list[Members]:
     every = exact_front.enumerate_scores(table, search)
     names = [f"fairness/{p.scenario.name}" for p in parity_parts(search)]
-    dpd = np.max([every.found[f"{name}.dpd"] for name in names], axis=0)
-    accuracy = np.mean([every.found[f"{name}.accuracy"] for name in names], axis=0)
+    dpd = np.max([every.scores[f"{name}.dpd"] for name in names], axis=0)
+    accuracy = np.mean([every.scores[f"{name}.accuracy"] for name in names], axis=0)
     size = np.bitwise_count(every.masks)
     able = np.flatnonzero((dpd > limit) & (size >= SIZES[0]) & (size <= SIZES[1]))
     return [every.members(i) for i in able[np.argsort(-accuracy[able], kind="stable")][:ENSEMBLES]]

@@ -180,8 +180,8 @@ def _post(client: urllib3.PoolManager, judge: JudgeConfig, content: str) -> str:
         ) from error
 
 
-def _choice(said: str, ask: Ask) -> str:
-    bare = said.strip(" \t\r\n.*_'\"`").casefold()
+def _choice(reply: str, ask: Ask) -> str:
+    bare = reply.strip(" \t\r\n.*_'\"`").casefold()
     return next((word for word in _choices(ask) if word.casefold() == bare), UNCLEAR)
 
 

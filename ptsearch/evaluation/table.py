@@ -129,14 +129,14 @@ class Table:
     def voters(self) -> list[str]:
         """The variants that may vote, in the pool's order. ValueError: every one is degenerate."""
         degenerate = self.degenerate()
-        found = [label for label in self.variants if label not in degenerate]
-        if self.variants and not found:
+        sound = [label for label in self.variants if label not in degenerate]
+        if self.variants and not sound:
             raise ValueError(
                 f"every variant of the pool is degenerate: {', '.join(degenerate)} (weights that "
                 "are not finite, or a perplexity beyond pool.max_perplexity_ratio="
                 f"{self.config.pool.max_perplexity_ratio:g} x dense): give pool.variants more bits"
             )
-        return found
+        return sound
 
     def leave_out(self, label: str, reason: str) -> None:
         """Nothing more is asked of a variant: it does not vote, whatever it has answered."""
@@ -192,8 +192,8 @@ class Table:
         """Built variants run dequantized, in the dense model's form: one measurement is theirs, if
         nothing is rounded while they run. vLLM runs them as they are stored.
         """
-        own = self.variant(label).method == "path" or self.variant(label).acts_at_run_time
-        form = label if own or self.config.engine.name == "vllm" else DENSE
+        apart = self.variant(label).method == "path" or self.variant(label).acts_at_run_time
+        form = label if apart or self.config.engine.name == "vllm" else DENSE
         names = [path.name for path in self.outputs(form).values()]
         what = json.dumps([names, self.config.latency.prompts, evaluate.LATENCY_VERSION])
         digest = hashlib.sha256(what.encode()).hexdigest()[:12]
@@ -216,19 +216,19 @@ class Table:
     def _read(self, label: str) -> tuple[AnswerCodes, list[llm_judge.Unread]]:
         """The codes of a variant's predictions under the rules, and what is left for a judge."""
         rules, outputs = RULES[self.config.benchmarks.rules], self.outputs(label)
-        codes, left, start = [], list[llm_judge.Unread](), 0
+        codes, unread, start = [], list[llm_judge.Unread](), 0
         for benchmark in self.benchmarks:
-            said = predictions.read(outputs[benchmark.name])
-            codes.append(scores.answers(benchmark, said, rules))
+            answers = predictions.read(outputs[benchmark.name])
+            codes.append(scores.answers(benchmark, answers, rules))
             if self.reader:
-                left += llm_judge.unread(benchmark, said, codes[-1].tolist(), start)
+                unread += llm_judge.unread(benchmark, answers, codes[-1].tolist(), start)
             start += len(benchmark.samples)
-        return np.concatenate(codes), left
+        return np.concatenate(codes), unread
 
-    def _entry(self, label: str, codes: AnswerCodes, left: Iterable[llm_judge.Unread]) -> Entry:
+    def _entry(self, label: str, codes: AnswerCodes, unread: Iterable[llm_judge.Unread]) -> Entry:
         judged = None
         if self.reader:
-            codes, judged = llm_judge.decide(self.reader, codes, left)
+            codes, judged = llm_judge.decide(self.reader, codes, unread)
         measured = store.read_json(self._latency(label))
         return Entry(
             self.variant(label),

@@ -68,8 +68,8 @@ def explain(
 
 def voters(table: Table) -> dict[str, Variant]:
     """The variants that may vote, sorted by method, bits and seed, as a heat map shows them."""
-    found = [(label, table.variants[label]) for label in table.voters()]
-    return dict(sorted(found, key=lambda item: [getattr(item[1], field) for field in FIELDS]))
+    variants = [(label, table.variants[label]) for label in table.voters()]
+    return dict(sorted(variants, key=lambda item: [getattr(item[1], field) for field in FIELDS]))
 
 
 def write(explained: Explanation, folder: Path, study: str) -> list[Path]:

@@ -36,13 +36,13 @@ def singles(table: Table) -> list[Members]:
 def ensembles(table: Table) -> list[Members]:
     """Section IV: ensembles of precisions and of seeds. ValueError: the pool has none."""
     usable = {label: table.variants[label] for (label,) in singles(table)}
-    found = precisions(usable) + seeds(usable)
-    if not found:
+    members = precisions(usable) + seeds(usable)
+    if not members:
         raise ValueError(
             "the pool has no method with 3, 4 and 8 bits, and no two seeds of one method and "
             f"bit-width (it has {', '.join(usable)}); try pool=seeds"
         )
-    return found
+    return members
 
 
 def precisions(variants: Mapping[str, Variant]) -> list[Members]:

@@ -110,12 +110,12 @@ def with_scores(
     table: Table, scorers: Mapping[str, EnsembleScorer], parts: Sequence[str], rows: Sequence[Row]
 ) -> list[Row]:
     """The rows with scores on `parts` too: `holdout`, which is one reading of it, or `all`."""
-    found = []
+    scored = []
     for row in rows:
         scores = {part: scorers[part](table, row.members) for part in parts}
         held_out, on_all = scores.get("holdout", row.holdout), scores.get("all", row.all)
-        found.append(replace(row, holdout=held_out, all=on_all))
-    return found
+        scored.append(replace(row, holdout=held_out, all=on_all))
+    return scored
 
 
 def constant_rows(search: EnsembleScorer, holdout: EnsembleScorer) -> list[Row]:

@@ -67,23 +67,23 @@ def compile_result(
     others: Sequence[Table],
     study: optuna.Study,
     parts: Parts,
-    found: Front,
+    chosen_front: Front,
 ) -> Result:
     """Every row of the result; the holdout half is read once, for what is chosen.
 
     ValueError: nothing is.
     """
     search, holdout = parts["search"], parts["holdout"]
-    exact = found.exact
+    exact = chosen_front.exact
     table.voters()  # at least one
     remarks = results.about_classes({"search": search, "held-out": holdout})
-    if not found.chosen:
+    if not chosen_front.chosen:
         raise ValueError(_no_front(table, study, search))
     dense, *singles = results.baseline_rows(table, search)
     best = results.best_single(singles)
     references = [dense, *([best] if best else [])]
-    shown = ["holdout", "all"] if found.all_data else ["holdout"]
-    front = results.front_rows(table, search, found.chosen)
+    shown = ["holdout", "all"] if chosen_front.all_data else ["holdout"]
+    front = results.front_rows(table, search, chosen_front.chosen)
     front = results.with_scores(table, parts, shown, front)
     front, no_gains = _with_gains(table, others, holdout, front, best)
     reads = study.user_attrs.get("holdout_reads", 0) + 1
@@ -94,7 +94,7 @@ def compile_result(
     singles = [row for row in singles if row.members not in elsewhere]
     singles = results.with_scores(table, parts, shown[1:], singles)
     compared = references + _baseline_rows(others, shown)
-    tried = studies.completed(study) or found.chosen
+    tried = studies.completed(study) or chosen_front.chosen
     trials = [(trial, search(table, trial.members)) for trial in tried]
     return Result(
         trials=trials,
@@ -107,10 +107,14 @@ def compile_result(
         holdout_reads=reads,
         exact=exact,
         shares=_shares(exact, trials, search) if exact else [],
-        remarks=found.remarks + no_gains + remarks + results.about_data(table) + about_bytes(table),
+        remarks=chosen_front.remarks
+        + no_gains
+        + remarks
+        + results.about_data(table)
+        + about_bytes(table),
         explained=explain.explain(table, parts, front, _baselines(best)),
         scenarios=_scenarios(parts, [*compared, *front, *singles])
-        if found.all_data
+        if chosen_front.all_data
         else _scenarios({"search": search}, [*references, _most_trusted(front)]),
     )
 
@@ -179,7 +183,7 @@ def _with_gains(
 
 def _no_front(table: Table, study: optuna.Study, scorer: EnsembleScorer) -> str:
     """Why the front is empty: which limits no ensemble meets, and the best value of each."""
-    wanted = study_config(table.config)
+    settings = study_config(table.config)
     if set(table.variants) <= set(table.degenerate()):
         return "every variant of the pool is degenerate: use more bits or another calibration"
     tried = [scorer(table, trial.members) for trial in studies.completed(study)]
@@ -193,7 +197,7 @@ def _no_front(table: Table, study: optuna.Study, scorer: EnsembleScorer) -> str:
         )
     reached = [
         f"study.{side}.{name}={value:g} (best: {best(scores[name] for scores in tried):.4g})"
-        for side, values, best in (("min", wanted.min, max), ("max", wanted.max, min))
+        for side, values, best in (("min", settings.min, max), ("max", settings.max, min))
         for name, value in studies.limits(values).items()
     ]
     return (

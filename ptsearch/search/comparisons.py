@@ -43,8 +43,8 @@ def gains(
     systems = [*baselines.values(), *front]
     votes = np.stack([scorer.vote(table, members) for members in systems])
     pairs = [(len(baselines) + i, j) for i in range(len(front)) for j in range(len(baselines))]
-    found = iter(differences(table, scorer, votes, pairs, KEYS))
-    return [{name: next(found) for name in baselines} for _ in front]
+    estimates = iter(differences(table, scorer, votes, pairs, KEYS))
+    return [{name: next(estimates) for name in baselines} for _ in front]
 
 
 def differences(
@@ -52,17 +52,17 @@ def differences(
     scorer: EnsembleScorer,
     votes: AnswerCodes,
     pairs: Sequence[tuple[int, int]],
-    wanted: Sequence[str] = (),
+    chosen: Sequence[str] = (),
 ) -> list[dict[str, Gain]]:
     """For each pair (a, b) of `votes` (systems, samples), score a less score b by key: those that
     are `wanted`, else all. Intervals and errors as `gains`.
     """
     plan = rates.plan(scorer.asked, table.config.trust.weights)
-    keys = [key for key in wanted or plan.keys if key in plan.keys]
+    keys = [key for key in chosen or plan.keys if key in plan.keys]
     items = [sample.item for b in table.benchmarks for sample in b.samples]
     sums = rates.cluster_sums(plan, scorer.asked, votes, np.array(items)[scorer.mask])
-    found = rates.score_counts(plan, sums.hits.sum(axis=1))
-    if nowhere := [key for key in keys if np.isnan(found[key]).any()]:
+    joint = rates.score_counts(plan, sums.hits.sum(axis=1))
+    if nowhere := [key for key in keys if np.isnan(joint[key]).any()]:
         raise ValueError(f"{', '.join(nowhere)}: some model answers nobody in one of two groups")
     coefficients = rates.contrasts(plan, sums, keys, pairs)
     _check_items(sums, coefficients.reshape(len(pairs), len(keys), -1, plan.size.size), keys)

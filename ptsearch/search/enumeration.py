@@ -112,9 +112,9 @@ def cost_all(
             raise ValueError("the lazy latency depends on the members' answers")
         return total / 1e9, lazy.asked_all(*answers, each, masks)[0] @ each
     times = np.zeros(masks.size)
-    for variant, own in enumerate(each):
-        one = own * ((masks >> np.uint32(variant)) & np.uint32(1))
-        times = np.maximum(times, one) if latency == "parallel" else times + one
+    for variant, ms in enumerate(each):
+        counted = ms * ((masks >> np.uint32(variant)) & np.uint32(1))
+        times = np.maximum(times, counted) if latency == "parallel" else times + counted
     return total / 1e9, times
 
 
@@ -129,11 +129,11 @@ def greedy(value: Callable[[WideMasks], Floats], n_variants: int, max_members: i
     while len(path) < min(max_members, n_variants):
         mask = path[-1] if path else 0
         grown = [mask | 1 << v for v in range(n_variants) if not mask >> v & 1]
-        found = value(_wide(grown, n_variants))
-        best = int(np.lexsort(-found.T[::-1])[0])
-        if found[best, 0] <= highest:
+        values = value(_wide(grown, n_variants))
+        best = int(np.lexsort(-values.T[::-1])[0])
+        if values[best, 0] <= highest:
             break
-        highest = float(found[best, 0])
+        highest = float(values[best, 0])
         path.append(grown[best])
     return _wide(path, n_variants)
 
@@ -153,11 +153,13 @@ class _Patterns(NamedTuple):
 
 def _patterns(plan: rates.Plan, codes: AnswerCodes, precision: Floats) -> _Patterns:
     n_labels = max(int(codes.max(initial=0)), int(plan.target.max(initial=0))) + 1
-    said = np.zeros((n_labels, codes.shape[1]), dtype=np.uint32)  # by label and sample: who says so
+    voters = np.zeros(
+        (n_labels, codes.shape[1]), dtype=np.uint32
+    )  # by label and sample: who says so
     for answers, bit in zip(codes, _precision_bits(precision), strict=True):
         usable = np.flatnonzero(answers >= 0)
-        said[answers[usable], usable] |= np.uint32(1 << int(bit))
-    others = said[:, plan.row]
+        voters[answers[usable], usable] |= np.uint32(1 << int(bit))
+    others = voters[:, plan.row]
     counts = np.arange(plan.row.size)
     anyone = plan.target == rates.ANSWERED
     hit = np.where(anyone, np.bitwise_or.reduce(others), others[plan.target * ~anyone, counts])
@@ -202,12 +204,12 @@ def _score_each(
     weights: Mapping[str, float],
     masks: Masks,
 ) -> dict[str, Floats]:
-    found = []
+    scored = []
     for mask in masks:
         chosen = list(members(mask))
-        found.append(score(asked, majority(codes[chosen], precision[chosen]), weights))
-    keys = [key for key in found[0] if all(key in scores for scores in found)]
-    return {key: np.array([scores[key] for scores in found]) for key in keys}
+        scored.append(score(asked, majority(codes[chosen], precision[chosen]), weights))
+    keys = [key for key in scored[0] if all(key in scores for scores in scored)]
+    return {key: np.array([scores[key] for scores in scored]) for key in keys}
 
 
 def _wide(masks: Sequence[int], n_variants: int) -> WideMasks:
@@ -251,16 +253,16 @@ def _count_hits(
     hits = np.zeros((n_rates, masks.size), dtype=np.int32)
     for block in numba.prange((masks.size + BLOCK - 1) // BLOCK):
         start, end = block * BLOCK, min((block + 1) * BLOCK, masks.size)
-        own = masks[start:end].copy()
-        best = np.empty(own.size, dtype=np.uint32)
+        inside = masks[start:end].copy()
+        best = np.empty(inside.size, dtype=np.uint32)
         for pattern in range(labels.shape[0]):
             best[:] = 0
             for pair in range(pairs[pattern]):
                 others = labels[pattern, 1 + 2 * pair : 3 + 2 * pair]
-                _raise(best, own, others[0], others[1], shift)
+                _raise(best, inside, others[0], others[1], shift)
             hit, times = labels[pattern, 0], weight[pattern]
             counted = hits[rate[pattern], start:end]
-            for i in range(own.size):
-                won = _support(np.uint32(own[i] & hit), shift) > best[i]
+            for i in range(inside.size):
+                won = _support(np.uint32(inside[i] & hit), shift) > best[i]
                 counted[i] += times if won else np.int32(0)
     return hits

@@ -34,14 +34,14 @@ class Everything(NamedTuple):
 
     labels: list[str]
     masks: enumeration.WideMasks  # (ensembles,) over the labels
-    found: dict[str, Floats]  # score -> (ensembles,)
+    scores: dict[str, Floats]  # score -> (ensembles,)
 
     def members(self, place: int) -> Members:
         return tuple(self.labels[v] for v in enumeration.members(self.masks[place]))
 
     def where(self, kept: NDArray[np.bool_]) -> "Everything":
         return Everything(
-            self.labels, self.masks[kept], {n: v[kept] for n, v in self.found.items()}
+            self.labels, self.masks[kept], {n: v[kept] for n, v in self.scores.items()}
         )
 
 
@@ -84,18 +84,18 @@ def find_exact_front(table: Table, scorer: EnsembleScorer) -> ExactFront:
 
     ValueError: too many to enumerate, or a limit that only single ensembles can be tested for.
     """
-    wanted = study_config(table.config)
-    if wanted.min_skill == "require":
+    settings = study_config(table.config)
+    if settings.min_skill == "require":
         raise ValueError("study.min_skill=require is tested for the trials alone")
-    everything, names = enumerate_scores(table, scorer), chosen_objectives(wanted)
-    found = everything.found
-    allowed = np.asarray(np.isfinite([found[name] for name in names]).all(axis=0))
-    for name, limit in limits(wanted.min).items():
-        allowed &= found[name] >= limit
-    for name, limit in limits(wanted.max).items():
-        allowed &= found[name] <= limit
-    everything = everything._replace(found={name: found[name] for name in names}).where(allowed)
-    values = np.stack([everything.found[name] for name in names], axis=1)
+    everything, names = enumerate_scores(table, scorer), chosen_objectives(settings)
+    scores = everything.scores
+    allowed = np.asarray(np.isfinite([scores[name] for name in names]).all(axis=0))
+    for name, limit in limits(settings.min).items():
+        allowed &= scores[name] >= limit
+    for name, limit in limits(settings.max).items():
+        allowed &= scores[name] <= limit
+    everything = everything._replace(scores={name: scores[name] for name in names}).where(allowed)
+    values = np.stack([everything.scores[name] for name in names], axis=1)
     best = pareto.pareto_front(values, directions(names))
     front = [everything.members(place) for place in best]
     return ExactFront(everything.masks.size, front, values[best], names, everything)
@@ -107,9 +107,9 @@ def enumerate_scores(table: Table, scorer: EnsembleScorer) -> Everything:
     ValueError: there are none, or too many; one by one under the published rules and under other
     votes than the majority.
     """
-    wanted, rule = study_config(table.config), scorer.rule
+    settings, rule = study_config(table.config), scorer.rule
     labels = table.voters()
-    masks = enumeration.enumerate_ensembles(len(labels), wanted.max_members)
+    masks = enumeration.enumerate_ensembles(len(labels), settings.max_members)
     slow = f"rules={scorer.asked.rules}" if scorer.asked.rules != "clean" else ""
     slow = slow if rule.enumerable else f"vote={rule.name}"
     if slow and masks.size > MAX_SLOW:
@@ -117,40 +117,42 @@ def enumerate_scores(table: Table, scorer: EnsembleScorer) -> Everything:
             f"{masks.size:,} ensembles are too many under {slow}, where they are scored one by one "
             f"(at most {MAX_SLOW:,}): lower study.max_members or the pool"
         )
-    masks = masks[np.bitwise_count(masks) >= wanted.min_members]
+    masks = masks[np.bitwise_count(masks) >= settings.min_members]
     everything = Everything(labels, masks, {})
     if not rule.enumerable:
         each = [scorer(table, everything.members(place)) for place in range(masks.size)]
         keys = [key for key in each[0] if all(key in scores for scores in each)]
         return everything._replace(
-            found={key: np.array([scores[key] for scores in each]) for key in keys}
+            scores={key: np.array([scores[key] for scores in each]) for key in keys}
         )
     codes, precision = scorer.answers(table, labels)
-    found = enumeration.score_all(scorer.asked, codes, precision, table.config.trust.weights, masks)
+    scores = enumeration.score_all(
+        scorer.asked, codes, precision, table.config.trust.weights, masks
+    )
     costs, mode = [table.entries[label].cost for label in labels], table.config.latency.mode
     cost = enumeration.cost_all(costs, mode, masks, (codes, precision))
-    found |= dict(zip(Cost._fields, cost, strict=True))
-    return everything._replace(found=with_objectives(found))
+    scores |= dict(zip(Cost._fields, cost, strict=True))
+    return everything._replace(scores=with_objectives(scores))
 
 
 def approximate_front(table: Table, scorer: EnsembleScorer, why: str) -> ExactFront:
     """The front of a pool too large to enumerate, as far as it shows in what greedy forward
     selection by each score looks at and in `BUDGET` trials of NSGA-II.
     """
-    wanted = study_config(table.config)
-    names, allowed = chosen_objectives(wanted), dict[Members, Scores]()
+    settings = study_config(table.config)
+    names, allowed = chosen_objectives(settings), dict[Members, Scores]()
 
-    def seen(trial: studies.CompletedTrial, found: Scores, feasible: bool) -> str:
+    def seen(trial: studies.CompletedTrial, scores: Scores, feasible: bool) -> str:
         if feasible:
-            allowed[trial.members] = found
+            allowed[trial.members] = scores
         return ""
 
-    trials = replace(wanted, trials=BUDGET, sampler="nsga2")
+    trials = replace(settings, trials=BUDGET, sampler="nsga2")
     copy = replace(table, config=replace(table.config, study=trials))
     study = studies.unsaved(trials)
     studies.add_trials(study, copy, scorer, seen, looked_at(table, scorer))
     studies.search(study, copy, scorer, seen)
-    values = np.array([[found[name] for name in names] for found in allowed.values()])
+    values = np.array([[scores[name] for name in names] for scores in allowed.values()])
     values = values.reshape(-1, len(names))
     best = pareto.pareto_front(values, directions(names))
     front = [list(allowed)[i] for i in best]
@@ -159,9 +161,9 @@ def approximate_front(table: Table, scorer: EnsembleScorer, why: str) -> ExactFr
 
 def looked_at(table: Table, scorer: EnsembleScorer) -> list[Members]:
     """Whatever greedy forward selection, by each score that is maximized in turn, looks at."""
-    wanted, labels = study_config(table.config), table.voters()
+    settings, labels = study_config(table.config), table.voters()
     looked = dict[Members, None]()
-    maximized = [n for n in chosen_objectives(wanted) if OBJECTIVES[n].direction == "maximize"]
+    maximized = [n for n in chosen_objectives(settings) if OBJECTIVES[n].direction == "maximize"]
     for name in maximized:
 
         def value(masks: enumeration.WideMasks, name: str = name) -> Floats:
@@ -169,7 +171,7 @@ def looked_at(table: Table, scorer: EnsembleScorer) -> list[Members]:
             looked.update(dict.fromkeys(grown))
             return np.array([[nan_last(scorer(table, members)[name])] for members in grown])
 
-        enumeration.greedy(value, len(labels), wanted.max_members)
+        enumeration.greedy(value, len(labels), settings.max_members)
     return list(looked)
 
 
@@ -178,19 +180,19 @@ def shares(exact: ExactFront, tried: Iterable[Scores | None]) -> list[float]:
     trial that the limits do not allow (None) adds nothing.
     """
     whole = volume(scaled(exact, exact.values))
-    found: list[float] = []
+    percent: list[float] = []
     best = np.empty((0, len(exact.names)))
-    for one in tried:
-        if one is None:
-            found.append(found[-1] if found else 0.0)
+    for scores in tried:
+        if scores is None:
+            percent.append(percent[-1] if percent else 0.0)
             continue
-        point = scaled(exact, np.array([[one[name] for name in exact.names]]))
+        point = scaled(exact, np.array([[scores[name] for name in exact.names]]))
         if (best <= point).all(axis=1).any():
-            found.append(found[-1])
+            percent.append(percent[-1])
             continue
         best = np.concatenate([best[~(point <= best).all(axis=1)], point])
-        found.append(100 * volume(best) / whole)
-    return found
+        percent.append(100 * volume(best) / whole)
+    return percent
 
 
 def scaled(exact: ExactFront, values: Floats) -> Floats:

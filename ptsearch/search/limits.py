@@ -58,10 +58,10 @@ def within_limits(table: Table, scorer: EnsembleScorer) -> Answer:
             "study=slo does not support study.min_skill=require: unskilled ensembles are marked *"
         )
     table.ensure(table.variants)
-    found = answer(enumerate_scores(table, scorer), search)
-    if found.pick is None:
-        raise UnmetError(found)
-    return found
+    best = answer(enumerate_scores(table, scorer), search)
+    if best.pick is None:
+        raise UnmetError(best)
+    return best
 
 
 def verdict(answer: Answer) -> str:
@@ -75,37 +75,39 @@ def verdict(answer: Answer) -> str:
     )
 
 
-def answer(every: Everything, wanted: StudyConfig) -> Answer:
+def answer(every: Everything, settings: StudyConfig) -> Answer:
     """The pick, or where there is none what would have to give way.
 
     Alone: one limit moves until some ensemble meets it and all others. Jointly: the ensemble whose
     largest violation is smallest, each in units of its metric's range over all ensembles, then
     whose violations sum to least.
     """
-    keys, beyond = violations(every, wanted)
+    keys, beyond = violations(every, settings)
     meets = beyond <= 0
     feasible = np.flatnonzero(meets.all(axis=1))
     total = len(every.masks)
     if feasible.size:
         return Answer(total, feasible.size, every.members(_most_trusted(every, feasible)), [])
-    found = []
+    relaxations = []
     for place in range(len(keys)):
         others = np.delete(meets, place, axis=1).all(axis=1)
         least = np.where(others, beyond[:, place], np.inf)
         if np.isfinite(least).any():
-            found.append(_relaxation(every, keys, meets, np.flatnonzero(least == least.min())))
+            relaxations.append(
+                _relaxation(every, keys, meets, np.flatnonzero(least == least.min()))
+            )
     scaled = np.maximum(beyond, 0) / _ranges(every, keys)
     order = (scaled.sum(axis=1), scaled.max(axis=1))
     joint = np.lexsort(order)[0]
     same = np.flatnonzero((np.stack(order) == np.stack(order)[:, [joint]]).all(axis=0))
     both = _relaxation(every, keys, meets, same)
-    return Answer(total, 0, None, [each for each in found if each != both] + [both])
+    return Answer(total, 0, None, [each for each in relaxations if each != both] + [both])
 
 
-def violations(every: Everything, wanted: StudyConfig) -> tuple[list[str], Floats]:
+def violations(every: Everything, settings: StudyConfig) -> tuple[list[str], Floats]:
     """Keys of the limits, and (ensembles, limits) how far each is beyond: at most 0 where met."""
-    columns = {f"study.min.{n}": v - every.found[n] for n, v in limits(wanted.min).items()}
-    columns |= {f"study.max.{n}": every.found[n] - v for n, v in limits(wanted.max).items()}
+    columns = {f"study.min.{n}": v - every.scores[n] for n, v in limits(settings.min).items()}
+    columns |= {f"study.max.{n}": every.scores[n] - v for n, v in limits(settings.max).items()}
     beyond = np.stack([*columns.values(), np.zeros(len(every.masks))], axis=1)[:, :-1]
     return list(columns), np.where(np.isnan(beyond), np.inf, beyond)
 
@@ -120,21 +122,21 @@ def _relaxation(
     """That of the most trusted ensemble among `places`."""
     best = _most_trusted(every, places)
     moved = {
-        key: _within(every.found[_metric(key)][best], key)
+        key: _within(every.scores[_metric(key)][best], key)
         for key, met in zip(keys, meets[best], strict=True)
         if not met
     }
-    return Relaxation(moved, every.members(best), float(every.found["trust"][best]))
+    return Relaxation(moved, every.members(best), float(every.scores["trust"][best]))
 
 
 def _most_trusted(every: Everything, places: NDArray[np.intp]) -> int:
     """The highest trust, then the least of each cost."""
-    order = [-every.found["trust"], *(every.found[name] for name in costs())]
+    order = [-every.scores["trust"], *(every.scores[name] for name in costs())]
     return int(places[np.lexsort([values[places] for values in reversed(order)])[0]])
 
 
 def _ranges(every: Everything, keys: Iterable[str]) -> Floats:
-    known = [every.found[_metric(key)] for key in keys]
+    known = [every.scores[_metric(key)] for key in keys]
     spans = np.array([np.nanmax(values) - np.nanmin(values) for values in known])
     return np.where(spans > 0, spans, 1.0)
 

@@ -58,9 +58,9 @@ def _undominated(points: NDArray[np.int64] | Floats, keep_equal: bool) -> NDArra
     n, k = points.shape
     front = np.empty_like(points)
     kept = np.zeros(n, dtype=np.bool_)
-    found = 0
+    size = 0
     for i in range(n):
-        for j in range(found):
+        for j in range(size):
             as_good, better = True, not keep_equal
             for d in range(k):
                 as_good &= front[j, d] <= points[i, d]
@@ -70,8 +70,8 @@ def _undominated(points: NDArray[np.int64] | Floats, keep_equal: bool) -> NDArra
                     front[j, d], front[j // 2, d] = front[j // 2, d], front[j, d]
                 break
         else:
-            front[found] = points[i]
-            found += 1
+            front[size] = points[i]
+            size += 1
             kept[i] = True
     return kept
 
@@ -92,10 +92,10 @@ def _volume(points: Floats, reference: Floats) -> float:
         return volume
     points = points[np.argsort(-points[:, k - 1])]  # the worst in the last objective first
     for i in range(n):
-        own = np.prod(reference[: k - 1] - points[i, : k - 1])
+        exclusive = np.prod(reference[: k - 1] - points[i, : k - 1])
         if i + 1 < n:
             rest = np.maximum(points[i + 1 :, : k - 1], points[i, : k - 1])
             rest = rest[np.argsort(rest.sum(axis=1))]
-            own -= _volume(rest[_undominated(rest, False)], reference[: k - 1])
-        volume += (reference[k - 1] - points[i, k - 1]) * own
+            exclusive -= _volume(rest[_undominated(rest, False)], reference[: k - 1])
+        volume += (reference[k - 1] - points[i, k - 1]) * exclusive
     return volume

@@ -34,13 +34,13 @@ class EnsembleScorer:
         asked = self.lazily(table, members).asked
         cost = total_cost(costs, self.config.latency.mode, asked.tolist())
         voted = self.vote(table, members)
-        found = scores.score(self.asked, voted, self.config.trust.weights) | cost._asdict()
+        result = scores.score(self.asked, voted, self.config.trust.weights) | cost._asdict()
         sizes = np.array([sum(each.tensors.values()) for each in costs])
         read_bytes = 100 * float(asked @ sizes) / float(sizes.sum())
-        found |= {"calls": float(asked.sum()), "bytes_read": read_bytes}
+        result |= {"calls": float(asked.sum()), "bytes_read": read_bytes}
         judged = [table.entries[label].judged for label in members]
         read = [each[self.mask] for each in judged if each is not None]
-        return with_objectives(found) | scores.judged_shares(self.asked, read)
+        return with_objectives(result) | scores.judged_shares(self.asked, read)
 
     def vote(self, table: Table, members: Sequence[str]) -> AnswerCodes:
         """Answer codes (samples of this half,) of the ensemble; one member answers as itself."""
@@ -69,8 +69,8 @@ class EnsembleScorer:
     ) -> tuple[AnswerCodes, NDArray[np.float64]]:
         """AnswerCodes (members, samples of this half) and precision (members,) of each member."""
         entries = [table.entries[label] for label in members]
-        said = np.stack([entry.codes[self.mask] for entry in entries])
-        return said, np.array([entry.variant.precision for entry in entries])
+        codes = np.stack([entry.codes[self.mask] for entry in entries])
+        return codes, np.array([entry.variant.precision for entry in entries])
 
     def lazily(self, table: Table, members: Sequence[str]) -> lazy.Plan:
         """Whom to ask when if asking stops once the majority is decided, and how often that is;
@@ -113,8 +113,8 @@ def percentiles(times: NDArray[np.float64]) -> dict[str, float]:
 
 def search_and_holdout(table: Table) -> tuple[EnsembleScorer, EnsembleScorer]:
     """The scorers of the search half, which chooses, and of the holdout half, which reports."""
-    found = scorers(table)
-    return found["search"], found["holdout"]
+    parts = scorers(table)
+    return parts["search"], parts["holdout"]
 
 
 def scorers(table: Table) -> dict[str, EnsembleScorer]:
@@ -123,22 +123,22 @@ def scorers(table: Table) -> dict[str, EnsembleScorer]:
     ValueError: a half has no samples of some benchmark.
     """
     settings = table.config.benchmarks
-    asked = scores.questions(table.benchmarks, settings.split.salt, settings.rules)
+    questions = scores.questions(table.benchmarks, settings.split.salt, settings.rules)
 
     def scorer(mask: NDArray[np.bool_], search: EnsembleScorer | None = None) -> EnsembleScorer:
-        part = asked.where(mask)
+        part = questions.where(mask)
         constant = scores.constant_scores(part, table.config.trust.weights)
         return EnsembleScorer(part, mask, table.config, constant["majority class"], search)
 
-    for half, mask in (("search", ~asked.holdout), ("held-out", asked.holdout)):
-        for name, rows in asked.scored().items():
+    for half, mask in (("search", ~questions.holdout), ("held-out", questions.holdout)):
+        for name, rows in questions.scored().items():
             if not mask[rows].any():
                 raise ValueError(
                     f"the {half} half has no samples of {name}: raise benchmarks.limit"
                 )
-    search = scorer(~asked.holdout)
+    search = scorer(~questions.holdout)
     return {
-        "all": scorer(np.ones_like(asked.holdout), search),
+        "all": scorer(np.ones_like(questions.holdout), search),
         "search": search,
-        "holdout": scorer(asked.holdout, search),
+        "holdout": scorer(questions.holdout, search),
     }

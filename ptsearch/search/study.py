@@ -118,10 +118,10 @@ def open_storage(url: str) -> RDBStorage:
 def search(study: optuna.Study, table: Table, scorer: EnsembleScorer, on_trial: Seen) -> None:
     """Run trials until `study.trials` of them are complete, or every ensemble has been tried."""
     before = completed(study)
-    table.ensure(label for found in before for label in found.members)  # of a resumed study
+    table.ensure(label for trial in before for label in trial.members)  # of a resumed study
     run = _Search(
-        table, scorer, on_trial, {found.members for found in before} | unscored(study),
-        proposed=sum(found.by_sampler for found in before),
+        table, scorer, on_trial, {trial.members for trial in before} | unscored(study),
+        proposed=sum(trial.by_sampler for trial in before),
     )  # fmt: skip
     if not study.trials:
         for members in _first(list(table.variants), study_config(table.config)):
@@ -139,7 +139,7 @@ def add_trials(
 ) -> None:
     """Trials of given ensembles that were not tried yet, beside those of the sampler."""
     if ensembles:
-        seen = {found.members for found in completed(study)}
+        seen = {trial.members for trial in completed(study)}
         run = _Search(table, scorer, on_trial, seen, by_sampler=False)
         for members in ensembles:
             study.enqueue_trial(run.switches(members))
@@ -150,9 +150,9 @@ def named(
     study: optuna.Study, table: Table, scorer: EnsembleScorer, on_trial: Seen, members: Members
 ) -> CompletedTrial:
     """The trial of a given ensemble, made if there is none yet."""
-    if all(found.members != members for found in completed(study)):
+    if all(trial.members != members for trial in completed(study)):
         add_trials(study, table, scorer, on_trial, [members])
-    return next(found for found in completed(study) if found.members == members)
+    return next(trial for trial in completed(study) if trial.members == members)
 
 
 @dataclass
@@ -168,29 +168,29 @@ class _Search:
     by_sampler: bool = True
 
     def objective(self, trial: Trial) -> list[float]:
-        wanted, labels = study_config(self.table.config), list(self.table.variants)
+        settings, labels = study_config(self.table.config), list(self.table.variants)
         chosen = [label for label in labels if trial.suggest_categorical(label, [False, True])]
         self.table.ensure(chosen)
         degenerate = self.table.degenerate()
         members = tuple(label for label in chosen if label not in degenerate)
         if not members or members in self.seen:
             raise optuna.TrialPruned
-        found = self.scorer(self.table, members)
-        if any(math.isnan(found[name]) for name in chosen_objectives(wanted)):
+        scores = self.scorer(self.table, members)
+        if any(math.isnan(scores[name]) for name in chosen_objectives(settings)):
             self.seen.add(members)  # the published rules have no score where nothing is answered
             trial.set_user_attr("unscored", members)
             raise optuna.TrialPruned
-        violations = constraints(wanted, members, found, self.scorer)
+        violations = constraints(settings, members, scores, self.scorer)
         for name, value in violations.items():
             trial.set_constraint(name, value)
         feasible = all(value <= 0 for value in violations.values())
         new = CompletedTrial(trial.number, members, "", self.by_sampler)
         trial.set_user_attr(
-            "found", asdict(replace(new, run_id=self.on_trial(new, found, feasible)))
+            "found", asdict(replace(new, run_id=self.on_trial(new, scores, feasible)))
         )
         self.seen.add(members)
         self.proposed += self.by_sampler
-        return [found[name] for name in chosen_objectives(wanted)]
+        return [scores[name] for name in chosen_objectives(settings)]
 
     def afterwards(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Stop when done; after a few repeats in a row, something random instead."""
@@ -201,8 +201,8 @@ class _Search:
             study.enqueue_trial(self.switches(self.unseen(trial.number) or ()))
 
     def is_done(self) -> bool:
-        wanted = study_config(self.table.config)
-        enough = wanted.sampler != "exhaustive" and self.proposed >= wanted.trials
+        settings = study_config(self.table.config)
+        enough = settings.sampler != "exhaustive" and self.proposed >= settings.trials
         return enough or self.unseen(0) is None
 
     def labels(self) -> list[str]:
@@ -212,8 +212,8 @@ class _Search:
 
     def unseen(self, seed: int) -> Members | None:
         """A random ensemble of a permitted size that was not tried yet; None if there is none."""
-        wanted, labels, rng = study_config(self.table.config), self.labels(), random.Random(seed)
-        sizes = range(wanted.min_members, min(wanted.max_members, len(labels)) + 1)
+        settings, labels, rng = study_config(self.table.config), self.labels(), random.Random(seed)
+        sizes = range(settings.min_members, min(settings.max_members, len(labels)) + 1)
         for _ in range(DRAWS if sizes else 0):
             drawn = set(rng.sample(labels, rng.choice(sizes)))
             members = tuple(label for label in labels if label in drawn)
@@ -228,7 +228,7 @@ class _Search:
 
 def completed(study: optuna.Study) -> list[CompletedTrial]:
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return [_found(trial) for trial in trials]
+    return [_completed(trial) for trial in trials]
 
 
 def unscored(study: optuna.Study) -> set[Members]:
@@ -239,27 +239,27 @@ def unscored(study: optuna.Study) -> set[Members]:
 
 def front(study: optuna.Study) -> list[CompletedTrial]:
     """The feasible trials that no finished feasible trial dominates."""
-    return [_found(trial) for trial in study.best_trials]
+    return [_completed(trial) for trial in study.best_trials]
 
 
 def constraints(
-    search: StudyConfig, members: Members, found: Scores, scorer: EnsembleScorer
+    search: StudyConfig, members: Members, scores: Scores, scorer: EnsembleScorer
 ) -> Scores:
     """Violations, one a limit: at most 0 where the limit holds."""
     violations = {"max_members": float(len(members) - search.max_members)}
     if search.min_members > 1:
         violations["min_members"] = float(search.min_members - len(members))
     for name, limit in limits(search.min).items():
-        violations[f"min.{name}"] = limit - found[name]
+        violations[f"min.{name}"] = limit - scores[name]
     for name, limit in limits(search.max).items():
-        violations[f"max.{name}"] = found[name] - limit
+        violations[f"max.{name}"] = scores[name] - limit
     if search.min_skill == "require":
-        violations["unskilled"] = float(len(scorer.unskilled(found)))
+        violations["unskilled"] = float(len(scorer.unskilled(scores)))
     return violations
 
 
-def permits(search: StudyConfig, members: Members, found: Scores, scorer: EnsembleScorer) -> bool:
-    return max(constraints(search, members, found, scorer).values()) <= 0
+def permits(search: StudyConfig, members: Members, scores: Scores, scorer: EnsembleScorer) -> bool:
+    return max(constraints(search, members, scores, scorer).values()) <= 0
 
 
 def check_limits(config: Config, benchmarks: Sequence[Benchmark]) -> None:
@@ -267,8 +267,8 @@ def check_limits(config: Config, benchmarks: Sequence[Benchmark]) -> None:
     search, settings = study_config(config), config.benchmarks
     if not limits(search.min) and not limits(search.max):
         return
-    asked = questions(benchmarks, settings.split.salt, settings.rules)
-    scores = constant_scores(asked, config.trust.weights)["majority class"]
+    all_questions = questions(benchmarks, settings.split.salt, settings.rules)
+    scores = constant_scores(all_questions, config.trust.weights)["majority class"]
     known = dict.fromkeys((*OBJECTIVES, *Cost._fields, *scores))
     for side, given in (("min", search.min), ("max", search.max)):
         for name in limits(given):
@@ -289,9 +289,9 @@ def study_config(config: Config) -> StudyConfig:
     return config.study
 
 
-def _found(trial: FrozenTrial) -> CompletedTrial:
-    found = trial.user_attrs["found"]
-    return CompletedTrial(**{**found, "members": tuple(found["members"])})
+def _completed(trial: FrozenTrial) -> CompletedTrial:
+    recorded = trial.user_attrs["found"]
+    return CompletedTrial(**{**recorded, "members": tuple(recorded["members"])})
 
 
 def _first(labels: Sequence[str], search: StudyConfig) -> Iterable[Members]:

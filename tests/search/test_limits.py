@@ -32,8 +32,8 @@ def everything(seed: int) -> Everything:
 def met(every: Everything, wanted: StudyConfig) -> np.ndarray:
     """Which ensembles meet every limit, one at a time."""
     return np.array([
-        all(every.found[n][i] >= v for n, v in wanted.min.items() if v is not None)
-        and all(every.found[n][i] <= v for n, v in wanted.max.items() if v is not None)
+        all(every.scores[n][i] >= v for n, v in wanted.min.items() if v is not None)
+        and all(every.scores[n][i] <= v for n, v in wanted.max.items() if v is not None)
         for i in range(every.masks.size)
     ])  # fmt: skip
 
@@ -58,7 +58,7 @@ def test_the_pick_is_feasible_and_nobody_feasible_beats_it(
     if allowed.any():
         (place,) = [i for i in range(31) if every.members(i) == told.pick]
         assert allowed[place]
-        assert every.found["trust"][place] == every.found["trust"][allowed].max()
+        assert every.scores["trust"][place] == every.scores["trust"][allowed].max()
         assert told.relaxations == []
         return
     assert told.pick is None
@@ -78,7 +78,7 @@ def test_relaxations_are_the_smallest(seed: int, ethics: float, memory: float) -
         tighter = value + 0.002 if key == "study.min.ethics" else value - 0.002
         assert not met(every, relaxed(wanted, {key: tighter})).any()
     if told.relaxations:
-        found = every.found
+        found = every.scores
         short = np.maximum(ethics - found["ethics"], 0) / np.ptp(found["ethics"])
         over = np.maximum(found["memory_gb"] - memory, 0) / np.ptp(found["memory_gb"])
         (place,) = [i for i in range(31) if every.members(i) == told.relaxations[-1].members]
@@ -120,8 +120,8 @@ def test_contradictory_limits() -> None:
 
 def test_an_unknown_value_meets_no_limit() -> None:
     every = everything(0)
-    every.found["latency_ms"][:30] = np.nan
-    every.found["latency_ms"][30] = 9.0
+    every.scores["latency_ms"][:30] = np.nan
+    every.scores["latency_ms"][30] = 9.0
     told = slo.answer(every, StudyConfig(max={"latency_ms": 5}))
     assert told.pick is None
     assert [each.limits for each in told.relaxations] == [{"study.max.latency_ms": 9.0}]

@@ -27,11 +27,11 @@ def test_one_record_adds_an_objective(tmp_path, monkeypatch) -> None:
     every = enumerate_scores(table, scorer)
     for place in range(0, every.masks.size, 7):
         scores = scorer(table, every.members(place))
-        assert every.found["regret"][place] == pytest.approx(scores["regret"])
+        assert every.scores["regret"][place] == pytest.approx(scores["regret"])
         assert scores["regret"] == 100 - scores["trust"] + scores["refusal_rate"]
     exact = find_exact_front(table, scorer)
     assert exact.names[-1] == "regret"
-    assert exact.values[:, -1].min() == pytest.approx(every.found["regret"].min())
+    assert exact.values[:, -1].min() == pytest.approx(every.scores["regret"].min())
 
 
 def test_what_people_see_follows_the_records(tmp_path, monkeypatch) -> None:

@@ -130,7 +130,7 @@ def test_enumeration_finds_what_scoring_each_ensemble_finds(rule: str, tmp_path)
     for place in range(every.masks.size):
         found = judge(table, every.members(place))
         for key in ("trust", "mmlu", "memory_gb", "latency_ms"):
-            assert every.found[key][place] == pytest.approx(found[key])
+            assert every.scores[key][place] == pytest.approx(found[key])
     ensembles = [every.members(place) for place in range(every.masks.size)]
     assert set(exact_front.find_exact_front(table, judge).front) == undominated(table, ensembles)
 
