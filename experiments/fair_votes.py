@@ -28,7 +28,8 @@ from ptsearch.report import terminal
 from ptsearch.scoring import scores
 from ptsearch.search import exact_front
 from ptsearch.search.comparisons import differences
-from ptsearch.search.scorer import EnsembleScorer, search_and_holdout
+from ptsearch.search.scorer import EnsembleScorer
+from ptsearch.search.scorer import scorers as scorers_of
 from ptsearch.search.study import Members
 from ptsearch.shared import AnswerCodes
 
@@ -50,7 +51,8 @@ def main(limit: float, overrides: Sequence[str]) -> None:
     config = composed(overrides)
     with jobs.tables(config, terminal.progress(terminal.console(stderr=True))) as (table, *_):
         table.ensure(table.variants)
-        scorers = search_and_holdout(table)
+        parts = scorers_of(table)
+        scorers = parts["search"], parts["holdout"]
         chosen = choose(table, scorers[0], limit)
         rules = {
             "majority": VoteConfig(),

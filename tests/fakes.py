@@ -15,7 +15,7 @@ from ptsearch.config import Config, StudyConfig
 from ptsearch.evaluation.table import Entry, Table, Timed
 from ptsearch.models.base_model import BaseModel
 from ptsearch.scoring.cost import VariantCost
-from ptsearch.search.scorer import search_and_holdout
+from ptsearch.search.scorer import EnsembleScorer, scorers
 from ptsearch.store import StoredTensor, VariantMeta
 from ptsearch.variant import Variant
 
@@ -98,6 +98,12 @@ def fake_table(
     )
     table.dropped = lambda label: {}  # type: ignore[method-assign]
     return table
+
+
+def search_and_holdout(table: Table) -> tuple[EnsembleScorer, EnsembleScorer]:
+    """The scorers of the search half, which chooses, and of the holdout half, which reports."""
+    parts = scorers(table)
+    return parts["search"], parts["holdout"]
 
 
 def undominated(table: Table, ensembles: Iterable[tuple[str, ...]]) -> set[tuple[str, ...]]:

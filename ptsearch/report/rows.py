@@ -2,7 +2,6 @@
 each part of the samples, its gains; and each scenario beside what needs no model.
 """
 
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -233,17 +232,9 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 def write_rows(rows: Sequence[Mapping[str, str | int | float]], path: Path) -> None:
     """A CSV of all columns that any row has; NaN is empty."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(names), restval="")
-        writer.writeheader()
-        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    import pandas as pd
 
-
-def _cell(value: str | int | float) -> str:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.4f}"
-    return str(value)
+    pd.DataFrame(rows).to_csv(path, index=False, float_format="%.4f")
 
 
 class ScenarioScores(NamedTuple):

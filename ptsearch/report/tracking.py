@@ -3,6 +3,7 @@
 The only file that imports MLflow. It takes plain dicts and paths.
 """
 
+import json
 import logging
 import math
 import os
@@ -160,13 +161,9 @@ def fail(tracker: Tracker) -> None:
 
 def compare_link(tracker: Tracker, run_ids: Iterable[str]) -> str:
     """MLflow's page that compares the runs, on the UI that `make ui` starts."""
-    query = urllib.parse.urlencode(
-        {
-            "runs": _json_list(run_ids),
-            "experiments": _json_list([tracker.experiment_id]),
-        },
-        quote_via=urllib.parse.quote,
-    )
+    lists = {"runs": list(run_ids), "experiments": [tracker.experiment_id]}
+    texts = {key: json.dumps(ids, separators=(",", ":")) for key, ids in lists.items()}
+    query = urllib.parse.urlencode(texts, quote_via=urllib.parse.quote)
     return f"http://127.0.0.1:{UI_PORT}/#/compare-runs?{query}"
 
 
@@ -174,10 +171,6 @@ def runs_link(tracker: Tracker) -> str:
     """MLflow's table of the study's runs, in the view that shows runs and not traces."""
     page = f"experiments/{tracker.experiment_id}/runs?workflowType=machine_learning"
     return f"http://127.0.0.1:{UI_PORT}/#/{page}"
-
-
-def _json_list(values: Iterable[str]) -> str:
-    return "[" + ",".join(f'"{value}"' for value in values) + "]"
 
 
 def _metrics(values: Mapping[str, float], step: int) -> list[Metric]:

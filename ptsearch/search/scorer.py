@@ -111,12 +111,6 @@ def percentiles(times: NDArray[np.float64]) -> dict[str, float]:
     return {f"p{q}": round(float(np.percentile(times, q)), 2) for q in (50, 95)}
 
 
-def search_and_holdout(table: Table) -> tuple[EnsembleScorer, EnsembleScorer]:
-    """The scorers of the search half, which chooses, and of the holdout half, which reports."""
-    parts = scorers(table)
-    return parts["search"], parts["holdout"]
-
-
 def scorers(table: Table) -> dict[str, EnsembleScorer]:
     """The scorers of `search` and `holdout`, and of `all` samples, as in published scores.
 

@@ -35,7 +35,7 @@ def without_skill(table: Table, scorer: EnsembleScorer) -> str:
     reasons = []
     if unskilled := scorer.unskilled(scorer(table, [DENSE])):
         reasons.append(f"not above the most frequent label on {', '.join(unskilled)}")
-    nats = math.log(table.meta(DENSE)["perplexity"]) * table.model.tokens_per_byte
+    nats = math.log(table.meta(DENSE).perplexity or math.inf) * table.model.tokens_per_byte
     if nats > MAX_NATS_PER_BYTE:
         reasons.append(f"{nats:.1f} nats per byte of plain English ({MAX_NATS_PER_BYTE} at most)")
     return "; ".join(reasons)

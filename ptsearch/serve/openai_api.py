@@ -171,6 +171,10 @@ def _object(body: bytes) -> dict[str, object]:
         raise ApiError(400, "the body is not JSON") from None
     if not isinstance(asked, dict):
         raise ApiError(400, "the body must be a JSON object")
+    try:
+        json.dumps(asked, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # JSON can escape half of a surrogate pair, which no tokenizer takes
+        raise ApiError(400, "the body holds a lone surrogate, which is no text") from None
     return asked
 
 
@@ -238,7 +242,7 @@ def _content(content: object) -> str:
         content = None if None in texts else "".join(map(str, texts))
     if not isinstance(content, str):
         raise ApiError(400, "a message's content must be text")
-    return _encodable(content)
+    return content
 
 
 def _text(asked: Mapping[str, object]) -> str:
@@ -247,7 +251,7 @@ def _text(asked: Mapping[str, object]) -> str:
         prompt = prompt[0]
     if not isinstance(prompt, str):
         raise ApiError(400, "prompt must be one text")
-    return _encodable(prompt)
+    return prompt
 
 
 def _query(prompt: str | Turns, labels: tuple[str, ...], options: object) -> Query:
@@ -262,15 +266,6 @@ def _query(prompt: str | Turns, labels: tuple[str, ...], options: object) -> Que
         return Query(prompt, Question(labels), lead=lead, max_new_tokens=new)
     except ValueError as error:
         raise ApiError(400, str(error)) from None
-
-
-def _encodable(text: str) -> str:
-    """JSON can escape half of a surrogate pair, which no tokenizer takes."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ApiError(400, "the prompt holds a lone surrogate, which is no text") from None
-    return text
 
 
 def _logprobs(asked: Mapping[str, object], chat: bool) -> int | None:

@@ -3,14 +3,13 @@
 from dataclasses import replace
 
 import pytest
-from fakes import fake_table
+from fakes import fake_table, search_and_holdout
 
 from ptsearch.benchmarks.split import half
 from ptsearch.evaluation.table import DENSE
 from ptsearch.report import rows
 from ptsearch.scoring.intervals import clusters_needed
 from ptsearch.search.comparisons import gains
-from ptsearch.search.scorer import search_and_holdout
 
 
 def test_a_benchmark_with_one_class_is_named(tmp_path) -> None:

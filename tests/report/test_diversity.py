@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fakes import fake_table
+from fakes import fake_table, search_and_holdout
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
@@ -23,7 +23,6 @@ from ptsearch.report.diversity import (
     summary,
 )
 from ptsearch.scoring import metrics
-from ptsearch.search.scorer import search_and_holdout
 from ptsearch.variant import Variant
 
 SEEDS = st.integers(0, 2**32 - 1)

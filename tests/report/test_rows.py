@@ -6,12 +6,12 @@ import io
 from dataclasses import replace
 
 import pytest
-from fakes import fake_table, unfit
+from fakes import fake_table, search_and_holdout, unfit
 from rich.console import Console
 
 from ptsearch.report import rows as results
 from ptsearch.report import terminal
-from ptsearch.search.scorer import scorers, search_and_holdout
+from ptsearch.search.scorer import scorers
 from ptsearch.search.study import CompletedTrial
 
 

@@ -3,11 +3,10 @@
 import csv
 from pathlib import Path
 
-from fakes import fake_table
+from fakes import fake_table, search_and_holdout
 
 from ptsearch.report import rows as results
 from ptsearch.report import terminal
-from ptsearch.search.scorer import search_and_holdout
 
 
 def test_always_no_stands_beside_a_fairness_score(tmp_path: Path) -> None:

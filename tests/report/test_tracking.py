@@ -6,14 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fakes import fake_table
+from fakes import fake_table, search_and_holdout
 
 from ptsearch.report import study as report
 from ptsearch.report import study_output, tracking
 from ptsearch.scoring import scores
 from ptsearch.search import exact_front
 from ptsearch.search import study as studies
-from ptsearch.search.scorer import scorers, search_and_holdout
+from ptsearch.search.scorer import scorers
 
 
 @pytest.fixture(scope="session")

@@ -4,13 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fakes import fake_cost, fake_table
+from fakes import fake_cost, fake_table, search_and_holdout
 
 from ptsearch.benchmarks import Scenario
 from ptsearch.scoring import scores
 from ptsearch.scoring.cost import kv_bytes, total_cost
 from ptsearch.scoring.scores import Part, Questions
-from ptsearch.search.scorer import search_and_holdout
 from ptsearch.store import KvStorage
 
 ETHICS = ("ethics", Scenario("zero", "zero"), [0, 1], [-1, -1])

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from fakes import fake_table, undominated, unfit
+from fakes import fake_table, search_and_holdout, undominated, unfit
 
 from ptsearch.search.comparisons import gains
 from ptsearch.search.exact_front import (
@@ -12,7 +12,6 @@ from ptsearch.search.exact_front import (
     find_exact_front,
     shares,
 )
-from ptsearch.search.scorer import search_and_holdout
 
 
 def everything(table) -> list[tuple[str, ...]]:

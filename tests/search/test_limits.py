@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from command import ptsearch
-from fakes import fake_table, unfit
+from fakes import fake_table, search_and_holdout, unfit
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +16,6 @@ from ptsearch.search import limits as slo
 from ptsearch.search import study as studies
 from ptsearch.search.exact_front import Everything
 from ptsearch.search.limits import UnmetError, verdict, within_limits
-from ptsearch.search.scorer import search_and_holdout
 
 NAMES = ("trust", "ethics", "memory_gb", "latency_ms")
 

@@ -3,11 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from fakes import fake_table
+from fakes import fake_table, search_and_holdout
 
 from ptsearch.search import next_build
 from ptsearch.search.exact_front import find_exact_front
-from ptsearch.search.scorer import search_and_holdout
 from ptsearch.variant import Variant
 
 BASE = Variant("m", "r", method="gptq", bits=3, group_size=64)

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from fakes import fake_table
+from fakes import fake_table, search_and_holdout
 from rich.console import Console
 
 from ptsearch.config import StudyConfig
@@ -13,7 +13,6 @@ from ptsearch.report import rows as results
 from ptsearch.search import objectives
 from ptsearch.search.exact_front import enumerate_scores, find_exact_front
 from ptsearch.search.objectives import OBJECTIVES, Objective, chosen_objectives
-from ptsearch.search.scorer import search_and_holdout
 from ptsearch.search.study import CompletedTrial
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from fakes import fake_table, undominated, unfit
+from fakes import fake_table, search_and_holdout, undominated, unfit
 
 from ptsearch.benchmarks.parsing import REFUSED
 from ptsearch.evaluation.table import Table
@@ -15,7 +15,7 @@ from ptsearch.search import exact_front
 from ptsearch.search import study as studies
 from ptsearch.search.exact_front import find_exact_front
 from ptsearch.search.limits import within_limits
-from ptsearch.search.scorer import scorers, search_and_holdout
+from ptsearch.search.scorer import scorers
 
 RUN_IDS = itertools.count()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import fake_table, undominated
+from fakes import fake_table, search_and_holdout, undominated
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
@@ -19,7 +19,7 @@ from ptsearch.report import explain
 from ptsearch.report import rows as results
 from ptsearch.scoring import metrics
 from ptsearch.search import exact_front
-from ptsearch.search.scorer import scorers, search_and_holdout
+from ptsearch.search.scorer import scorers
 from ptsearch.search.study import CompletedTrial
 from ptsearch.voting import VOTES, VoteInputs, VoteRule, registry
 from ptsearch.voting.fair import fair_weights, label_weights
