@@ -96,7 +96,7 @@ def fake_table(
             for digest, size in fake_cost(label, table.variant(label).bits).tensors.items()
         },
     )
-    table.dropped = lambda label: {}  # type: ignore[method-assign]
+    table.changes = lambda label: {}  # type: ignore[method-assign]
     return table
 
 

@@ -9,6 +9,7 @@ import pytest
 from fakes import fake_table, search_and_holdout, unfit
 from rich.console import Console
 
+from ptsearch.evaluation.predictions import Changes
 from ptsearch.report import rows as results
 from ptsearch.report import terminal
 from ptsearch.search.scorer import scorers
@@ -105,7 +106,8 @@ def test_what_the_data_lacks_is_said(tmp_path, monkeypatch) -> None:
     table = fake_table(tmp_path)
     assert results.about_data(table) == []
     table.benchmarks = [replace(b, notes=(f"{b.name} stands in",)) for b in table.benchmarks[:1]]
-    monkeypatch.setattr(table, "dropped", {"none": {"mmlu": 0, "ethics": 3}}.__getitem__)
+    changes = {"mmlu": Changes(0, 0), "ethics": Changes(3, 0)}
+    monkeypatch.setattr(table, "changes", {"none": changes}.__getitem__)
     assert results.about_data(table) == [
         "mmlu: mmlu stands in",
         "ethics: 3 demonstrations left out of prompts beyond the model's context",
