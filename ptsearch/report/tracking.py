@@ -23,6 +23,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
+from ptsearch import store
+
 for chatty in ("mlflow", "alembic"):  # they report every database migration
     logging.getLogger(chatty).setLevel(logging.ERROR)
 
@@ -43,8 +45,9 @@ class Tracker:
 
 def open_run(uri: str, artifacts: Path, name: str, run_id: str | None) -> Tracker:
     """The parent run of study `name`: `run_id` if it is still there, else a new one."""
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name(name)
+    with store.database(uri, lambda new: MlflowClient(new).search_experiments(max_results=1)):
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name(name)
     if experiment is not None and experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
     experiment_id = (

@@ -19,6 +19,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import event
 
+from ptsearch import store
 from ptsearch.benchmarks import Benchmark
 from ptsearch.config import Config, StudyConfig
 from ptsearch.evaluation.table import Table
@@ -99,11 +100,12 @@ def open_storage(url: str) -> RDBStorage:
     sqlite = url.startswith("sqlite")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=ExperimentalWarning)  # heartbeat, metric names
-    storage = RDBStorage(
-        url,
-        engine_kwargs={"connect_args": {"timeout": 60}} if sqlite else None,
-        heartbeat_interval=HEARTBEAT_SECONDS,
-    )
+    with store.database(url, RDBStorage):
+        storage = RDBStorage(
+            url,
+            engine_kwargs={"connect_args": {"timeout": 60}} if sqlite else None,
+            heartbeat_interval=HEARTBEAT_SECONDS,
+        )
     if sqlite:
 
         @event.listens_for(storage.engine, "connect")
