@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ptsearch import store
-from ptsearch.models import loading, support
+from ptsearch.models import loading
 from ptsearch.models.base_model import BaseModel
 from ptsearch.models.checkpoint import Tensors, tensors_of
 from ptsearch.models.layers import linears_of, skeleton
@@ -52,8 +52,6 @@ def build_pool(
     ]
     if not missing:
         return
-    if reason := support.check(base.path, base.trust_remote_code):
-        raise ValueError(reason)
     with scratch_folder(store_root, [variant.id for variant in (dense, *variants)]) as scratch:
         builds = [VariantBuild(variant, scratch) for variant in missing]
         started = time.perf_counter()
