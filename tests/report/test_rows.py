@@ -106,11 +106,12 @@ def test_what_the_data_lacks_is_said(tmp_path, monkeypatch) -> None:
     table = fake_table(tmp_path)
     assert results.about_data(table) == []
     table.benchmarks = [replace(b, notes=(f"{b.name} stands in",)) for b in table.benchmarks[:1]]
-    changes = {"mmlu": Changes(0, 0), "ethics": Changes(3, 0)}
+    changes = {"mmlu": Changes(0, 0), "ethics": Changes(3, 0), "ood": Changes(0, 7)}
     monkeypatch.setattr(table, "changes", {"none": changes}.__getitem__)
     assert results.about_data(table) == [
         "mmlu: mmlu stands in",
         "ethics: 3 demonstrations left out of prompts beyond the model's context",
+        "ood: thoughts cut from 7 of the dense model's replies",
     ]
 
 
