@@ -402,5 +402,5 @@ def test_a_checkpoint_of_another_packing_is_refused(study, cache, tmp_path) -> N
     path.write_text(json.dumps(config))
     (folder / store.MANIFEST).unlink()
     store._seal(folder)
-    with pytest.raises(ValueError, match=r"written by compressed-tensors 0\.17\.1"):
+    with pytest.raises(ValueError, match=r"packed by compressed-tensors 0\.17\.1"):
         PrecisionEnsemble.from_pretrained(folder)
