@@ -191,13 +191,11 @@ def runs(config: Config) -> Path:
 
 
 def optuna_url(config: Config) -> str:
-    url = database_url("optuna_db", config.optuna_db)
-    return url or f"sqlite:///{runs(config)}/optuna.db"
+    return database_url("optuna_db", config.optuna_db) or f"sqlite:///{runs(config)}/optuna.db"
 
 
 def mlflow_url(config: Config) -> str:
-    url = database_url("mlflow_db", config.mlflow_db)
-    return url or f"sqlite:///{runs(config)}/mlflow.db"
+    return database_url("mlflow_db", config.mlflow_db) or f"sqlite:///{runs(config)}/mlflow.db"
 
 
 def check_model(config: Config) -> None:
@@ -250,6 +248,7 @@ def _evaluation(
 ) -> dict[str, object]:
     """What is printed of one benchmark: its scores, and per scenario those that need no model."""
     name, path = benchmark.name, table.outputs(label)[benchmark.name]
+    changes = predictions.changes(path)
     scenarios = [s for s in benchmark.scenarios if f"{name}/{s}" in without_model]
 
     def baseline(key: str) -> dict[str, float]:
@@ -268,8 +267,8 @@ def _evaluation(
         "majority": baseline("majority"),
         "constant": baseline("constant"),
         "notes": benchmark.notes,
-        "dropped": table.changes(label)[name].demonstrations,
-        "thoughts": table.changes(label)[name].thoughts,
+        "dropped": changes.demonstrations,
+        "thoughts": changes.thoughts,
         "predictions": str(path),
     }
 

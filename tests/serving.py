@@ -12,6 +12,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
+import httpx
 import yaml
 from aiohttp import web
 
@@ -20,6 +21,10 @@ from ptsearch.config import EngineConfig, ServeConfig
 from ptsearch.deploy import query
 from ptsearch.deploy.folder import FORMAT, LoggedVote
 from ptsearch.serve import serve
+
+LABELS = ["no", "yes", "maybe"]
+NAMES = ("high", "middle", "low")
+CHOICE = {"structured_outputs": {"choice": LABELS}}
 
 
 @contextmanager
@@ -166,3 +171,31 @@ async def _stop(runner: web.AppRunner, listening: socket.socket) -> None:
 
 def _call(loop: asyncio.AbstractEventLoop, work: Any) -> Any:
     return asyncio.run_coroutine_threadsafe(work, loop).result(10)
+
+
+def always(said: str):
+    return lambda prompt, labels: said
+
+
+def engines(*said: str) -> list[FakeEngine]:
+    """One engine a member that always says the same."""
+    return [FakeEngine(name, always(text)) for name, text in zip(NAMES, said, strict=False)]
+
+
+@contextmanager
+def gateway(tmp_path: Path, members: list[FakeEngine], **settings) -> Iterator[str]:
+    folder = write_folder(tmp_path / "out", {engine.label: None for engine in members})
+    with (
+        running(*members) as urls,
+        live(ServeConfig("gateway", str(folder), port=0, engines=urls, **settings)) as url,
+    ):
+        yield url
+
+
+def ask(url: str, text: str = "Is it?", **others) -> httpx.Response:
+    body = {"model": "out", "messages": [{"role": "user", "content": text}], **CHOICE, **others}
+    return httpx.post(f"{url}/chat/completions", json=body, timeout=30)
+
+
+def outcomes(response: httpx.Response) -> dict[str, str]:
+    return {m["member"]: m["outcome"] for m in response.json()["ptsearch"]["members"]}

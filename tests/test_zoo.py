@@ -14,11 +14,11 @@ import transformers
 from command import ptsearch
 from small_study import STUDY
 from tiny_pool import build_tiny, pool
-from zoo import ZOO, write
+from zoo import ZOO, refusal, write
 
 from ptsearch import engine as engines
 from ptsearch.config import EngineConfig
-from ptsearch.models import checkpoint, layers, support
+from ptsearch.models import checkpoint, layers
 from ptsearch.pool import build
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "models.md"
@@ -108,7 +108,7 @@ def check_reload(name: str, base: Path, variant: Path) -> None:
 def row_of(name: str, runs: str, base: Path) -> str:
     """The member's line in the table of docs/models.md."""
     if runs == "refused":
-        return f"| {name} | refused | - | {support.check(base)} |"
+        return f"| {name} | refused | - | {refusal(base)} |"
     model = layers.skeleton(base, False)
     root, decoder = layers.layers_of(model)
     linears = layers.linears_of(model)
@@ -142,7 +142,7 @@ def test_every_member_is_in_the_document() -> None:
 def test_a_study(name: str, tmp_path: Path, monkeypatch, capfd) -> None:
     """The whole study; with PTSEARCH_REGENERATE=1 the document is corrected, not compared."""
     base = write(tmp_path / "base", name)
-    reason = support.check(base)
+    reason = refusal(base)
     status = ptsearch(
         monkeypatch, tmp_path, "+study=pareto", "model=path", f"model.path={base}", "model.name=m",
         "pool.variants=[{method: [gptq, awq], bits: 4, group_size: 32}]", *STUDY, "study.name=s",

@@ -8,15 +8,9 @@ import torch
 import transformers
 from tiny import byte_tokenizer
 
-SIZES = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 8192,
-}
+from ptsearch.models import support
+from ptsearch.testing.tiny_model import SIZES
+
 VISION = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -139,3 +133,12 @@ def write(folder: Path, name: str) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def refusal(folder: Path) -> str | None:
+    """Why the checkpoint can be neither built nor run; None = it can."""
+    try:
+        support.checked(folder)
+    except ValueError as error:
+        return str(error)
+    return None

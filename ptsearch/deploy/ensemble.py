@@ -140,7 +140,9 @@ class PrecisionEnsemble:
         self, queries: Sequence[Query], told: Callable[[int, Answer], None]
     ) -> list[Answer]:
         """All members side by side on the machine's cores."""
-        asked = {label: in_tokens(self.prompters[label], queries) for label in self.members}
+        prompters = set(self.prompters.values())
+        tokens = {each: [tokenized(each, query) for query in queries] for each in prompters}
+        asked = {label: tokens[self.prompters[label]] for label in self.members}
         first = asked[self.members[0]]
         order = sorted(range(len(queries)), key=lambda i: first[i].prompt)
         count = min(engines.lanes_of(engine) for engine in self.engines.values())
@@ -173,7 +175,8 @@ class PrecisionEnsemble:
 
     def ask_member(self, member: str, queries: Sequence[Query]) -> list[MemberAnswer]:
         """What one member says to each prompt, answered together."""
-        return say(self.engines[member], in_tokens(self.prompters[member], queries))
+        prompter = self.prompters[member]
+        return say(self.engines[member], [tokenized(prompter, query) for query in queries])
 
     def count(self, asked: Query, codes: dict[str, int], said: dict[str, MemberAnswer]) -> Answer:
         """The answer that the codes of some or all members vote for."""
@@ -193,10 +196,6 @@ class TokenizedQuery(NamedTuple):
     prompt: list[int]
     labels: list[list[int]]
     max_new_tokens: int
-
-
-def in_tokens(prompter: Prompter, queries: Sequence[Query]) -> list[TokenizedQuery]:
-    return [tokenized(prompter, each) for each in queries]
 
 
 def tokenized(prompter: Prompter, asked: Query) -> TokenizedQuery:
@@ -238,7 +237,7 @@ def shares(members: Sequence[str], queries: int, lanes: int) -> list[tuple[str, 
     return parts + [(member, run) for member in members[whole:] for run in runs]
 
 
-@lru_cache(maxsize=4096)  # every member asks the same
+@lru_cache(maxsize=256)  # every member asks the same
 def _choices(
     prompter: Prompter, prompt: str | tuple[tuple[str, str], ...], labels: tuple[str, ...]
 ) -> tuple[list[int], list[list[int]]]:

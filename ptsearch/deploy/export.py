@@ -164,7 +164,9 @@ def _chat(settings: Mapping[str, object], checkpoint: Path) -> ChatInfo:
     tokenizer = loading.load_tokenizer(checkpoint)
     if not tokenizer.chat_template:
         return ChatInfo()
-    given = {key.removeprefix(TEMPLATE): v for key, v in settings.items() if TEMPLATE in key}
+    given = {
+        key.removeprefix(TEMPLATE): v for key, v in settings.items() if key.startswith(TEMPLATE)
+    }
     prompter = Prompter(tokenizer, given)
     return ChatInfo(arguments=prompter.template_arguments, form=sorted(prompter.form))
 

@@ -102,10 +102,11 @@ def _line(row: Mapping[str, Any], order: Sequence[str]) -> tuple[Row, float]:
 def _draw(table: Table, labels: Sequence[str]) -> Iterator[tuple[Benchmark, int]]:
     """Benchmarks and positions in them, in a random order, the groups taking turns."""
     judged = [table.entries[label].judged for label in labels]
+    changes = [table.changes(label) for label in labels]
     groups: dict[str, list[tuple[Benchmark, int]]] = {}
     start = 0
     for benchmark in table.benchmarks:
-        cut = any(table.changes(m)[benchmark.name].demonstrations for m in labels)
+        cut = any(each[benchmark.name].demonstrations for each in changes)
         for index, sample in enumerate(benchmark.samples):
             read = any(each is not None and each[start + index] for each in judged)
             one_label = len(sample.question.labels) + len(sample.question.abstain[:1]) < 2

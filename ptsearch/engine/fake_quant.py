@@ -42,8 +42,8 @@ class Runtime(NamedTuple):
 
 def of(folder: Path) -> Runtime:
     """What the checkpoint in `folder` asks for."""
-    if (folder / loading.META).is_file():
-        meta = store.read_json(folder / loading.META)
+    if (folder / store.META).is_file():
+        meta = store.read_json(folder / store.META)
         variant = from_fields(meta["variant"])
         if variant.decode_schedule:
             first, *parts = variant.phases()

@@ -171,18 +171,17 @@ def fitted(asker: Asker, benchmark: Benchmark) -> Benchmark:
 
 
 def _fitted(asker: Asker, scenario: Scenario, sample: Sample) -> Sample:
-    engine = asker.engine
-    if not engine.context:
+    context = asker.engine.context
+    if not context:
         return sample
-    new = scenario.max_new_tokens
-    if scenario.mode == "choice":
-        new = max(map(len, _choices(asker, scenario, sample, sample.prompt).labels)) - 1
-    room = engine.context - new
-    return fit(
-        sample,
-        lambda prompt: len(asker.prompter.prompt(prompt)) <= room,
-        drop=engine.settings.too_long == "drop",
-    )
+
+    def fits(prompt: Prompt) -> bool:
+        if scenario.mode == "generate":
+            return len(asker.prompter.prompt(prompt)) + scenario.max_new_tokens <= context
+        choices = _choices(asker, scenario, sample, prompt)
+        return len(choices.prompt) + max(map(len, choices.labels)) - 1 <= context
+
+    return fit(sample, fits, drop=asker.engine.settings.too_long == "drop")
 
 
 def evaluate(asker: Asker, benchmark: Benchmark, progress: Callable[[int, int], None]) -> pa.Table:

@@ -46,15 +46,13 @@ def check(
     report("checking the model", 0, 1)
     tokenizer = loading.load_tokenizer(base.path, base.trust_remote_code)
     prompter = Prompter(tokenizer, template)
-    if reason := support.check(base.path, base.trust_remote_code):
-        raise ValueError(reason)
-    model = layers.skeleton(base.path, base.trust_remote_code)
-    context = context_of(model.config)
+    model = support.checked(base.path, base.trust_remote_code)
+    context, tied = context_of(model.config), getattr(model.config, "tie_word_embeddings", False)
     english = "\n".join(calibration.python_docs())[:CHARACTERS]
     per_byte = len(prompter.prompt(english)) / len(english.encode())
     facts = {
         "architecture": f"{type(model).__name__}, {len(layers.layers_of(model)[1])} layers",
-        "output head": "tied to the embeddings" if _tied(model.config) else "of its own",
+        "output head": "tied to the embeddings" if tied else "of its own",
         "group sizes": _group_sizes(
             {part.in_features for part in layers.linears_of(model).values()}
         ),
@@ -78,10 +76,6 @@ def check(
         notes += found
     report("checking the model", 1, 1)
     return ModelCheck(facts, notes, per_byte)
-
-
-def _tied(config: object) -> bool:
-    return bool(getattr(config, "tie_word_embeddings", False))
 
 
 def _group_sizes(inputs: Collection[int]) -> str:

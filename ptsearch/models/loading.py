@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     Tokenizer: TypeAlias = PreTrainedTokenizerBase
 
-META = "meta.json"  # beside a variant's checkpoint, or in place of one: what it is, where it is
-
 
 def load(
     folder: Path, dtype: str = "bfloat16", device: str = "cpu"
@@ -38,7 +36,6 @@ def load(
     A variant's folder without a checkpoint of its own leads to the one its meta.json names.
     ValueError: the installed compressed-tensors would misread it.
     """
-
     silence_libraries()
     folder, trust = checkpoint_of(folder)
     if checkpoint.needs_decoding(folder):
@@ -129,9 +126,9 @@ def _from_state(
 
 def checkpoint_of(folder: Path) -> tuple[Path, bool]:
     """(where the checkpoint of a variant's folder lies, whether its code is trusted)."""
-    if not (folder / META).is_file():
+    if not (folder / store.META).is_file():
         return folder, False
-    meta = store.read_json(folder / META)
+    meta = store.read_json(folder / store.META)
     return folder / meta["checkpoint"], meta["trust_remote_code"]
 
 

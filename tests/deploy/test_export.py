@@ -271,19 +271,11 @@ def test_a_member_that_rounds_at_run_time_goes_to_no_vllm(study, cache, tmp_path
         vllm_support.form_of(two, build.folder_of(cache, POOL[0]), "local")
 
 
-def test_a_layout_of_our_own_is_written_dense(tmp_path) -> None:
-    (tmp_path / "codes.json").write_text("{}")
-    assert (
-        vllm_support.form_of(POOL[0], tmp_path, "cuda").why == "its layout is specific to ptsearch"
-    )
-    assert vllm_support.form_of(POOL[0], tmp_path, "local").stored
-
-
 def test_a_member_says_what_it_rounds_while_it_runs(study, cache, tmp_path) -> None:
     """The engine looks for that in meta.json."""
     exported_ = write(study, cache, tmp_path / "out")
     for variant in POOL:
-        meta = store.read_json(exported_.members[variant.label] / loading.META)
+        meta = store.read_json(exported_.members[variant.label] / store.META)
         assert from_fields(meta["variant"]) == variant
         assert loading.checkpoint_of(exported_.members[variant.label])[0].samefile(
             exported_.members[variant.label]
@@ -296,7 +288,7 @@ def test_a_member_says_what_it_rounds_while_it_runs(study, cache, tmp_path) -> N
 )
 def test_a_meta_that_leads_elsewhere_is_refused(change, study, cache, tmp_path) -> None:
     folder = write(study, cache, tmp_path / "out").folder
-    path = folder / "members" / POOL[0].label / loading.META
+    path = folder / "members" / POOL[0].label / store.META
     path.write_text(json.dumps(store.read_json(path) | change))
     (folder / store.MANIFEST).unlink()
     store._seal(folder)

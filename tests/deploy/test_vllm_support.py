@@ -1,10 +1,12 @@
 """In which form a member goes to a target."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ptsearch.deploy import vllm_support
+from ptsearch.variant import Variant
 
 
 @pytest.mark.parametrize(
@@ -34,3 +36,12 @@ def test_older_formats_that_vllm_was_found_to_run() -> None:
     assert "desc_act" in vllm_support.unsupported(gptq, "cpu")
     assert not vllm_support.unsupported(gptq, "cuda")
     assert "awq at 3 bits" in vllm_support.unsupported({"quant_method": "awq", "bits": 3}, "cuda")
+
+
+def test_a_layout_of_our_own_is_written_dense(tmp_path: Path) -> None:
+    variant = Variant("tiny", "0", "rtn", bits=3, group_size=32)
+    (tmp_path / "codes.json").write_text("{}")
+    assert (
+        vllm_support.form_of(variant, tmp_path, "cuda").why == "its layout is specific to ptsearch"
+    )
+    assert vllm_support.form_of(variant, tmp_path, "local").stored

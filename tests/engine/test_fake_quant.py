@@ -16,7 +16,6 @@ from tiny_prompts import FP32, LABELS, PROMPTS, changed, one_score, silent
 from ptsearch import engine as engines
 from ptsearch import store
 from ptsearch.engine import fake_quant
-from ptsearch.models import loading
 from ptsearch.pool import build
 from ptsearch.quantize import activations, rptq, smoothquant
 
@@ -110,10 +109,10 @@ def test_the_stored_form_says_what_the_format_can_say(built: Path) -> None:
         assert (folder / fake_quant.TENSORS).is_file() == (variant.label[-6:-3] in ("-a8", "-a4")
                                                         and variant.method == "rptq")  # fmt: skip
         assert fake_quant.of(folder).act_bits == variant.act_bits
-        (folder / loading.META).rename(folder / "aside.json")
+        (folder / store.META).rename(folder / "aside.json")
         if variant.method != "rptq":  # a stranger's checkpoint says it in its config
             assert fake_quant.of(folder).act_bits == variant.act_bits
-        (folder / "aside.json").rename(folder / loading.META)
+        (folder / "aside.json").rename(folder / store.META)
     assert list(formats.values()) == [
         ("int-quantized", 8), ("pack-quantized", 8), ("int-quantized", 4),
         ("pack-quantized", None), ("pack-quantized", None), ("pack-quantized", None),

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 from tiny import write_tiny_model
-from zoo import write
+from zoo import refusal, write
 
-from ptsearch.models import support
 from ptsearch.models.architecture import attention_sizes
 
 
@@ -19,7 +18,7 @@ def changed(folder: Path, **fields: object) -> Path:
 
 @pytest.mark.parametrize("name", ["Llama", "Qwen3-MoE", "Gemma 3 multimodal", "Falcon-H1"])
 def test_what_can_be_built(name: str, tmp_path: Path) -> None:
-    assert support.check(write(tmp_path, name)) is None
+    assert refusal(write(tmp_path, name)) is None
 
 
 def test_layers_that_keep_keys_and_values(tmp_path: Path) -> None:
@@ -38,12 +37,12 @@ def test_layers_that_keep_keys_and_values(tmp_path: Path) -> None:
 
 def test_what_cannot_is_one_line(tmp_path: Path) -> None:
     reasons = [
-        support.check(write(tmp_path / "a", "GPT-2")),
-        support.check(write(tmp_path / "b", "T5")),
-        support.check(write(tmp_path / "f", "Mamba")),
-        support.check(changed(write_tiny_model(tmp_path / "c"), model_type="klingon")),
-        support.check(changed(write_tiny_model(tmp_path / "d"), num_hidden_layers=3)),
-        support.check(changed(write_tiny_model(tmp_path / "e"), model_type="clip")),
+        refusal(write(tmp_path / "a", "GPT-2")),
+        refusal(write(tmp_path / "b", "T5")),
+        refusal(write(tmp_path / "f", "Mamba")),
+        refusal(changed(write_tiny_model(tmp_path / "c"), model_type="klingon")),
+        refusal(changed(write_tiny_model(tmp_path / "d"), num_hidden_layers=3)),
+        refusal(changed(write_tiny_model(tmp_path / "e"), model_type="clip")),
     ]
     parts = [
         "no linear layers",

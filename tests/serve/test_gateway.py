@@ -1,4 +1,4 @@
-"""The gateway in front of engines that answer, refuse, dawdle and die."""
+"""The gateway: requests, votes, limits, metrics; engines that fail are in test_failing_engines."""
 
 import enum
 import json
@@ -7,16 +7,26 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 import pytest
 from openai import NotFoundError, OpenAI
 from pydantic import BaseModel
-from serving import FakeEngine, by_checksum, live, running, write_folder
+from serving import (
+    CHOICE,
+    LABELS,
+    NAMES,
+    FakeEngine,
+    ask,
+    by_checksum,
+    engines,
+    gateway,
+    live,
+    outcomes,
+    running,
+    write_folder,
+)
 
 from ptsearch.benchmarks.parsing import Question
 from ptsearch.config import ServeConfig
@@ -24,38 +34,6 @@ from ptsearch.deploy.folder import LoggedVote
 from ptsearch.deploy.query import Query
 from ptsearch.serve import app
 from ptsearch.voting import votes
-
-LABELS = ["no", "yes", "maybe"]
-NAMES = ("high", "middle", "low")
-CHOICE = {"structured_outputs": {"choice": LABELS}}
-
-
-def always(said: str):
-    return lambda prompt, labels: said
-
-
-def engines(*said: str) -> list[FakeEngine]:
-    """One engine a member that always says the same."""
-    return [FakeEngine(name, always(text)) for name, text in zip(NAMES, said, strict=False)]
-
-
-@contextmanager
-def gateway(tmp_path: Path, members: list[FakeEngine], **settings) -> Iterator[str]:
-    folder = write_folder(tmp_path / "out", {engine.label: None for engine in members})
-    with (
-        running(*members) as urls,
-        live(ServeConfig("gateway", str(folder), port=0, engines=urls, **settings)) as url,
-    ):
-        yield url
-
-
-def ask(url: str, text: str = "Is it?", **others) -> httpx.Response:
-    body = {"model": "out", "messages": [{"role": "user", "content": text}], **CHOICE, **others}
-    return httpx.post(f"{url}/chat/completions", json=body, timeout=30)
-
-
-def outcomes(response: httpx.Response) -> dict[str, str]:
-    return {m["member"]: m["outcome"] for m in response.json()["ptsearch"]["members"]}
 
 
 def test_the_openai_client_works_unchanged(tmp_path) -> None:
@@ -200,102 +178,6 @@ def test_nobody_left_is_a_refusal(tmp_path) -> None:
         message = ask(url).json()["choices"][0]["message"]
         assert message["content"] is None
         assert message["refusal"]
-
-
-def test_an_engine_killed_under_load(tmp_path) -> None:
-    members = engines("yes", "yes", "no")
-    members[2].seconds = 0.05
-    with gateway(tmp_path, members) as url, ThreadPoolExecutor(8) as pool:
-        said = [pool.submit(ask, url, f"Is {n}?") for n in range(40)]
-        time.sleep(0.1)
-        members[2].kill()
-        answers = [each.result() for each in said]
-        assert {response.status_code for response in answers} == {200}
-        assert {a.json()["choices"][0]["message"]["content"] for a in answers} == {"yes"}
-        last = ask(url)
-        assert outcomes(last)["low"] in ("down", "cooldown")
-        assert last.json()["ptsearch"]["away"] == 1
-        assert httpx.get(url.replace("/v1", "/health")).json()["away"] == ["low"]
-
-
-def test_a_slow_engine_is_waited_for_once(tmp_path) -> None:
-    members = engines("yes", "yes", "no")
-    with gateway(tmp_path, members, timeout=0.3) as url:
-        members[2].seconds = 1
-        assert outcomes(ask(url))["low"] == "slow"
-        started = time.monotonic()
-        assert outcomes(ask(url))["low"] == "cooldown"
-        assert time.monotonic() - started < 0.3
-
-
-def test_a_member_comes_back(tmp_path) -> None:
-    members = engines("yes", "yes", "no")
-    with gateway(tmp_path, members, retries=0, cooldown=0.05) as url:
-        members[2].failures = [500]
-        assert outcomes(ask(url))["low"] == "down"
-        time.sleep(0.1)
-        assert outcomes(ask(url))["low"] == "answered"
-
-
-def test_a_member_rests_until_it_serves_again(tmp_path) -> None:
-    members = engines("yes", "yes", "no")
-    with gateway(tmp_path, members, retries=0, cooldown=0.05) as url:
-        health = url.replace("/v1", "/health")
-        members[2].failures, members[2].up = [500], False
-        assert outcomes(ask(url))["low"] == "down"
-        time.sleep(0.2)
-        assert httpx.get(health).json()["away"] == ["low"]
-        assert outcomes(ask(url))["low"] == "cooldown"
-        members[2].up = True
-        time.sleep(0.2)
-        assert httpx.get(health).json()["away"] == []
-        assert outcomes(ask(url))["low"] == "answered"
-
-
-def test_without_a_rest_a_member_is_asked_each_time(tmp_path) -> None:
-    members = engines("yes", "yes", "no")
-    with gateway(tmp_path, members, retries=0, cooldown=0) as url:
-        members[2].failures = [500]
-        assert outcomes(ask(url))["low"] == "down"
-        assert outcomes(ask(url))["low"] == "answered"
-
-
-def test_a_failure_is_tried_again(tmp_path) -> None:
-    members = engines("yes", "no", "no")
-    with gateway(tmp_path, members) as url:
-        members[1].failures = [503]
-        assert set(outcomes(ask(url)).values()) == {"answered"}
-        assert len(members[1].asked) == 2
-
-
-@pytest.mark.parametrize("body", [b"", b"[]", b'{"choices": []}', b"\xff"])
-def test_what_is_no_completion_is_no_reply(body, tmp_path) -> None:
-    members = engines("yes", "yes", "no")
-    with gateway(tmp_path, members, retries=0) as url:
-        members[2].body = body
-        assert outcomes(ask(url))["low"] == "down"
-
-
-def test_below_the_quorum(tmp_path) -> None:
-    members = engines("yes", "yes", "no")
-    with gateway(tmp_path, members, retries=0) as url:
-        members[1].failures, members[2].failures = [500], [500]
-        said = ask(url)
-        assert said.status_code == 503
-        assert said.headers["Retry-After"] == "1"
-        assert "middle down, low down" in said.json()["error"]["message"]
-        assert httpx.get(url.replace("/v1", "/health")).status_code == 503
-
-
-def test_a_request_that_the_engines_reject(tmp_path) -> None:
-    members = engines("yes", "yes", "no")
-    with gateway(tmp_path, members) as url:
-        for member in members[:2]:
-            member.failures = [400]
-        said = ask(url)
-        assert said.status_code == 400
-        assert "the engine is unwell" in said.json()["error"]["message"]
-        assert ask(url).status_code == 200  # nobody rests for it
 
 
 def test_too_many_requests(tmp_path) -> None:
