@@ -197,13 +197,13 @@ def test_more_bits_are_closer_and_the_cache_is_counted(built: Path) -> None:
                               for a, b in zip(rule(states, 0), states, strict=True)))  # fmt: skip
         assert errors == sorted(errors, reverse=True)
         assert errors[-1] < 1e-3 < errors[0] < 0.5
-    metas = [store.read_json(build.folder_of(built, v) / loading.META)["kv"] for v in pool(ROWS)]
+    metas = [store.read_json(build.folder_of(built, v) / store.META)["kv"] for v in pool(ROWS)]
     assert metas[1] == {"bits": 2 + (32 / 32 + 32 / 16) / 2, "window": 40}
     assert 3 < metas[2]["bits"] < 6
 
 
 def test_perplexity_is_that_of_the_rounded_cache(built: Path) -> None:
-    found = [store.read_json(build.folder_of(built, v) / loading.META) for v in pool(ROWS)]
+    found = [store.read_json(build.folder_of(built, v) / store.META) for v in pool(ROWS)]
     assert len({meta["perplexity"] for meta in found}) == len(found)
     assert all(meta["perplexity"] != meta["dense_perplexity"] for meta in found)
     assert len(found[2]["calibration_indices"]) == CALIBRATION.samples

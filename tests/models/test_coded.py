@@ -137,7 +137,7 @@ def test_bytes_are_those_on_the_disk(built: Path) -> None:
 
 def test_nested_members_share_their_planes(built: Path) -> None:
     three, four, eight = (
-        store.read_json(build.folder_of(built, variant) / loading.META) for variant in pool()[:3]
+        store.read_json(build.folder_of(built, variant) / store.META) for variant in pool()[:3]
     )
     for narrow, wide in ((three, four), (four, eight)):
         planes = [name for name in narrow["tensors"] if ".plane" in name]

@@ -12,7 +12,6 @@ from tiny import write_tiny_model
 from torch import Tensor
 
 from ptsearch import store
-from ptsearch.models import loading
 from ptsearch.models.base_model import BaseModel
 from ptsearch.models.checkpoint import Tensors
 from ptsearch.pool import backends, build, verify
@@ -89,7 +88,7 @@ def test_seeds_differ_whatever_resets_the_global_one(
     variants = expand_pool(Variant("tiny", "0"), [row], given, CALIBRATION.identity)
     base = BaseModel("tiny", "0", tiny_model)
     build.build_pool(base, variants, CALIBRATION, tmp_path, silent)
-    metas = [store.read_json(build.folder_of(tmp_path, v) / loading.META) for v in variants]
+    metas = [store.read_json(build.folder_of(tmp_path, v) / store.META) for v in variants]
     packed = [
         {t["sha256"] for name, t in meta["tensors"].items() if name.endswith("weight_packed")}
         for meta in metas
@@ -127,7 +126,7 @@ def test_a_library_builds_the_same_kind_of_folder(
     for variant in variants:
         made = build.folder_of(tmp_path / "store", variant)
         assert store.verify_folder(made) == []
-        meta = store.read_json(made / loading.META)
+        meta = store.read_json(made / store.META)
         assert backend in meta["versions"]
         assert meta["perplexity"] == pytest.approx(meta["dense_perplexity"], rel=0.2)
         assert any(name.endswith("weight_packed") for name in meta["tensors"])

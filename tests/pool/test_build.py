@@ -32,7 +32,7 @@ def test_every_variant_is_whole_and_described(built: Path, tiny_model: Path) -> 
     for variant in [Variant("tiny", "0"), *pool(ROWS)]:
         folder = build.folder_of(built, variant)
         assert store.verify_folder(folder) == []
-        meta = store.read_json(folder / loading.META)
+        meta = store.read_json(folder / store.META)
         assert meta["label"] == variant.label
         assert meta["perplexity"] > 1
         assert not meta["degenerate"]
@@ -42,12 +42,12 @@ def test_every_variant_is_whole_and_described(built: Path, tiny_model: Path) -> 
     assert loading.checkpoint_of(folder)[0] == folder
     dense = build.folder_of(built, Variant("tiny", "0"))
     assert loading.checkpoint_of(dense)[0] == tiny_model.resolve()
-    assert {path.name for path in dense.iterdir()} == {loading.META, store.MANIFEST}
+    assert {path.name for path in dense.iterdir()} == {store.META, store.MANIFEST}
 
 
 def test_fewer_bits_are_fewer_bytes(built: Path) -> None:
     sizes = [
-        store.read_json(build.folder_of(built, variant) / loading.META)["tensor_bytes"]
+        store.read_json(build.folder_of(built, variant) / store.META)["tensor_bytes"]
         for variant in pool([{"method": "rtn", "bits": [3, 4, 8]}])
     ]
     assert sizes == sorted(sizes)
@@ -73,7 +73,7 @@ def test_loaded_logits_are_those_of_the_solved_weights(tmp_path: Path, tied: boo
 
 def test_shared_tensors_can_be_told(built: Path) -> None:
     tables = [
-        store.read_json(build.folder_of(built, variant) / loading.META)["tensors"]
+        store.read_json(build.folder_of(built, variant) / store.META)["tensors"]
         for variant in [Variant("tiny", "0"), *pool(ROWS)]
     ]
     embeddings = {table["model.embed_tokens.weight"]["sha256"] for table in tables}
@@ -135,7 +135,7 @@ def test_building_twice_gives_the_same_tensors(tiny_model: Path, tmp_path: Path)
         build_tiny(tiny_model, tmp_path / root, variants)
     for variant in variants:
         one, two = (
-            store.read_json(build.folder_of(tmp_path / root, variant) / loading.META)["tensors"]
+            store.read_json(build.folder_of(tmp_path / root, variant) / store.META)["tensors"]
             for root in ("one", "two")
         )
         assert one == two
@@ -152,7 +152,7 @@ def test_a_sharded_base_gives_the_same_tensors(
     build_tiny(tmp_path / "base", tmp_path / "store", variants)
     for variant in variants:
         one, two = (
-            store.read_json(build.folder_of(root, variant) / loading.META)["tensors"]
+            store.read_json(build.folder_of(root, variant) / store.META)["tensors"]
             for root in (built, tmp_path / "store")
         )
         assert one == two
@@ -164,16 +164,14 @@ def test_sequential_layers_see_what_was_quantized_before(tiny_model: Path, tmp_p
     variant = ordinary.sequential()
     assert pool([{"method": "rtn", "bits": 2}])[0].sequential().method_args == ()
     build_tiny(tiny_model, tmp_path, [ordinary, variant])
-    one, two = (store.read_json(build.folder_of(tmp_path, v) / loading.META)["tensors"]
+    one, two = (store.read_json(build.folder_of(tmp_path, v) / store.META)["tensors"]
                 for v in (ordinary, variant))  # fmt: skip
     first = "model.layers.0.mlp.down_proj.weight_packed"
     last = "model.layers.1.mlp.down_proj.weight_packed"
     assert one[first] == two[first]  # nothing is quantized before it
     assert one[last] != two[last]
     model, tokenizer = loading.load(build.folder_of(tmp_path, variant))
-    drawn = store.read_json(build.folder_of(tmp_path, variant) / loading.META)[
-        "calibration_indices"
-    ]
+    drawn = store.read_json(build.folder_of(tmp_path, variant) / store.META)["calibration_indices"]
     tokens = calibrations.chunks(tokenizer, CALIBRATION.fitted, CALIBRATION.length)[drawn]
     seen: list[torch.Tensor] = []
     model.model.layers[1].self_attn.q_proj.register_forward_pre_hook(
@@ -271,7 +269,7 @@ def test_a_variant_far_from_dense_is_degenerate(tmp_path: Path) -> None:
     variants = pool([{"method": "rtn", "bits": 2}])
     base = BaseModel("tiny", "0", folder)
     build.build_pool(base, variants, CALIBRATION, tmp_path / "store", silent, 0.5)
-    meta = store.read_json(build.folder_of(tmp_path / "store", variants[0]) / loading.META)
+    meta = store.read_json(build.folder_of(tmp_path / "store", variants[0]) / store.META)
     assert meta["degenerate"]
 
 
@@ -279,7 +277,7 @@ def test_a_model_larger_than_memory_is_built_by_layers(tmp_path: Path, monkeypat
     monkeypatch.setattr(memory, "available", lambda device: 1000)
     variants = pool(ROWS[:1])
     build_tiny(write_tiny_model(tmp_path / "base"), tmp_path / "store", variants)
-    meta = store.read_json(build.folder_of(tmp_path / "store", variants[0]) / loading.META)
+    meta = store.read_json(build.folder_of(tmp_path / "store", variants[0]) / store.META)
     assert meta["read_back"] == "layer by layer"
 
 
@@ -288,8 +286,8 @@ def test_a_ready_made_checkpoint_joins(built: Path, tiny_model: Path, tmp_path: 
     base = BaseModel("tiny", "0", tiny_model)
     variant = base_model.path_variant(base, path=str(made), label="mine", bits=3)
     build_tiny(tiny_model, tmp_path, [variant])
-    meta = store.read_json(build.folder_of(tmp_path, variant) / loading.META)
-    theirs = store.read_json(made / loading.META)
+    meta = store.read_json(build.folder_of(tmp_path, variant) / store.META)
+    theirs = store.read_json(made / store.META)
     assert meta["label"] == "mine"
     assert meta["tensors"] == theirs["tensors"]
     assert meta["perplexity"] == theirs["perplexity"]
@@ -314,7 +312,7 @@ def test_other_architectures(tmp_path: Path, architecture: str, overrides: dict[
     variants = pool(rows)
     build_tiny(folder, tmp_path / "store", variants)
     for variant in variants:
-        meta = store.read_json(build.folder_of(tmp_path / "store", variant) / loading.META)
+        meta = store.read_json(build.folder_of(tmp_path / "store", variant) / store.META)
         assert meta["perplexity"] == pytest.approx(meta["dense_perplexity"], rel=0.02)
 
 
@@ -328,7 +326,7 @@ def test_experts_that_saw_too_little_are_rounded(tmp_path: Path, architecture: s
     rows = [{"method": m, "bits": 8, "damp_percent": 0.05} for m in ("rtn", "gptq", "awq")]
     variants = pool(rows)
     build_tiny(folder, tmp_path / "store", variants)
-    metas = [store.read_json(build.folder_of(tmp_path / "store", v) / loading.META)
+    metas = [store.read_json(build.folder_of(tmp_path / "store", v) / store.META)
              for v in variants]  # fmt: skip
     for meta in metas:
         assert meta["perplexity"] == pytest.approx(meta["dense_perplexity"], rel=0.02)

@@ -8,7 +8,6 @@ import torch
 from tiny_pool import CALIBRATION, ROWS, build_tiny, pool
 
 from ptsearch import store
-from ptsearch.models import loading
 from ptsearch.models.base_model import BaseModel
 from ptsearch.pool import build, variant_build
 from ptsearch.quantize import gptq
@@ -75,7 +74,7 @@ def test_an_interrupted_pool_goes_on_where_it_stopped(
     for variant in variants:
         one, two = (build.folder_of(tmp_path / root, variant) for root in ("one", "two"))
         assert store.verify_folder(one) == []
-        found, expected = (store.read_json(folder / loading.META) for folder in (one, two))
+        found, expected = (store.read_json(folder / store.META) for folder in (one, two))
         for key in ("tensors", "perplexity", "calibration_indices", "damp_raised"):
             assert found[key] == expected[key], (variant.label, key)
         assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()}

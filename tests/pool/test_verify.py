@@ -49,7 +49,7 @@ def test_layer_by_layer_finds_what_loading_whole_finds(
         monkeypatch.setattr(verify, "_fits", lambda _, fits=fits: fits)
         build_tiny(folder, tmp_path / way, variants)
         metas[way] = [
-            store.read_json(build.folder_of(tmp_path / way, variant) / loading.META)
+            store.read_json(build.folder_of(tmp_path / way, variant) / store.META)
             for variant in variants
         ]
         assert {meta["read_back"] for meta in metas[way]} == {way}
@@ -91,7 +91,7 @@ import resource, sys
 from pathlib import Path
 from tiny_pool import CALIBRATION, build_tiny, pool
 from tiny import write_tiny_model
-from ptsearch.models import loading
+from ptsearch import store
 from ptsearch.variant import Variant
 
 base, root = map(Path, sys.argv[1:3])
