@@ -5,7 +5,8 @@ ensemble.answer(["Review: dull.\\nSentiment:"], ["negative", "positive"])[0].lab
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -109,35 +110,42 @@ class PrecisionEnsemble:
         queries: Sequence[Query],
         lazy: bool = False,
         told: Callable[[int, Answer], None] | None = None,
+        wanted: Callable[[int], bool] | None = None,
     ) -> list[Answer]:
         """As `answer`, each prompt with labels and mode of its own.
 
-        `told(index, answer)` is called once per query, from a worker thread.
+        `told(index, answer)` is called once per query, from a worker thread. What `wanted(index)`
+        denies, asked before each member and after each forward, is dropped: no member answers it.
         """
-        told = told or _untold
+        told, wanted = told or _untold, wanted or _wanted
         if not lazy:
-            return self._ask_together(queries, told)
-        answers = self._ask_in_turn(queries)
+            return self._ask_together(queries, told, wanted)
+        answers = self._ask_in_turn(queries, wanted)
         for number, answer in enumerate(answers):
-            told(number, answer)
+            if answer.members:
+                told(number, answer)
         return answers
 
-    def _ask_in_turn(self, queries: Sequence[Query]) -> list[Answer]:
+    def _ask_in_turn(self, queries: Sequence[Query], wanted: Callable[[int], bool]) -> list[Answer]:
         """One member after the other, each only what is undecided so far."""
         order = self.description.lazy_order
         said: list[dict[str, MemberAnswer]] = [{} for _ in queries]
         codes: list[dict[str, int]] = [{} for _ in queries]
         left = list(range(len(queries)))
         for member in order:
-            found = self.ask_member(member, [queries[i] for i in left])
-            for i, one in zip(left, found, strict=True):
+            prompter = self.prompters[member]
+            tokens = {i: tokenized(prompter, queries[i]) for i in left}
+            for i, one in say(self.engines[member], tokens, wanted).items():
                 said[i][member] = one
                 codes[i][member] = query.code(queries[i], member, one)
-            left = [i for i in left if not decided(codes[i], self.members)]
+            left = [i for i in left if member in codes[i] and not decided(codes[i], self.members)]
         return [self.count(*each) for each in zip(queries, codes, said, strict=True)]
 
     def _ask_together(
-        self, queries: Sequence[Query], told: Callable[[int, Answer], None]
+        self,
+        queries: Sequence[Query],
+        told: Callable[[int, Answer], None],
+        wanted: Callable[[int], bool],
     ) -> list[Answer]:
         """All members side by side on the machine's cores."""
         prompters = set(self.prompters.values())
@@ -155,10 +163,10 @@ class PrecisionEnsemble:
 
         def run(member: str, places: range) -> None:
             engine = self.engines[member]
-            some = [order[place] for place in places]
-            found = say(engines.lane(engine, count), [asked[member][i] for i in some])
+            some = {order[place]: asked[member][order[place]] for place in places}
+            found = say(engines.lane(engine, count), some, wanted)
             with lock:
-                for i, one in zip(some, found, strict=True):
+                for i, one in found.items():
                     said[i][member] = one
                     if len(said[i]) == len(self.members):
                         answers[i] = self._vote(queries[i], said[i])
@@ -166,17 +174,12 @@ class PrecisionEnsemble:
 
         parts = shares(self.members, len(queries), count)
         lanes.run([partial(run, *part) for part in parts], count)
-        return [answers[i] for i in range(len(queries))]
+        return [answers.get(i) or self.count(queries[i], {}, {}) for i in range(len(queries))]
 
     def _vote(self, asked: Query, said: dict[str, MemberAnswer]) -> Answer:
         in_order = {member: said[member] for member in self.members}
         codes = {member: query.code(asked, member, one) for member, one in in_order.items()}
         return self.count(asked, codes, in_order)
-
-    def ask_member(self, member: str, queries: Sequence[Query]) -> list[MemberAnswer]:
-        """What one member says to each prompt, answered together."""
-        prompter = self.prompters[member]
-        return say(self.engines[member], [tokenized(prompter, query) for query in queries])
 
     def count(self, asked: Query, codes: dict[str, int], said: dict[str, MemberAnswer]) -> Answer:
         """The answer that the codes of some or all members vote for."""
@@ -206,24 +209,46 @@ def tokenized(prompter: Prompter, asked: Query) -> TokenizedQuery:
     return TokenizedQuery(*_choices(prompter, turns, labels), asked.max_new_tokens)
 
 
-def say(engine: Engine, asked: Sequence[TokenizedQuery]) -> list[MemberAnswer]:
-    """What a member says to each prompt, answered together."""
+class _UnwantedError(Exception):
+    """Nobody waits any more for what is being computed."""
+
+
+def say(
+    engine: Engine, asked: Mapping[int, TokenizedQuery], wanted: Callable[[int], bool]
+) -> dict[int, MemberAnswer]:
+    """What a member says to each prompt that is wanted, answered together; nothing where meanwhile
+    none is.
+    """
+    asked = {i: each for i, each in asked.items() if wanted(i)}
+
+    def go_on(_done: int, _total: int) -> None:
+        if not any(map(wanted, asked)):
+            raise _UnwantedError
+
+    with suppress(_UnwantedError):
+        return _said(engine, asked, go_on)
+    return {}
+
+
+def _said(
+    engine: Engine, asked: Mapping[int, TokenizedQuery], report: Callable[[int, int], None]
+) -> dict[int, MemberAnswer]:
     said: dict[int, MemberAnswer] = {}
-    chosen = [i for i, each in enumerate(asked) if not each.max_new_tokens]
+    chosen = [i for i, each in asked.items() if not each.max_new_tokens]
     if chosen:
         prompts, labels = [asked[i].prompt for i in chosen], [asked[i].labels for i in chosen]
-        rows = engines.score(engine, prompts, labels, _silent)
+        rows = engines.score(engine, prompts, labels, report)
         said |= {i: MemberAnswer(tuple(row)) for i, row in zip(chosen, rows, strict=True)}
-    replying = [i for i, each in enumerate(asked) if each.max_new_tokens]
+    replying = [i for i, each in asked.items() if each.max_new_tokens]
     if replying:
         prompts, limits = (
             [asked[i].prompt for i in replying],
             [asked[i].max_new_tokens for i in replying],
         )
-        replies = engines.generate(engine, prompts, limits, _silent)
+        replies = engines.generate(engine, prompts, limits, report)
         texts = [str(engine.tokenizer.decode(ids, skip_special_tokens=True)) for ids in replies]
         said |= {i: MemberAnswer(reply=text) for i, text in zip(replying, texts, strict=True)}
-    return [said[i] for i in range(len(asked))]
+    return said
 
 
 def shares(members: Sequence[str], queries: int, lanes: int) -> list[tuple[str, range]]:
@@ -251,12 +276,12 @@ def _alike(a: "Tokenizer", b: "Tokenizer") -> bool:
     return same and a.chat_template == b.chat_template
 
 
-def _silent(done: int, total: int) -> None:
-    pass
-
-
 def _untold(number: int, answer: Answer) -> None:
     pass
+
+
+def _wanted(number: int) -> bool:
+    return True
 
 
 @dataclass(frozen=True)

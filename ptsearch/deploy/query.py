@@ -46,6 +46,12 @@ class Query:
             raise ValueError(f"max_new_tokens must be at least 0, got {self.max_new_tokens}")
 
     @property
+    def size(self) -> int:
+        """Characters of the prompt and the labels."""
+        texts = [self.prompt] if isinstance(self.prompt, str) else contents(self.prompt)
+        return sum(map(len, (*texts, *self.question.labels)))
+
+    @property
     def before(self) -> str:
         """The text between the prompt and a label."""
         if self.lead is not None:

@@ -16,6 +16,7 @@ import uvicorn
 from ptsearch.config import Config, EngineConfig, ServeConfig, secret
 from ptsearch.deploy.folder import open_folder
 from ptsearch.serve import app, replay_check
+from ptsearch.serve.connection import Connection
 from ptsearch.serve.metrics import Meter
 
 Live = Callable[[str, uvicorn.Server], None]
@@ -53,6 +54,7 @@ async def serve(settings: ServeConfig, engine: EngineConfig, live: Live) -> None
             server = uvicorn.Server(
                 uvicorn.Config(
                     app.build(service),
+                    http=Connection,
                     log_config=None,
                     access_log=False,  # paths and addresses of every request
                     lifespan="off",

@@ -22,6 +22,7 @@ from ptsearch.serve.openai_api import ApiError
 from ptsearch.serve.replies import AWAY, Members, Reply, count
 
 RETRY_AFTER = {"Retry-After": "1"}  # seconds
+GONE = 499  # the client left: no response, a status for /metrics alone
 BODY_SECONDS = 10.0  # until a request's body is there: who dawdles holds one of max_concurrent
 
 log = logging.getLogger(__name__)
@@ -101,6 +102,9 @@ async def _guarded(service: Service, request: Request, chat: bool) -> Response:
     except ApiError as error:
         status = error.status
         raise
+    except asyncio.CancelledError:
+        status = GONE
+        raise
     finally:
         service.under_way -= 1
         meter.waiting.set(service.under_way)
@@ -117,7 +121,12 @@ async def _answer(service: Service, request: Request, chat: bool, started: float
     options = asked.question.labels
     if settings.log_prompts:
         log.info("asked %r, one of %r", asked.prompt, options)
-    replies = await service.members.ask(asked)
+    try:
+        async with asyncio.timeout(settings.deadline):
+            replies = await service.members.ask(asked)
+    except TimeoutError:
+        said = f"no vote within serve.deadline={settings.deadline:g} s"
+        raise ApiError(504, said, "deadline") from None
     vote = count(replies, len(options))
     seconds = perf_counter() - started
     service.meter.vote(replies, vote, seconds)

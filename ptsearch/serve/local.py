@@ -1,14 +1,17 @@
 """All members in this process: requests that arrive while a batch runs form the next batch.
 
-Threads beside the event loop's do all model work. Of a batch each core takes the next member, or a
-part of one; a query is answered as soon as its last member's reply is there.
+Threads beside the event loop's do all model work, tokenizing included. Of a batch each core takes
+the next member, or a part of one; a query is answered as soon as its last member's reply is there.
+Queries with much work wait in a line of their own, so that the others wait for none of them, and
+in a line those with less work are preferred. What no client waits for any more is dropped.
 """
 
 import asyncio
+import itertools
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
@@ -25,6 +28,10 @@ from ptsearch.serve.replies import NOT_ASKED, Members, Reply, answered
 
 MOST = 64  # queries of a batch
 STILL = 0.002  # seconds without an arrival after which a batch is closed
+QUICK = 8_000  # characters of work of a query in the quick line, and about half of a batch's
+STEP = 200  # characters as much work as a token of a reply, which a batch's rows share
+JOINS = 64  # labels whose tokenizing behind a prompt is as much work as reading it
+PREFERRED = 1000  # characters of work that let one that arrived a second later go first
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +40,19 @@ class Waiting(NamedTuple):
     """A query and who waits for its replies."""
 
     query: Query
-    tokens: int  # of the prompt
     replies: asyncio.Future[list[Reply]]
+
+    def wanted(self) -> bool:
+        return not self.replies.done()  # else its client has gone, or its deadline has passed
+
+
+Line = asyncio.PriorityQueue[tuple[float, int, Waiting]]  # when it is due, number
 
 
 class Work(NamedTuple):
     """What answering batches needs."""
 
-    queue: asyncio.Queue[Waiting]
+    line: Line
     thread: ThreadPoolExecutor
     ensemble: PrecisionEnsemble
     lazy: bool
@@ -52,60 +64,76 @@ async def members(
 ) -> AsyncIterator[Members]:
     """The loaded ensemble. ValueError: a checkpoint is refused, or memory is short."""
     loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[Waiting] = asyncio.Queue()
+    numbers = itertools.count()
 
     async def ask(query: Query) -> list[Reply]:
-        waiting = Waiting(query, _length(ensemble, query), loop.create_future())
-        queue.put_nowait(waiting)
+        waiting, work = Waiting(query, loop.create_future()), _work([query])
+        line = lines[work > QUICK].line
+        line.put_nowait((loop.time() + work / PREFERRED, next(numbers), waiting))
         return await waiting.replies
 
-    with ThreadPoolExecutor(1, "model") as thread:
+    with ExitStack() as stack:
+        threads = [stack.enter_context(ThreadPoolExecutor(1, "model")) for _ in range(2)]
         searched = replace(engine, dtype=folder.description.dtype(engine.dtype))
         load = partial(PrecisionEnsemble.from_pretrained, folder.folder, searched)
-        ensemble = await loop.run_in_executor(thread, load)
+        ensemble = await loop.run_in_executor(threads[0], load)
         for label, each in ensemble.engines.items():
             ensemble.engines[label] = engines.keeping(each, settings.keep_tokens)
-        work = Work(queue, thread, ensemble, settings.lazy)
-        batches = asyncio.create_task(_batches(work))
+            for thread in threads:  # it learns the number of cores before a lane changes it
+                await loop.run_in_executor(thread, engines.lanes_of, each)
+        lines = [Work(Line(), thread, ensemble, settings.lazy) for thread in threads]
+        batches = [asyncio.create_task(_batches(work)) for work in lines]
         try:
             yield Members(ask, list)
         finally:
-            batches.cancel()
-            await asyncio.gather(batches, return_exceptions=True)
+            for task in batches:
+                task.cancel()
+            await asyncio.gather(*batches, return_exceptions=True)
+
+
+def _work(queries: Sequence[Query]) -> int:
+    """What answering them together takes, in characters of a prompt; each label is tokenized
+    behind the prompt.
+    """
+    read = sum(q.size * (1 + len(q.question.labels) // JOINS) for q in queries)
+    return read + STEP * max(q.max_new_tokens for q in queries)
 
 
 async def _batches(work: Work) -> None:
-    """Answer what waits, batch after batch, for good."""
+    """Answer what waits in a line, batch after batch, for good."""
     loop = asyncio.get_running_loop()
 
-    def settle(waiting: Waiting, replies: list[Reply]) -> None:
-        if not waiting.replies.done():  # else its client has gone
+    def settle(waiting: Waiting, replies: list[Reply] | ApiError) -> None:
+        if not waiting.wanted():
+            return
+        if isinstance(replies, ApiError):
+            waiting.replies.set_exception(replies)
+        else:
             waiting.replies.set_result(replies)
 
-    def tell(waiting: Waiting, replies: list[Reply]) -> None:
+    def tell(waiting: Waiting, replies: list[Reply] | ApiError) -> None:
         loop.call_soon_threadsafe(settle, waiting, replies)
 
     while True:
-        batch = await _gather(work.queue)
+        batch = await _gather(work.line)
         answers = loop.run_in_executor(work.thread, _answer, work.ensemble, batch, work.lazy, tell)
         await asyncio.wait([answers])
         if error := answers.exception():  # of this batch alone
             log.error("a batch of %d failed", len(batch), exc_info=error)
             for waiting in batch:
-                if not waiting.replies.done():
-                    waiting.replies.set_exception(ApiError(500, "the model failed"))
+                settle(waiting, ApiError(500, "the model failed"))
 
 
-async def _gather(queue: asyncio.Queue[Waiting]) -> list[Waiting]:
-    """The first that arrives, and whatever comes on its heels.
+async def _gather(line: Line) -> list[Waiting]:
+    """The first that is due, and whatever comes on its heels.
 
     Clients that were answered together ask again together: without the pause the first of them
     would be answered alone while the others wait.
     """
-    batch = [await queue.get()]
+    batch = [(await line.get())[-1]]
     with suppress(TimeoutError):
-        while len(batch) < MOST:
-            batch.append(await asyncio.wait_for(queue.get(), STILL))
+        while len(batch) < MOST and _work([waiting.query for waiting in batch]) < QUICK:
+            batch.append((await asyncio.wait_for(line.get(), STILL))[-1])
     return batch
 
 
@@ -113,16 +141,24 @@ def _answer(
     ensemble: PrecisionEnsemble,
     batch: Sequence[Waiting],
     lazy: bool,
-    tell: Callable[[Waiting, list[Reply]], None],
+    tell: Callable[[Waiting, list[Reply] | ApiError], None],
 ) -> None:
     """Tell each query's replies as soon as the last member's is there."""
     started = perf_counter()
+    asked: list[tuple[Waiting, int]] = []  # with the number of its prompt's tokens
+    for waiting in batch:
+        try:
+            if waiting.wanted():
+                asked.append((waiting, _length(ensemble, waiting.query)))
+        except ApiError as error:
+            tell(waiting, error)
 
     def told(number: int, found: Answer) -> None:
-        ms, waiting = 1000 * (perf_counter() - started), batch[number]
-        tell(waiting, _replies(ensemble, waiting.query, found, ms, waiting.tokens))
+        ms, (waiting, tokens) = 1000 * (perf_counter() - started), asked[number]
+        tell(waiting, _replies(ensemble, waiting.query, found, ms, tokens))
 
-    ensemble.ask([waiting.query for waiting in batch], lazy, told=told)
+    queries = [waiting.query for waiting, _ in asked]
+    ensemble.ask(queries, lazy, told, lambda number: asked[number][0].wanted())
 
 
 def _length(ensemble: PrecisionEnsemble, query: Query) -> int:

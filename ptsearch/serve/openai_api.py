@@ -20,6 +20,7 @@ from ptsearch.deploy.query import Query, Turns
 from ptsearch.serve.replies import Reply, VoteResult
 
 MAX_LABELS = 256
+MAX_LABEL = 1000  # characters: what scoring a label takes grows with their square
 MAX_REPLY = 256  # tokens
 NEVER = -9999.0  # OpenAI's log-probability of what did not occur
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -78,18 +79,17 @@ def parse(body: bytes, chat: bool, model: str, max_prompt: int) -> tuple[Query, 
         raise ApiError(400, "n must be 1: a vote has one outcome", "unsupported")
     labels, json_key = _labels(asked)
     prompt = _turns(asked) if chat else _text(asked)
-    texts = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
-    length = sum(map(len, texts))
-    if length > max_prompt:
+    query = _query(prompt, labels, asked.get("ptsearch") or {})
+    if query.size > max_prompt:
         raise ApiError(
             400,
-            f"the prompt has {length} characters, {max_prompt} are allowed",
+            f"prompt and labels have {query.size} characters, {max_prompt} are allowed",
             "context_length_exceeded",
         )
     options = asked.get("stream_options") or {}
     usage = isinstance(options, dict) and bool(options.get("include_usage"))
     form = Form(chat, json_key, _logprobs(asked, chat), asked.get("stream") is True, usage)
-    return _query(prompt, labels, asked.get("ptsearch") or {}), form
+    return query, form
 
 
 def check_model(asked: object, model: str) -> None:
@@ -195,6 +195,8 @@ def _labels(asked: Mapping[str, object]) -> tuple[tuple[str, ...], str | None]:
         )
     if len(labels) > MAX_LABELS:
         raise ApiError(400, f"more than {MAX_LABELS} labels", "invalid_labels")
+    if max(map(len, labels)) > MAX_LABEL:
+        raise ApiError(400, f"a label has more than {MAX_LABEL} characters", "invalid_labels")
     return tuple(labels), json_key
 
 
