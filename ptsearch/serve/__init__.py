@@ -16,7 +16,7 @@ import uvicorn
 from ptsearch.config import Config, EngineConfig, ServeConfig, secret
 from ptsearch.deploy.folder import open_folder
 from ptsearch.serve import app, replay_check
-from ptsearch.serve.connection import Connection
+from ptsearch.serve.connection import limited, warn_seldom
 from ptsearch.serve.metrics import Meter
 
 Live = Callable[[str, uvicorn.Server], None]
@@ -51,11 +51,14 @@ async def serve(settings: ServeConfig, engine: EngineConfig, live: Live) -> None
                 key,
                 Meter(labels, settings.alarm_disagreement),
             )
+            connection = limited(settings.max_concurrent)
             server = uvicorn.Server(
                 uvicorn.Config(
                     app.build(service),
-                    http=Connection,
+                    http=connection,
+                    backlog=connection.most,  # as many are accepted before any is looked at
                     log_config=None,
+                    log_level="error",  # not a line for each request that is no HTTP
                     access_log=False,  # paths and addresses of every request
                     lifespan="off",
                     ws="none",
@@ -63,6 +66,7 @@ async def serve(settings: ServeConfig, engine: EngineConfig, live: Live) -> None
                 )
             )
             host, port = bound.getsockname()[:2]
+            warn_seldom(asyncio.get_running_loop())
             bound.listen()
             live(f"http://{host}:{port}/v1", server)
             await server.serve([bound])

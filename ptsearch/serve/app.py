@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ptsearch.config import ServeConfig
+from ptsearch.deploy.query import Query
 from ptsearch.serve import openai_api
 from ptsearch.serve.metrics import Meter
 from ptsearch.serve.openai_api import ApiError
@@ -23,7 +24,7 @@ from ptsearch.serve.replies import AWAY, Members, Reply, count
 
 RETRY_AFTER = {"Retry-After": "1"}  # seconds
 GONE = 499  # the client left: no response, a status for /metrics alone
-BODY_SECONDS = 10.0  # until a request's body is there: who dawdles holds one of max_concurrent
+BODY_SECONDS = 10.0  # until a request's body is there
 
 log = logging.getLogger(__name__)
 
@@ -90,10 +91,8 @@ def build(service: Service) -> Starlette:
 
 
 async def _guarded(service: Service, request: Request, chat: bool) -> Response:
-    """An answer, counted, within the limit of concurrent requests."""
+    """An answer, counted."""
     started, meter = perf_counter(), service.meter
-    service.under_way += 1
-    meter.waiting.set(service.under_way)
     status = 500
     try:
         response = await _answer(service, request, chat, started)
@@ -106,27 +105,18 @@ async def _guarded(service: Service, request: Request, chat: bool) -> Response:
         status = GONE
         raise
     finally:
-        service.under_way -= 1
-        meter.waiting.set(service.under_way)
         meter.requests.labels(str(status)).inc()
 
 
 async def _answer(service: Service, request: Request, chat: bool, started: float) -> Response:
     settings, labels = service.settings, service.labels
     _check_key(service, request)
-    if service.under_way > settings.max_concurrent:
-        raise ApiError(429, f"more than {settings.max_concurrent} requests are under way", "busy")
     body = await _body(request, settings.max_body)
     asked, form = openai_api.parse(body, chat, service.name, settings.max_prompt)
     options = asked.question.labels
     if settings.log_prompts:
         log.info("asked %r, one of %r", asked.prompt, options)
-    try:
-        async with asyncio.timeout(settings.deadline):
-            replies = await service.members.ask(asked)
-    except TimeoutError:
-        said = f"no vote within serve.deadline={settings.deadline:g} s"
-        raise ApiError(504, said, "deadline") from None
+    replies = await _replies(service, asked)
     vote = count(replies, len(options))
     seconds = perf_counter() - started
     service.meter.vote(replies, vote, seconds)
@@ -143,6 +133,24 @@ async def _answer(service: Service, request: Request, chat: bool, started: float
     if form.stream:
         return Response(openai_api.events(whole, form), media_type="text/event-stream")
     return Response(json.dumps(whole), media_type="application/json")
+
+
+async def _replies(service: Service, asked: Query) -> list[Reply]:
+    """The members' replies, within the deadline and the limit of concurrent requests."""
+    settings, waiting = service.settings, service.meter.waiting
+    if service.under_way >= settings.max_concurrent:
+        raise ApiError(429, f"{settings.max_concurrent} requests are under way", "busy")
+    service.under_way += 1
+    waiting.set(service.under_way)
+    try:
+        async with asyncio.timeout(settings.deadline):
+            return await service.members.ask(asked)
+    except TimeoutError:
+        said = f"no vote within serve.deadline={settings.deadline:g} s"
+        raise ApiError(504, said, "deadline") from None
+    finally:
+        service.under_way -= 1
+        waiting.set(service.under_way)
 
 
 def _too_few(labels: list[str], replies: list[Reply], quorum: int) -> ApiError:
