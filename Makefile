@@ -10,7 +10,7 @@ OTHERS := mlruns/peers
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
-.PHONY: pareto test test-slow ui docs bench-exact bench-engine bench-pool bench-serve bench-cost clean
+.PHONY: pareto test test-slow test-faults ui docs bench-exact bench-engine bench-pool bench-serve bench-cost clean
 
 pareto: $(READY)
 	$(RUN) -m ptsearch +study=pareto $(ARGS)
@@ -23,6 +23,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(RUN) -m pytest -m slow $(ARGS)
+
+test-faults: $(READY)
+	$(RUN) -m pytest -m faults $(ARGS)
 
 ui: $(READY)
 	MLFLOW_DISABLE_TELEMETRY=true $(VENV)/bin/mlflow ui --port $(PORT) \

@@ -32,6 +32,8 @@ from ptsearch.search import exact_front, next_build
 from ptsearch.search import study as studies
 from ptsearch.search.scorer import scorers
 from ptsearch.search.study import Members
+from ptsearch.search.trials import Search
+from ptsearch.search.trials import search as search_trials
 
 SECONDS = (0.5, 0.75, 1.0, 1.1, 1.5, 2.0, 3.0)  # times what all variants take
 
@@ -87,9 +89,7 @@ def run(land: Landscape, sampler: str, seed: int, trials: int, queue: bool) -> R
     search = replace(studies.study_config(land.table.config), trials=trials, sampler=sampler)
     land.table.config.study = search
     study = studies.unsaved(replace(search, seed=seed))
-    if not queue:
-        chosen = np.random.default_rng(seed).choice(len(land.labels), 3, replace=False)
-        study.enqueue_trial({label: i in chosen for i, label in enumerate(land.labels)})
+    chosen = sorted(np.random.default_rng(seed).choice(len(land.labels), 3, replace=False))
     scorer: Any = land
     replay, before = Replay(study, [], [], []), [time.process_time()]
 
@@ -100,7 +100,8 @@ def run(land: Landscape, sampler: str, seed: int, trials: int, queue: bool) -> R
         before[0] = time.process_time()
         return ""
 
-    studies.search(study, land.table, scorer, seen)
+    first = None if queue else [tuple(land.labels[i] for i in chosen)]
+    search_trials(Search(study, land.table, scorer, seen), first)
     return replay
 
 

@@ -1,9 +1,11 @@
 """`python -m ptsearch +study=pareto`: composes the config and runs the job that was appended."""
 
 import os
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -30,6 +32,9 @@ USAGE = """ptsearch: which job? Append one of
 
 and any overrides (model=, pool=, benchmarks=, study.trials=50); --help lists the choices."""
 FAILED = 2  # exit status of an error that the user can mend
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+
+Given = TypeVar("Given")
 
 
 def main() -> None:
@@ -54,13 +59,28 @@ def _composed(raw: DictConfig) -> None:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         _run(raw)
         return
+    if status := ended(_run, raw):
+        sys.exit(status)
+
+
+def ended(job: Callable[[Given], None], given: Given) -> int:
+    """Exit status of a job; in two lines why it could not be done, or that it was stopped."""
     try:
-        _run(raw)
+        job(given)
     except (ValueError, OSError, ImportError, WorkerError, OmegaConfBaseException) as error:
-        sys.exit(_complain(error))
-    except KeyboardInterrupt:
+        return _complain(error)
+    except KeyboardInterrupt as stop:
         sys.stderr.write("\nptsearch: stopped; run the same command again to go on\n")
-        sys.exit(130)
+        return TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED
+    return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a job as Ctrl-C does."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
 
 
 def _run(raw: DictConfig) -> None:
@@ -82,6 +102,7 @@ def _run(raw: DictConfig) -> None:
         return
     from ptsearch import jobs
 
+    signal.signal(signal.SIGTERM, _terminate)
     jobs.JOBS[asked[0]](config)
 
 

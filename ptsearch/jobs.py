@@ -1,11 +1,13 @@
 """One function per job, from a config to what it prints or writes."""
 
+import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -19,13 +21,14 @@ from ptsearch.evaluation import predictions
 from ptsearch.evaluation.table import DENSE, Table, open_table
 from ptsearch.evaluation.workers import workers
 from ptsearch.report import paper, study_output, terminal, tracking
-from ptsearch.report.study import Front, compile_result
+from ptsearch.report.study import Front, Result, compile_result
 from ptsearch.scoring import scores as scoring
 from ptsearch.scoring.rescore import rescore
 from ptsearch.scoring.scores import Scores
-from ptsearch.search import exact_front, limits, next_build, skill
+from ptsearch.search import database, exact_front, limits, next_build, skill, trials
 from ptsearch.search import study as studies
 from ptsearch.search.scorer import EnsembleScorer, scorers
+from ptsearch.search.trials import Search
 from ptsearch.shared import Report
 
 
@@ -37,62 +40,87 @@ def run_study(config: Config) -> None:
     with tables(config, terminal.progress(screen)) as (table, *others):
         parts = scorers(table)
         skill.check(table, parts["search"])
-        study, tracker = _open(config, table)
-        try:
-            found = find(study, table, parts["search"], _recorder(table, tracker))
-            result = compile_result(table, others, study, parts, found)
-            study_output.log_result(tracker, table, study, result)
-            _keep(study, record.for_export(table, parts["search"], result))
-        except limits.UnmetError as unmet:
-            study_output.log_relaxations(tracker, table.config, unmet.answer)
-            study_output.show_relaxations(screen, unmet.answer)
-            raise
-        except BaseException:
-            tracking.fail(tracker)
-            raise
-    study_output.show_result(screen, tracker, config, result)
+        with database.shared(optuna_url(config), studies.study_config(config).name) as locks:
+            run, tracker = _open(table, parts["search"], locks)
+            reported = run.study.user_attrs.get("reported")
+            try:
+                found = find(run)
+                for other in others:
+                    other.ensure([DENSE])
+                with locks.alone():
+                    result = _report(run, tracker, found, others, reported)
+            except limits.UnmetError as unmet:
+                with locks.alone():
+                    study_output.log_relaxations(tracker, table.config, unmet.answer)
+                study_output.show_relaxations(screen, unmet.answer)
+                raise
+            except BaseException:
+                with locks.alone():
+                    if not trials.at_work(run, leaving=True):
+                        tracking.fail(tracker)
+                raise
+    if result:
+        study_output.show_result(screen, tracker, config, result)
+    else:
+        screen.print(f"another process reported it: {tracking.runs_link(tracker)}", soft_wrap=True)
 
 
-def _pareto(
-    study: optuna.Study, table: Table, scorer: EnsembleScorer, on_trial: studies.Seen
-) -> Front:
+def _report(
+    run: Search, tracker: tracking.Tracker, found: Front, others: Sequence[Table], before: object
+) -> Result | None:
+    """Log the result; None = a process with the same configuration did since `before`, which was
+    the mark of the last report when this process came in.
+    """
+    study, table = run.study, run.table
+    configuration = json.dumps(asdict(table.config), sort_keys=True)
+    mark = [hashlib.sha256(configuration.encode()).hexdigest(), len(study.get_trials(False))]
+    last = study.user_attrs.get("reported")
+    if last and last != before and last[:2] == mark:
+        return None
+    logged = [
+        each if each.run_id else replace(each, run_id=run.on_trial(each, scores, True))
+        for each in found.chosen
+        for scores in [run.scorer(table, each.members)]
+    ]
+    parts = scorers(table)
+    result = compile_result(table, others, study, parts, replace(found, chosen=logged))
+    study_output.log_result(tracker, table, study, result)
+    _keep(study, record.for_export(table, parts["search"], result))
+    study.set_user_attr("reported", [*mark, result.holdout_reads])
+    return result
+
+
+def _pareto(run: Search) -> Front:
     """The front of all ensembles of what is built, after the sampler's trials."""
-    search = studies.study_config(table.config)
+    table, search = run.table, studies.study_config(run.table.config)
     if search.max_builds:
         next_build.build_some(table, search.max_builds)
-    studies.search(study, table, scorer, on_trial)
-    exact = exact_front.complete(study, table, scorer, on_trial)
-    chosen = studies.front(study)
+    trials.search(run)
+    exact = exact_front.complete(run)
+    chosen = studies.front(run.study)
     if not chosen and exact.everything is not None and search.min_skill != "require":
-        limits.within_limits(table, scorer)  # reports how to relax them
+        limits.within_limits(table, run.scorer)  # reports how to relax them
     return Front(exact, chosen)
 
 
-def _within_limits(
-    study: optuna.Study, table: Table, scorer: EnsembleScorer, on_trial: studies.Seen
-) -> Front:
+def _within_limits(run: Search) -> Front:
     """The most trusted ensemble within the limits."""
-    answer = limits.within_limits(table, scorer)
+    answer = limits.within_limits(run.table, run.scorer)
     assert answer.pick is not None
-    trial = studies.named(study, table, scorer, on_trial, answer.pick)
-    return Front(None, [trial], [limits.verdict(answer)])
+    return Front(None, [trials.named(run, answer.pick)], [limits.verdict(answer)])
 
 
 def _given(ensembles: Callable[[Table], list[studies.Members]]) -> "Find":
     """Reports on ensembles that are not searched for: the paper's experiments."""
 
-    def find(
-        _study: optuna.Study, table: Table, scorer: EnsembleScorer, on_trial: studies.Seen
-    ) -> Front:
-        trials = [studies.CompletedTrial(*each, "") for each in enumerate(ensembles(table))]
-        runs = [on_trial(trial, scorer(table, trial.members), True) for trial in trials]
-        logged = [replace(each, run_id=run) for each, run in zip(trials, runs, strict=True)]
-        return Front(None, logged, all_data=True)
+    def find(run: Search) -> Front:
+        given = [studies.CompletedTrial(*each, "") for each in enumerate(ensembles(run.table))]
+        return Front(None, given, all_data=True)
 
     return find
 
 
-Find = Callable[[optuna.Study, Table, EnsembleScorer, studies.Seen], Front]
+Find = Callable[[Search], Front]
 FRONTS: dict[str, Find] = {
     "pareto": _pareto,
     "slo": _within_limits,
@@ -101,15 +129,21 @@ FRONTS: dict[str, Find] = {
 }
 
 
-def _open(config: Config, table: Table) -> tuple[optuna.Study, tracking.Tracker]:
-    """The study and its MLflow run, resumed where they exist."""
-    name = studies.study_config(config).name
-    study = studies.open_study(config, optuna_url(config), settings(table))
-    tracker = tracking.open_run(
-        mlflow_url(config), runs(config) / "artifacts", name, study.user_attrs.get("run_id")
-    )
-    study.set_user_attr("run_id", tracker.run_id)
-    return study, tracker
+def _open(
+    table: Table, scorer: EnsembleScorer, locks: database.Locks
+) -> tuple[Search, tracking.Tracker]:
+    """The study and its MLflow run, resumed where they exist; what died under way is ended."""
+    config = table.config
+    name, artifacts = studies.study_config(config).name, runs(config) / "artifacts"
+    with locks.alone():
+        study = studies.open_study(config, optuna_url(config), settings(table))
+        before, key = (study.user_attrs.get(name) for name in ("run_id", "key"))
+        tracker = tracking.open_run(mlflow_url(config), artifacts, name, before, key or "")
+        study.set_user_attr("run_id", tracker.run_id)
+        end = partial(tracking.end_nested, tracker)
+        run = Search(study, table, scorer, _recorder(table, tracker), locks, end)
+        end(set(), {trial.number for trial in trials.at_work(run)})
+    return run, tracker
 
 
 def _keep(study: optuna.Study, fields: Mapping[str, object]) -> None:
@@ -117,11 +151,11 @@ def _keep(study: optuna.Study, fields: Mapping[str, object]) -> None:
         study.set_user_attr(name, value)
 
 
-def _recorder(table: Table, tracker: tracking.Tracker) -> studies.Seen:
-    trials = studies.study_config(table.config).trials
+def _recorder(table: Table, tracker: tracking.Tracker) -> trials.Seen:
+    total = studies.study_config(table.config).trials
 
     def on_trial(trial: studies.CompletedTrial, scores: Scores, feasible: bool) -> str:
-        table.report("trials", min(trial.number + 1, trials), trials)
+        table.report("trials", min(trial.number + 1, total), total)
         return tracking.log_run(tracker, study_output.trial_record(table, trial, scores, feasible))
 
     return on_trial

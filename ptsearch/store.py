@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +21,6 @@ from ptsearch.variant import Variant, from_fields
 MANIFEST = "files.json"
 META = "meta.json"  # in a variant's folder, beside its checkpoint or in place of one
 META_VERSION = 1  # bump when a field's meaning changes; files without a version are of version 1
-SQLITE = "sqlite:///"  # before the path in a database URL
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -121,39 +120,6 @@ def new_file(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-
-
-@contextmanager
-def database(url: str, create: Callable[[str], object]) -> Iterator[None]:
-    """While it is opened: a new SQLite database is made by `create` beside its place and linked to
-    it, so that it is there whole or not at all, whoever else makes it at the same time.
-
-    ValueError: it cannot be used, such as one that was half made.
-    """
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import SQLAlchemyError
-
-    target = Path(url.removeprefix(SQLITE)) if url.startswith(SQLITE) else None
-    try:
-        if target and not target.exists():
-            part = _part(target)
-            try:
-                create(f"{SQLITE}{part}")
-                try:
-                    os.link(part, target)
-                except FileExistsError:  # another process was first
-                    pass
-                except OSError:  # no hard links here
-                    part.replace(target)
-            finally:
-                part.unlink(missing_ok=True)
-        yield
-    except SQLAlchemyError as error:
-        reason = str(error).splitlines()[0]
-        cure = "; if it was left half made, move it away" if target else ""
-        raise ValueError(
-            f"the database {make_url(url).render_as_string()} cannot be used{cure}\n({reason})"
-        ) from error
 
 
 def _part(path: Path) -> Path:

@@ -2,15 +2,11 @@
 
 import errno
 import json
-import sqlite3
-from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from ptsearch import store
-from ptsearch.report import tracking
 
 
 def write(folder: Path, text: str = "weights") -> None:
@@ -141,59 +137,3 @@ def test_a_description_that_is_wrong_is_refused(
     (tmp_path / store.META).write_text(json.dumps(json.loads(OLD_META) | change))
     with pytest.raises(ValueError, match=message):
         store.read_meta(tmp_path)
-
-
-def tables(path: Path) -> list[str]:
-    with closing(sqlite3.connect(path)) as connection:
-        return [row[0] for row in connection.execute("select name from sqlite_master")]
-
-
-def make(*names: str) -> Callable[[str], None]:
-    def create(url: str) -> None:
-        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
-            for name in names:
-                connection.execute(f"create table {name} (a int)")
-
-    return create
-
-
-def test_a_database_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/study.db"
-
-    def fail(part: str) -> None:
-        make("one")(part)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt), store.database(url, fail):
-        pass
-    assert list(tmp_path.iterdir()) == []
-    with store.database(url, make("one", "two")):
-        assert tables(tmp_path / "study.db") == ["one", "two"]
-    with store.database(url, make("three")):  # it is there
-        assert tables(tmp_path / "study.db") == ["one", "two"]
-    assert [file.name for file in tmp_path.iterdir()] == ["study.db"]
-
-
-def test_the_first_of_two_processes_makes_the_database(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/study.db"
-
-    def late(part: str) -> None:
-        make("mine")(part)
-        with store.database(url, make("theirs")):
-            pass
-
-    with store.database(url, late):
-        assert tables(tmp_path / "study.db") == ["theirs"]
-
-
-@pytest.mark.parametrize("content", [b"no database at all" * 100, None])
-def test_a_database_that_cannot_be_used_is_named_with_the_cure(
-    content: bytes | None, tmp_path: Path
-) -> None:
-    path = tmp_path / "mlflow.db"
-    if content:
-        path.write_bytes(content)
-    else:  # as a kill in the middle of MLflow's migrations leaves it
-        make("secrets", "experiments")(f"sqlite:///{path}")
-    with pytest.raises(ValueError, match=r"mlflow\.db cannot be used; if .* half made, move"):
-        tracking.open_run(f"sqlite:///{path}", tmp_path, "study", None)

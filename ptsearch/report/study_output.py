@@ -46,6 +46,7 @@ def trial_record(table: Table, trial: CompletedTrial, scores: Scores, feasible: 
         metrics={key: value for key, value in scores.items() if "/" not in key},
         tags={
             "kind": "trial",
+            "trial": str(trial.number),
             "proposed_by": "sampler" if trial.by_sampler else "enumeration",
             "feasible": str(feasible).lower(),
             "pareto": "false",

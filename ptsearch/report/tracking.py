@@ -23,7 +23,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from ptsearch import store
+from ptsearch.search.database import opening
 
 for chatty in ("mlflow", "alembic"):  # they report every database migration
     logging.getLogger(chatty).setLevel(logging.ERROR)
@@ -43,9 +43,11 @@ class Tracker:
     run_id: str  # of the parent
 
 
-def open_run(uri: str, artifacts: Path, name: str, run_id: str | None) -> Tracker:
-    """The parent run of study `name`: `run_id` if it is still there, else a new one."""
-    with store.database(uri, lambda new: MlflowClient(new).search_experiments(max_results=1)):
+def open_run(uri: str, artifacts: Path, name: str, run_id: str | None, key: str = "") -> Tracker:
+    """The parent run of study `name`: `run_id` if it is still there, or what was made for the
+    study's `key` by a process that died before it could tell, else a new one.
+    """
+    with opening(uri, lambda new: MlflowClient(new).search_experiments(max_results=1)):
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name(name)
     if experiment is not None and experiment.lifecycle_stage == "deleted":
@@ -65,7 +67,12 @@ def open_run(uri: str, artifacts: Path, name: str, run_id: str | None) -> Tracke
             return Tracker(client, experiment_id, run_id)
         except MlflowException:  # the database was deleted or replaced
             pass
-    run = client.create_run(experiment_id, run_name=name, tags={"kind": "study"})
+    made = client.search_runs([experiment_id], f"tags.study = '{key}'", max_results=1)
+    run = (
+        made[0]
+        if key and made
+        else client.create_run(experiment_id, run_name=name, tags={"kind": "study", "study": key})
+    )
     return Tracker(client, experiment_id, run.info.run_id)
 
 
@@ -89,6 +96,18 @@ def log_run(tracker: Tracker, record: RunRecord) -> str:
     )
     tracker.client.set_terminated(run_id, "FINISHED")
     return run_id
+
+
+def end_nested(tracker: Tracker, given_up: set[int], at_work: set[int]) -> None:
+    """Runs that no process will finish are KILLED: of trials that were given up, and those under
+    way of no trial that a process is at work on.
+    """
+    which = ["attributes.status = 'RUNNING'", *(f"tags.trial = '{n}'" for n in given_up)]
+    for each in which:
+        mine = f"tags.{PARENT_RUN} = '{tracker.run_id}' and {each}"
+        for run in tracker.client.search_runs([tracker.experiment_id], mine):
+            if int(run.data.tags.get("trial", -1)) not in at_work:
+                tracker.client.set_terminated(run.info.run_id, "KILLED")
 
 
 def add(

@@ -5,14 +5,12 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import optuna
 from numpy.typing import NDArray
 
 from ptsearch.evaluation.table import Table
 from ptsearch.scoring.cost import Cost
 from ptsearch.scoring.scores import Scores, nan_last
 from ptsearch.search import enumeration, pareto
-from ptsearch.search import study as studies
 from ptsearch.search.objectives import (
     OBJECTIVES,
     chosen_objectives,
@@ -21,7 +19,15 @@ from ptsearch.search.objectives import (
     with_objectives,
 )
 from ptsearch.search.scorer import EnsembleScorer
-from ptsearch.search.study import Members, limits, study_config
+from ptsearch.search.study import (
+    CompletedTrial,
+    Members,
+    completed,
+    limits,
+    study_config,
+    unsaved,
+)  # fmt: skip
+from ptsearch.search.trials import Search, add_trials, search
 from ptsearch.shared import Floats
 
 REFERENCE = 1.1  # of the hypervolume, in units of the front's range from its ideal point
@@ -56,16 +62,15 @@ class ExactFront(NamedTuple):
     approximate: str = ""  # why not
 
 
-def complete(
-    study: optuna.Study, table: Table, scorer: EnsembleScorer, on_trial: studies.Seen
-) -> ExactFront:
+def complete(run: Search) -> ExactFront:
     """The exact front, or an approximation where there are too many ensembles; those of its
     ensembles that no trial has tried are added to the study.
 
     `pool.build=named`: variants that no trial has needed are not built but left out, with a reason.
     """
-    if table.config.pool.build == "all":
-        table.ensure(table.variants)
+    table, scorer = run.table, run.scorer
+    needed = [label for trial in completed(run.study) for label in trial.members]
+    table.ensure(table.variants if table.config.pool.build == "all" else needed)
     for label in table.variants:
         if label not in table.entries:
             table.leave_out(label, "not built (pool.build=named), because no trial contains it")
@@ -73,9 +78,7 @@ def complete(
         exact = find_exact_front(table, scorer)
     except ValueError as error:
         exact = approximate_front(table, scorer, str(error))
-    tried = {trial.members for trial in studies.completed(study)}
-    untried = [members for members in exact.front if members not in tried]
-    studies.add_trials(study, table, scorer, on_trial, untried)
+    add_trials(run, exact.front)
     return exact
 
 
@@ -142,16 +145,16 @@ def approximate_front(table: Table, scorer: EnsembleScorer, why: str) -> ExactFr
     settings = study_config(table.config)
     names, allowed = chosen_objectives(settings), dict[Members, Scores]()
 
-    def seen(trial: studies.CompletedTrial, scores: Scores, feasible: bool) -> str:
+    def seen(trial: CompletedTrial, scores: Scores, feasible: bool) -> str:
         if feasible:
             allowed[trial.members] = scores
         return ""
 
     trials = replace(settings, trials=BUDGET, sampler="nsga2")
     copy = replace(table, config=replace(table.config, study=trials))
-    study = studies.unsaved(trials)
-    studies.add_trials(study, copy, scorer, seen, looked_at(table, scorer))
-    studies.search(study, copy, scorer, seen)
+    run = Search(unsaved(trials), copy, scorer, seen)
+    add_trials(run, looked_at(table, scorer))
+    search(run)
     values = np.array([[scores[name] for name in names] for scores in allowed.values()])
     values = values.reshape(-1, len(names))
     best = pareto.pareto_front(values, directions(names))

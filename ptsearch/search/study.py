@@ -3,39 +3,33 @@
 A trial switches each pool member on or off. Its objectives come from the search half alone.
 """
 
-import itertools
 import json
-import math
-import random
+import secrets
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 
-from ptsearch import store
 from ptsearch.benchmarks import Benchmark
 from ptsearch.config import Config, StudyConfig
-from ptsearch.evaluation.table import Table
 from ptsearch.scoring.cost import Cost
 from ptsearch.scoring.scores import Scores, constant_scores, questions
+from ptsearch.search.database import opening
 from ptsearch.search.objectives import OBJECTIVES, chosen_objectives, directions
 from ptsearch.search.scorer import EnsembleScorer
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
 
-HEARTBEAT_SECONDS = 60
-REPEATS_BEFORE_RANDOM = 3  # a sampler that has converged proposes what it knows
-DRAWS = 100  # random ensembles before all are gone through for one that was not tried
-
 Members = tuple[str, ...]
+LOGGED_AGAIN = "logged_again"  # user attribute: number of a trial -> id of its later run
 
 
 @dataclass(frozen=True)
@@ -48,9 +42,6 @@ class CompletedTrial:
     by_sampler: bool = True  # else it was added because it is on the true front
 
 
-Seen = Callable[[CompletedTrial, Scores, bool], str]  # trial, its scores, feasible -> id of its run
-
-
 def unsaved(search: StudyConfig) -> optuna.Study:
     """A study that is kept nowhere."""
     return optuna.create_study(
@@ -60,7 +51,7 @@ def unsaved(search: StudyConfig) -> optuna.Study:
 
 
 def open_study(config: Config, url: str, settings: Mapping[str, object]) -> optuna.Study:
-    """Create or resume the study; other settings under the same name are a ValueError."""
+    """Create or resume the study, alone; other settings under the same name are a ValueError."""
     search = study_config(config)
     study = optuna.create_study(
         storage=open_storage(url),
@@ -72,6 +63,7 @@ def open_study(config: Config, url: str, settings: Mapping[str, object]) -> optu
     before = study.user_attrs.get("settings")
     if before is None:
         study.set_metric_names(chosen_objectives(search))
+        study.set_user_attr("key", secrets.token_hex(8))
         study.set_user_attr("settings", flat)
         before = flat
     # A setting that is not there is None.
@@ -82,7 +74,10 @@ def open_study(config: Config, url: str, settings: Mapping[str, object]) -> optu
             f"study {search.name!r} was run with other settings: {now}{more}; "
             f"give this one its own name with study.name=NAME"
         )
-    study.sampler = SAMPLERS[search.sampler](search.seed + len(study.get_trials(deepcopy=False)))
+    opened = study.user_attrs.get("opened", 0)  # so that no two processes propose the same
+    study.set_user_attr("opened", opened + 1)
+    seed = search.seed + opened + len(study.get_trials(deepcopy=False))
+    study.sampler = SAMPLERS[search.sampler](seed)
     return study
 
 
@@ -99,12 +94,10 @@ def open_storage(url: str) -> RDBStorage:
     """Optuna's storage; SQLite writes ahead and waits, so that several processes can share it."""
     sqlite = url.startswith("sqlite")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.filterwarnings("ignore", category=ExperimentalWarning)  # heartbeat, metric names
-    with store.database(url, RDBStorage):
+    warnings.filterwarnings("ignore", category=ExperimentalWarning)  # metric names
+    with opening(url, RDBStorage):
         storage = RDBStorage(
-            url,
-            engine_kwargs={"connect_args": {"timeout": 60}} if sqlite else None,
-            heartbeat_interval=HEARTBEAT_SECONDS,
+            url, engine_kwargs={"connect_args": {"timeout": 60}} if sqlite else None
         )
     if sqlite:
 
@@ -117,120 +110,8 @@ def open_storage(url: str) -> RDBStorage:
     return storage
 
 
-def search(study: optuna.Study, table: Table, scorer: EnsembleScorer, on_trial: Seen) -> None:
-    """Run trials until `study.trials` of them are complete, or every ensemble has been tried."""
-    before = completed(study)
-    table.ensure(label for trial in before for label in trial.members)  # of a resumed study
-    run = _Search(
-        table, scorer, on_trial, {trial.members for trial in before} | unscored(study),
-        proposed=sum(trial.by_sampler for trial in before),
-    )  # fmt: skip
-    if not study.trials:
-        for members in _first(list(table.variants), study_config(table.config)):
-            study.enqueue_trial(run.switches(members))
-    if not run.is_done():
-        study.optimize(run.objective, callbacks=[run.afterwards])
-
-
-def add_trials(
-    study: optuna.Study,
-    table: Table,
-    scorer: EnsembleScorer,
-    on_trial: Seen,
-    ensembles: Sequence[Members],
-) -> None:
-    """Trials of given ensembles that were not tried yet, beside those of the sampler."""
-    if ensembles:
-        seen = {trial.members for trial in completed(study)}
-        run = _Search(table, scorer, on_trial, seen, by_sampler=False)
-        for members in ensembles:
-            study.enqueue_trial(run.switches(members))
-        study.optimize(run.objective, n_trials=len(ensembles))
-
-
-def named(
-    study: optuna.Study, table: Table, scorer: EnsembleScorer, on_trial: Seen, members: Members
-) -> CompletedTrial:
-    """The trial of a given ensemble, made if there is none yet."""
-    if all(trial.members != members for trial in completed(study)):
-        add_trials(study, table, scorer, on_trial, [members])
-    return next(trial for trial in completed(study) if trial.members == members)
-
-
-@dataclass
-class _Search:
-    """The state of a search: what has been tried, and how often in a row nothing new came up."""
-
-    table: Table
-    scorer: EnsembleScorer
-    on_trial: Seen
-    seen: set[Members]
-    proposed: int = 0  # of them, by the sampler
-    repeats: int = 0
-    by_sampler: bool = True
-
-    def objective(self, trial: Trial) -> list[float]:
-        settings, labels = study_config(self.table.config), list(self.table.variants)
-        chosen = [label for label in labels if trial.suggest_categorical(label, [False, True])]
-        self.table.ensure(chosen)
-        degenerate = self.table.degenerate()
-        members = tuple(label for label in chosen if label not in degenerate)
-        if not members or members in self.seen:
-            raise optuna.TrialPruned
-        scores = self.scorer(self.table, members)
-        if any(math.isnan(scores[name]) for name in chosen_objectives(settings)):
-            self.seen.add(members)  # the published rules have no score where nothing is answered
-            trial.set_user_attr("unscored", members)
-            raise optuna.TrialPruned
-        violations = constraints(settings, members, scores, self.scorer)
-        for name, value in violations.items():
-            trial.set_constraint(name, value)
-        feasible = all(value <= 0 for value in violations.values())
-        new = CompletedTrial(trial.number, members, "", self.by_sampler)
-        trial.set_user_attr(
-            "found", asdict(replace(new, run_id=self.on_trial(new, scores, feasible)))
-        )
-        self.seen.add(members)
-        self.proposed += self.by_sampler
-        return [scores[name] for name in chosen_objectives(settings)]
-
-    def afterwards(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Stop when done; after a few repeats in a row, something random instead."""
-        self.repeats = 0 if trial.state == TrialState.COMPLETE else self.repeats + 1
-        if self.is_done():
-            study.stop()
-        elif self.repeats >= REPEATS_BEFORE_RANDOM:
-            study.enqueue_trial(self.switches(self.unseen(trial.number) or ()))
-
-    def is_done(self) -> bool:
-        settings = study_config(self.table.config)
-        enough = settings.sampler != "exhaustive" and self.proposed >= settings.trials
-        return enough or self.unseen(0) is None
-
-    def labels(self) -> list[str]:
-        """The members that may vote, in the pool's order."""
-        degenerate = self.table.degenerate()
-        return [label for label in self.table.variants if label not in degenerate]
-
-    def unseen(self, seed: int) -> Members | None:
-        """A random ensemble of a permitted size that was not tried yet; None if there is none."""
-        settings, labels, rng = study_config(self.table.config), self.labels(), random.Random(seed)
-        sizes = range(settings.min_members, min(settings.max_members, len(labels)) + 1)
-        for _ in range(DRAWS if sizes else 0):
-            drawn = set(rng.sample(labels, rng.choice(sizes)))
-            members = tuple(label for label in labels if label in drawn)
-            if members not in self.seen:
-                return members
-        everything = (m for size in sizes for m in itertools.combinations(labels, size))
-        return next((members for members in everything if members not in self.seen), None)
-
-    def switches(self, members: Members) -> dict[str, bool]:
-        return {label: label in members for label in self.table.variants}
-
-
 def completed(study: optuna.Study) -> list[CompletedTrial]:
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return [_completed(trial) for trial in trials]
+    return _completed(study, study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
 
 
 def unscored(study: optuna.Study) -> set[Members]:
@@ -241,7 +122,7 @@ def unscored(study: optuna.Study) -> set[Members]:
 
 def front(study: optuna.Study) -> list[CompletedTrial]:
     """The feasible trials that no finished feasible trial dominates."""
-    return [_completed(trial) for trial in study.best_trials]
+    return _completed(study, study.best_trials)
 
 
 def constraints(
@@ -291,16 +172,15 @@ def study_config(config: Config) -> StudyConfig:
     return config.study
 
 
-def _completed(trial: FrozenTrial) -> CompletedTrial:
-    recorded = trial.user_attrs["found"]
-    return CompletedTrial(**{**recorded, "members": tuple(recorded["members"])})
-
-
-def _first(labels: Sequence[str], search: StudyConfig) -> Iterable[Members]:
-    """What is tried before the sampler is asked: every single variant, or everything."""
-    largest = search.max_members if search.sampler == "exhaustive" else 1
-    sizes = range(1, min(largest, len(labels)) + 1)
-    return itertools.chain.from_iterable(itertools.combinations(labels, n) for n in sizes)
+def _completed(study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[CompletedTrial]:
+    again = study.user_attrs.get(LOGGED_AGAIN, {})
+    return [
+        replace(
+            CompletedTrial(**{**found, "members": tuple(found["members"])}),
+            run_id=again.get(str(found["number"]), found["run_id"]),
+        )
+        for found in (trial.user_attrs["found"] for trial in trials)
+    ]
 
 
 def _flatten(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:

@@ -11,7 +11,7 @@ from fakes import fake_table, search_and_holdout
 from ptsearch.report import study as report
 from ptsearch.report import study_output, tracking
 from ptsearch.scoring import scores
-from ptsearch.search import exact_front
+from ptsearch.search import exact_front, trials
 from ptsearch.search import study as studies
 from ptsearch.search.scorer import scorers
 
@@ -41,8 +41,9 @@ def search_and_log(table, uri: str, folder: Path) -> tracking.Tracker:
     def on_trial(trial, found, feasible) -> str:
         return tracking.log_run(tracker, study_output.trial_record(table, trial, found, feasible))
 
-    studies.search(study, table, scorer, on_trial)
-    exact = exact_front.complete(study, table, scorer, on_trial)
+    run = trials.Search(study, table, scorer, on_trial)
+    trials.search(run)
+    exact = exact_front.complete(run)
     front = report.Front(exact, studies.front(study))
     result = report.compile_result(table, [], study, parts, front)
     study_output.log_result(tracker, table, study, result)

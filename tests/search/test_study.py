@@ -11,11 +11,12 @@ from ptsearch.benchmarks.parsing import REFUSED
 from ptsearch.evaluation.table import Table
 from ptsearch.report import study as report
 from ptsearch.report.rows import baseline_rows, best_single
-from ptsearch.search import exact_front
+from ptsearch.search import exact_front, trials
 from ptsearch.search import study as studies
 from ptsearch.search.exact_front import find_exact_front
 from ptsearch.search.limits import within_limits
 from ptsearch.search.scorer import scorers
+from ptsearch.search.trials import Search
 
 RUN_IDS = itertools.count()
 
@@ -23,7 +24,7 @@ RUN_IDS = itertools.count()
 def run(table: Table, folder: Path, settings: dict | None = None) -> optuna.Study:
     study = studies.open_study(table.config, f"sqlite:///{folder}/optuna.db", settings or {"a": 1})
     scorer, _ = search_and_holdout(table)
-    studies.search(study, table, scorer, lambda *_: f"run{next(RUN_IDS)}")
+    trials.search(Search(study, table, scorer, lambda *_: f"run{next(RUN_IDS)}"))
     return study
 
 
@@ -113,13 +114,13 @@ def test_held_out_answers_decide_nothing(sampler: str, tmp_path) -> None:
             for entry in table.entries.values():
                 entry.codes[holdout.mask] = 1 - holdout.asked.gold
         study = run(table, tmp_path / folder)
-        exact_front.complete(study, table, search, lambda *_: "run")
+        exact_front.complete(Search(study, table, search, lambda *_: "run"))
         best = best_single(baseline_rows(table, search))
         assert best is not None
-        trials = [(found.members, found.by_sampler) for found in studies.completed(study)]
+        tried = [(found.members, found.by_sampler) for found in studies.completed(study)]
         front = {found.members for found in studies.front(study)}
         pick = within_limits(table, search).pick
-        chosen.append((trials, front, best.members, pick))
+        chosen.append((tried, front, best.members, pick))
     assert chosen[0] == chosen[1]
 
 
@@ -169,9 +170,9 @@ def test_a_named_pool_is_not_built_to_its_end(tmp_path) -> None:
     table.entries = known  # to ensure any other would need workers, which there are not
     scorer, _ = search_and_holdout(table)
     study = studies.unsaved(table.config.study)
-    tried = [("v0-3b",), ("v2-4b", "v4-8b")]
-    studies.add_trials(study, table, scorer, lambda *_: "run", tried)
-    exact = exact_front.complete(study, table, scorer, lambda *_: "run")
+    run = Search(study, table, scorer, lambda *_: "run")
+    trials.add_trials(run, [("v0-3b",), ("v2-4b", "v4-8b")])
+    exact = exact_front.complete(run)
     assert exact.ensembles == 7  # of the three that are built
     assert list(table.left_out()) == unbuilt
     assert all("pool.build=named" in reason for reason in table.left_out().values())

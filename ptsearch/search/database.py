@@ -1,0 +1,165 @@
+"""Databases that several processes share: made whole, and locks that die with their holder.
+
+SQLite's locks are files beside it, for the processes of one machine; PostgreSQL's are advisory
+locks of a session, which its server frees when the process or its machine is lost.
+"""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from optuna.exceptions import StorageInternalError
+from sqlalchemy import create_engine, func, make_url, select, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+KEEPALIVE = {"idle": 30, "interval": 10, "count": 3}  # a lost machine is noticed in a minute
+ALONE = "alone"
+
+
+@dataclass(frozen=True)
+class Locks:
+    """Of the processes that work on one study."""
+
+    take: Callable[[str, bool], bool]  # name, whether to wait for it -> whether it is ours
+    free: Callable[[str], object]
+    process: str = ""  # this one, which holds the lock of that name as long as it lives
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """One process at a time."""
+        self.take(ALONE, True)
+        try:
+            yield
+        finally:
+            self.free(ALONE)
+
+    def is_dead(self, process: str) -> bool:
+        """Whether another process has ended; asked only while alone."""
+        if process == self.process or not self.take(process, False):
+            return False
+        self.free(process)
+        return True
+
+
+UNSHARED = Locks(lambda *_: True, lambda _: None)  # of a study that is kept nowhere
+
+
+@contextmanager
+def shared(url: str, study: str) -> Iterator[Locks]:
+    """The locks of a study; this process counts as alive until the end."""
+    with legible(url), _locks(url, study) as locks:
+        process = secrets.token_hex(8)
+        locks.take(process, True)
+        try:
+            yield Locks(locks.take, locks.free, process)
+        finally:
+            locks.free(process)
+
+
+@contextmanager
+def opening(url: str, create: Callable[[str], object]) -> Iterator[None]:
+    """While a database is opened that may be new, by one process at a time. SQLite's is made by
+    `create` beside its place and linked to it, so that it is there whole or not at all.
+
+    ValueError: it cannot be used, such as one that was half made. ImportError: no driver.
+    """
+    lockable = _backend(url) in {"sqlite", "postgresql"}
+    locks = _locks(url, "") if lockable else nullcontext(UNSHARED)
+    with legible(url), locks as held, held.alone():
+        if _backend(url) == "sqlite":
+            _make(_path(url), create)
+        yield
+
+
+@contextmanager
+def legible(url: str) -> Iterator[None]:
+    """Errors of a database in two lines, without its password."""
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        cure = "; if it was left half made, move it away" if _backend(url) == "sqlite" else ""
+        shown = make_url(url).render_as_string()
+        raise ValueError(f"the database {shown} cannot be used{cure}\n({reason})") from error
+    except ImportError as error:
+        if _backend(url) != "postgresql":
+            raise
+        raise ImportError(f"{error}\nPostgreSQL needs pip install 'ptsearch[postgres]'") from error
+
+
+def _backend(url: str) -> str:
+    return url.partition(":")[0].partition("+")[0]
+
+
+def _path(url: str) -> Path:
+    return Path(str(make_url(url).database))
+
+
+def _make(path: Path, create: Callable[[str], object]) -> None:
+    if path.exists():
+        return
+    part = path.with_name(f".{path.name}.part-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        create(f"sqlite:///{part}")
+        try:
+            os.link(part, path)
+        except FileExistsError:  # made by a process that knows no locks
+            pass
+        except OSError:  # no hard links here
+            part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _locks(url: str, study: str) -> AbstractContextManager[Locks]:
+    if _backend(url) == "sqlite":
+        return nullcontext(_file_locks(_path(url), study))
+    if _backend(url) == "postgresql":
+        return _advisory_locks(url, study)
+    raise ValueError(f"studies are kept in SQLite or PostgreSQL, not in {_backend(url)}")
+
+
+def _file_locks(database: Path, study: str) -> Locks:
+    held: dict[str, FileLock] = {}
+    database.parent.mkdir(parents=True, exist_ok=True)
+
+    def take(name: str, wait: bool) -> bool:
+        digest = hashlib.sha256(f"{study}/{name}".encode()).hexdigest()[:16]
+        lock = FileLock(database.with_name(f".{database.name}-{digest}.lock"))
+        try:
+            lock.acquire(blocking=wait)
+        except Timeout:
+            return False
+        held[name] = lock
+        return True
+
+    def free(name: str) -> None:
+        lock = held.pop(name)
+        if name != ALONE:  # nobody waits for the others
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+    return Locks(take, free)
+
+
+@contextmanager
+def _advisory_locks(url: str, study: str) -> Iterator[Locks]:
+    engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as session:
+        for name, value in KEEPALIVE.items():
+            session.execute(text(f"set tcp_keepalives_{name} = {value}"))
+
+        def call(function: str, name: str) -> bool:
+            key = func.hashtextextended(f"ptsearch/{study}/{name}", 0)
+            return session.scalar(select(getattr(func, function)(key))) is not False
+
+        yield Locks(
+            lambda name, wait: call("pg_advisory_lock" if wait else "pg_try_advisory_lock", name),
+            lambda name: call("pg_advisory_unlock", name),
+        )
