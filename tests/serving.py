@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +93,7 @@ class FakeEngine:
     seconds: float = 0.0
     failures: list[int] = field(default_factory=list)  # statuses of the next answers
     body: bytes | None = None  # in place of a completion
+    respond: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None  # the same
     asked: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
     kill: Callable[[], None] = lambda: None
@@ -101,7 +102,9 @@ class FakeEngine:
         found = [{"id": self.label}] if self.up else []
         return web.json_response({"object": "list", "data": found})
 
-    async def complete(self, request: web.Request) -> web.Response:
+    async def complete(self, request: web.Request) -> web.StreamResponse:
+        if self.respond:
+            return await self.respond(request)
         asked = await request.json()
         self.asked.append(asked)
         await asyncio.sleep(self.seconds)

@@ -181,9 +181,9 @@ class _Words(NamedTuple):
     codes: dict[str, int]  # label -> code
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)  # of clients' labels too, which may be long
 def _words_table(labels: tuple[str, ...], abstain: tuple[str, ...]) -> _Words:
-    codes = {label.casefold(): code for code, label in enumerate(labels)}
+    codes = {" ".join(label.casefold().split()): code for code, label in enumerate(labels)}
     codes |= {word.casefold(): len(labels) for word in abstain}
     plain = {label.removeprefix("not ") for label in codes}
     codes |= dict.fromkeys(plain - codes.keys(), UNUSABLE)

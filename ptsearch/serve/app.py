@@ -157,7 +157,7 @@ def _too_few(labels: list[str], replies: list[Reply], quorum: int) -> ApiError:
     """400 if enough members found fault with the request itself, else 503."""
     notes = [reply.note for reply in replies if reply.outcome == "rejected"]
     if len(notes) >= quorum:
-        return ApiError(400, f"the members' engines reject the request: {notes[0]}")
+        return ApiError(400, f"the members' engines reject the request ({notes[0]})")
     away = [
         f"{label} {reply.outcome}"
         for label, reply in zip(labels, replies, strict=True)

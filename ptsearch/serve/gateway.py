@@ -1,11 +1,14 @@
 """Members behind OpenAI-compatible engines (vLLM and others), one a member, asked side by side.
 
-An engine that fails or is too slow is not counted in this vote and gets no requests for
-`serve.cooldown` seconds, then until it lists its member again. The other members vote.
+An engine that fails, is too slow or sends what is no completion is not counted in this vote and
+gets no requests for `serve.cooldown` seconds, then until it lists its member again. The other
+members vote. Engines are not trusted: what they send is bounded, never decompressed, never followed
+to another place and never passed on.
 """
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -24,6 +27,11 @@ from ptsearch.voting import votes
 MIN_TOKENS = 16  # of a reply, where an engine is not bound to the labels
 LIST_SECONDS = 5.0  # to list the models that are served
 BACK_OFF = 0.05  # seconds before the first retry, doubled each time
+MOST_BYTES = 100_000  # of a response
+MOST_TOKENS = 2**31  # that an engine may say it has used
+SAID = 300  # characters of an engine's own message in the log
+
+log = logging.getLogger(__name__)
 
 
 class EngineError(Exception):
@@ -68,7 +76,9 @@ async def members(
     key = secret("serve.engine_key_env", settings.engine_key_env)
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
-        headers={"Authorization": f"Bearer {key}"} if key else {},
+        headers={"Accept-Encoding": "identity"}
+        | ({"Authorization": f"Bearer {key}"} if key else {}),
+        auto_decompress=False,  # a few bytes of it may be gigabytes
         timeout=aiohttp.ClientTimeout(total=None),  # `_reply` bounds all tries together
         cookie_jar=aiohttp.DummyCookieJar(),
     ) as session:
@@ -112,11 +122,21 @@ async def _meet(
 async def _served(session: aiohttp.ClientSession, engine: Engine) -> list[str]:
     """Names of the models that the engine serves; none while it is not up."""
     try:
-        async with session.get(f"{engine.url}/models") as response:
-            found = await response.json(content_type=None) if response.status == 200 else {}
+        async with session.get(f"{engine.url}/models", allow_redirects=False) as response:
+            found = json.loads(await _content(response)) if response.status == 200 else {}
             return [str(model["id"]) for model in found["data"]]
-    except (aiohttp.ClientError, KeyError, TypeError, ValueError):
+    except (aiohttp.ClientError, EngineError, KeyError, RecursionError, TypeError, ValueError):
         return []
+
+
+async def _content(response: aiohttp.ClientResponse) -> bytes:
+    """The body. EngineError: it is too large."""
+    content = bytearray()
+    async for part in response.content.iter_any():
+        content += part
+        if len(content) > MOST_BYTES:
+            raise EngineError(f"its response is larger than {MOST_BYTES} bytes")
+    return bytes(content)
 
 
 async def _cool_down(session: aiohttp.ClientSession, engine: Engine, seconds: float) -> None:
@@ -143,13 +163,16 @@ async def _reply(
                 if attempt:
                     await asyncio.sleep(BACK_OFF * 2 ** (attempt - 1))
                 try:
-                    reply = await _ask(session, engine, asked, settings.constrain)
+                    reply = await _ask(session, engine, asked, settings)
                     return reply._replace(ms=1000 * (time.monotonic() - started))
-                except (aiohttp.ClientError, EngineError) as error:
-                    outcome, note = "down", str(error) or type(error).__name__
+                except EngineError as error:
+                    outcome, note = "down", str(error)
+                except aiohttp.ClientError as error:  # its text may hold addresses
+                    outcome, note = "down", type(error).__name__
     except TimeoutError:
         pass
     if settings.cooldown and not engine.cooling():  # the first of several requests that failed
+        log.warning("%s at %s is not asked for a while: %s", engine.label, engine.url, note)
         engine.cooldown = asyncio.create_task(_cool_down(session, engine, settings.cooldown))
     return Reply(parsing.UNUSABLE, outcome, 1000 * (time.monotonic() - started), note=note)
 
@@ -176,17 +199,22 @@ async def _one_by_one(
 
 
 async def _ask(
-    session: aiohttp.ClientSession, engine: Engine, asked: Query, constrain: str
+    session: aiohttp.ClientSession, engine: Engine, asked: Query, settings: ServeConfig
 ) -> Reply:
-    path, body = request(engine, asked, constrain)
+    path, body = request(engine, asked, settings.constrain)
     async with session.post(
-        engine.url + path, data=body, headers={"Content-Type": "application/json"}
+        engine.url + path,
+        data=body,
+        headers={"Content-Type": "application/json"},
+        allow_redirects=False,  # the prompt goes to the engine and nowhere else
     ) as response:
-        content = await response.read()
-        if response.status == 429 or response.status >= 500:
-            raise EngineError(f"status {response.status}")
-        if response.status != 200:
-            return Reply(parsing.UNUSABLE, "rejected", note=_message(content, response.status))
+        status, content = response.status, await _content(response)
+    if 400 <= status < 500 and status != 429:
+        if settings.log_prompts:  # its message may hold the prompt
+            log.info("%s rejects a request: %r", engine.label, content[:SAID])
+        return Reply(parsing.UNUSABLE, "rejected", note=f"status {status}")
+    if status != 200:
+        raise EngineError(f"status {status}")
     return read(content, engine.label, asked)
 
 
@@ -226,7 +254,12 @@ def read(content: bytes, member: str, asked: Query) -> Reply:
         declined = not text and bool(message.get("refusal"))
         tokens = int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
         code = parsing.REFUSED if declined else answer_code(text, member, asked)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        if not 0 <= min(tokens) <= max(tokens) < MOST_TOKENS:
+            raise ValueError(f"it says that it has used {tokens} tokens")
+    except (
+        *(AttributeError, IndexError, KeyError, TypeError, ValueError),
+        *(OverflowError, RecursionError),  # Infinity; brackets in brackets
+    ) as error:
         raise EngineError("its response is not a completion") from error
     return answered(code, tokens=tokens)
 
@@ -243,12 +276,3 @@ def answer_code(text: str, member: str, asked: Query) -> int:
     if bare in labels:
         return labels.index(bare)
     return parsing.words(bare, asked.question)
-
-
-def _message(content: bytes, status: int) -> str:
-    """An engine's own message of why it rejected a request."""
-    try:
-        error = json.loads(content)
-        return str(error.get("error", error)["message"])[:300]
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return f"status {status}"

@@ -21,6 +21,7 @@ from ptsearch.serve.replies import Reply, VoteResult
 
 MAX_LABELS = 256
 MAX_LABEL = 1000  # characters: what scoring a label takes grows with their square
+MAX_LABELS_TEXT = 20_000  # characters of all labels: replies are read with a pattern of them
 MAX_REPLY = 256  # tokens
 NEVER = -9999.0  # OpenAI's log-probability of what did not occur
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -189,14 +190,19 @@ def _labels(asked: Mapping[str, object]) -> tuple[tuple[str, ...], str | None]:
         labels, json_key = _schema(asked.get("response_format"))
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise ApiError(400, f"the labels must be a list of strings; {HOW}", "invalid_labels")
-    if len({label.strip() for label in labels} - {""}) != len(labels) or len(labels) < 2:
+    different = {" ".join(label.split()) for label in labels} - {""}
+    if len(different) != len(labels) or len(labels) < 2:
         raise ApiError(
             400, "the labels must be two or more, different, not empty", "invalid_labels"
         )
     if len(labels) > MAX_LABELS:
         raise ApiError(400, f"more than {MAX_LABELS} labels", "invalid_labels")
-    if max(map(len, labels)) > MAX_LABEL:
-        raise ApiError(400, f"a label has more than {MAX_LABEL} characters", "invalid_labels")
+    if max(map(len, labels)) > MAX_LABEL or sum(map(len, labels)) > MAX_LABELS_TEXT:
+        raise ApiError(
+            400,
+            f"a label may have {MAX_LABEL} characters, all together {MAX_LABELS_TEXT}",
+            "invalid_labels",
+        )
     return tuple(labels), json_key
 
 

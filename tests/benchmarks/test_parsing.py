@@ -82,6 +82,8 @@ IDK = Question(("0", "1", "2", "3"), (*CHOICES, "I don't know"), ("4", "I don't 
         (CAPITAL, " Unknown", 2),
         (CAPITAL, "I do not know", 2),
         (CAPITAL, "Paris, or unknown", CONTRADICTORY),
+        (Question(("New  York ", "Rome")), "It is New York.", 0),
+        (Question(("New  York ", "Rome")), "New  York ", 0),
     ],
 )
 def test_words(question: Question, reply: str, code: int) -> None:

@@ -18,10 +18,18 @@ from ptsearch.benchmarks.parsing import Question
 from ptsearch.config import ServeConfig
 from ptsearch.deploy.ensemble import PrecisionEnsemble
 from ptsearch.deploy.query import Query
+from ptsearch.serve import openai_api
 
+pytestmark = pytest.mark.usefixtures("long_labels")
 LABELS = [f"{n} " + "words " * 120 for n in range(128)]  # 100,000 characters with the prompt
 LONG = {"prompt": "x", "guided_choice": LABELS}  # half a minute
 SHORT = {"prompt": "Is it?", "guided_choice": ["a", "b"]}
+
+
+@pytest.fixture
+def long_labels(monkeypatch) -> None:
+    """As much work on the tiny model as less text is on one of a usual size."""
+    monkeypatch.setattr(openai_api, "MAX_LABELS_TEXT", 10**6)
 
 
 class Calls:

@@ -1,11 +1,14 @@
 """The gateway in front of engines that fail, dawdle and die."""
 
+import gzip
+import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from serving import ask, engines, gateway, outcomes
+from aiohttp import web
+from serving import FakeEngine, ask, engines, gateway, outcomes, running
 
 
 def test_an_engine_killed_under_load(tmp_path) -> None:
@@ -74,12 +77,72 @@ def test_a_failure_is_tried_again(tmp_path) -> None:
         assert len(members[1].asked) == 2
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b'{"choices": []}', b"\xff"])
+def completion(usage: str = "{}", text: str = '"no"') -> bytes:
+    return f'{{"choices": [{{"message": {{"content": {text}}}}}], "usage": {usage}}}'.encode()
+
+
+NO_COMPLETIONS = [
+    *(b"", b"[]", b'{"choices": []}', b'{"choices": [[]]}', b"\xff", b"[" * 90_000, b"1" * 9_000),
+    *(b'{"choices": {"a": 1}}', b'{"choices": [{"message": "no"}]}', completion("[1]")),
+    *(completion(f'{{"prompt_tokens": {n}}}') for n in ("Infinity", "NaN", "-1", "1e300", "[]")),
+    *(completion(text=text) for text in ("7", "[1]", '{"a": 1}', "true")),
+    completion(text=f'"{"no " * 50_000}"'),  # larger than any reply
+]
+
+
+@pytest.mark.parametrize("body", NO_COMPLETIONS, ids=lambda body: repr(body[:60]))
 def test_what_is_no_completion_is_no_reply(body, tmp_path) -> None:
     members = engines("yes", "yes", "no")
     with gateway(tmp_path, members, retries=0) as url:
         members[2].body = body
+        said = ask(url)
+        assert outcomes(said)["low"] == "down"
+        assert said.json()["choices"][0]["message"]["content"] == "yes"
+
+
+def test_an_endless_response(tmp_path) -> None:
+    members, sent = engines("yes", "yes", "no"), []
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while len(sent) < 1000:
+            sent.append(await response.write(bytes(2**20)))
+        return response
+
+    with gateway(tmp_path, members, retries=0, timeout=30) as url:
+        members[2].respond = endless
         assert outcomes(ask(url))["low"] == "down"
+        assert len(sent) < 100
+
+
+def test_a_response_that_grows_when_it_is_decompressed(tmp_path) -> None:
+    members, bomb, accepted = engines("yes", "yes", "no"), gzip.compress(bytes(10**8)), []
+
+    async def compressed(request: web.Request) -> web.StreamResponse:
+        accepted.append(request.headers["Accept-Encoding"])
+        return web.Response(body=bomb, headers={"Content-Encoding": "gzip"})
+
+    with gateway(tmp_path, members, retries=0) as url:
+        members[2].respond = compressed
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert outcomes(ask(url))["low"] == "down"
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KB
+    assert accepted == ["identity"]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(status, tmp_path) -> None:
+    members, other = engines("yes", "yes", "no"), FakeEngine("low", lambda *_: "no")
+
+    async def redirect(request: web.Request) -> web.StreamResponse:
+        place = {"Location": f"{other.url}{request.path.removeprefix('/v1')}"}
+        return web.Response(status=status, headers=place)
+
+    with running(other), gateway(tmp_path, members, retries=0) as url:
+        members[2].respond = redirect
+        assert outcomes(ask(url))["low"] == "down"
+    assert not other.asked
 
 
 def test_below_the_quorum(tmp_path) -> None:
@@ -100,5 +163,6 @@ def test_a_request_that_the_engines_reject(tmp_path) -> None:
             member.failures = [400]
         said = ask(url)
         assert said.status_code == 400
-        assert "the engine is unwell" in said.json()["error"]["message"]
+        assert "reject the request (status 400)" in said.json()["error"]["message"]
+        assert "unwell" not in said.text  # what an engine says is not passed on
         assert ask(url).status_code == 200  # nobody rests for it

@@ -113,6 +113,8 @@ TURN = {"role": "user", "content": "Is it?"}
         ("completions", {"prompt": "x"}, 400, "free text"),
         ("completions", {"prompt": "x", "guided_choice": ["a", "a "]}, 400, "different"),
         ("completions", {"prompt": "x", "guided_choice": [1, 2]}, 400, "list of strings"),
+        ("completions", {"prompt": "x", "guided_choice": ["a b", "a  b"]}, 400, "different"),
+        ("completions", {"prompt": "x", "guided_choice": ["a", "b" * 1001]}, 400, "may have 1000"),
         ("completions", {"prompt": "x", "n": 2, **CHOICE}, 400, "n must be 1"),
         ("completions", {"prompt": "x", "logprobs": -1, **CHOICE}, 400, "log-probabilities"),
         ("completions", {"prompt": "x", "model": "y", **CHOICE}, 404, "'y' does not exist"),
