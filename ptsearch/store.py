@@ -122,6 +122,12 @@ def new_file(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def remove_parts(folder: Path) -> None:
+    """Remove what killed processes have left of new files; nobody may be writing there."""
+    for part in folder.glob(".*.part-*"):
+        part.unlink(missing_ok=True)
+
+
 def _part(path: Path) -> Path:
     return path.with_name(f".{path.name}.part-{os.getpid()}-{secrets.token_hex(4)}")
 
@@ -198,6 +204,8 @@ def sha256_file(path: Path) -> str:
 
 def _seal(folder: Path) -> None:
     """Write the manifest and bring every file to the disk."""
+    manifest = folder / MANIFEST
+    manifest.unlink(missing_ok=True)  # of one that was killed between here and its renaming
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     listed = {
         path.relative_to(folder).as_posix(): {
@@ -206,7 +214,6 @@ def _seal(folder: Path) -> None:
         }
         for path in files
     }
-    manifest = folder / MANIFEST
     manifest.write_text(json.dumps(listed, indent=1), encoding="utf-8")
     for path in [*files, manifest, folder]:
         _sync(path)

@@ -6,6 +6,7 @@ whole or not at all. The dense model and ready-made checkpoints get a folder wit
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from ptsearch import store
@@ -15,7 +16,14 @@ from ptsearch.models.checkpoint import Tensors, tensors_of
 from ptsearch.models.layers import linears_of, skeleton
 from ptsearch.pool import backends, kv_calibration, one_pass, verify, writer
 from ptsearch.pool.calibration import Calibration
-from ptsearch.pool.variant_build import LayerNotes, VariantBuild, alone, scratch_folder
+from ptsearch.pool.variant_build import (
+    LayerNotes,
+    VariantBuild,
+    alone,
+    finish,
+    leased,
+    sweep,
+)
 from ptsearch.quantize.grid import Quantized
 from ptsearch.quantize.kv import fit
 from ptsearch.shared import Report
@@ -39,42 +47,49 @@ def build_pool(
 ) -> None:
     """Build what is not there yet, the dense model's folder included.
 
-    An interrupted build goes on where it stopped. One decoder layer is in memory at a time, where
-    the whole model does not fit. ValueError: a group_size that does not divide, too little
-    calibration text; after all others were built, variants that cannot be solved or have no room on
-    the disk.
+    An interrupted build goes on where it stopped; what another process builds is waited for, as
+    long as that lives. One decoder layer is in memory at a time, where the whole model does not
+    fit. ValueError: a group_size that does not divide, too little calibration text; after all
+    others were built, variants that cannot be solved or have no room on the disk.
     """
+    sweep(store_root)
     dense = Variant(base.name, base.revision)
-    missing = [
-        variant
-        for variant in {v.id: v for v in (dense, *_with_phases(variants))}.values()
-        if not store.is_whole(folder_of(store_root, variant))
-    ]
-    if not missing:
-        return
-    with scratch_folder(store_root, [variant.id for variant in (dense, *variants)]) as scratch:
-        builds = [VariantBuild(variant, scratch) for variant in missing]
-        started = time.perf_counter()
-        _solve(base, builds, calibration, report)
-        check = verify.Check(
-            base, calibration, folder_of(store_root, dense), max_perplexity_ratio,
-            time.perf_counter() - started,
-        )  # fmt: skip
-        for done, build in enumerate(builds):
-            report("checking the built variants", done, len(builds))
-            if build.failure:
-                continue
-            with alone(build):
-                if build.variant.decode_schedule:
-                    parts = [folder_of(store_root, v) for v in build.variant.phases()[1:]]
-                    meta = verify.joined_meta(build, parts)
-                else:
-                    build.write_runtime()
-                    meta = verify.check(build, check)
-                store.write_meta(build.folder, meta)
-                store.commit(build.folder, folder_of(store_root, build.variant))
-        _raise_failures(builds)
-    report("checking the built variants", len(missing), len(missing))
+    wanted = {v.id: v for v in (dense, *_with_phases(variants))}.values()
+    weights = [v for v in wanted if not v.decode_schedule and v != dense]
+    how = verify.Check(base, calibration, folder_of(store_root, dense), max_perplexity_ratio, 0.0)
+    tried: dict[str, VariantBuild] = {}
+    for stage in ([dense], weights, [v for v in wanted if v.decode_schedule]):  # needs those before
+        while missing := [
+            v for v in stage if v.id not in tried and not store.is_whole(folder_of(store_root, v))
+        ]:
+            waiting = partial(report, "waiting for another process that builds", 0, len(missing))
+            with leased(store_root, missing, waiting) as builds:
+                _build(builds, how, store_root, report)
+            tried |= {build.variant.id: build for build in builds}
+    if tried:
+        _raise_failures(list(tried.values()))
+        report("checking the built variants", len(tried), len(tried))
+
+
+def _build(
+    builds: Sequence[VariantBuild], how: verify.Check, store_root: Path, report: Report
+) -> None:
+    started = time.perf_counter()
+    _solve(how.base, builds, how.calibration, report)
+    how = how._replace(seconds=time.perf_counter() - started)
+    for done, build in enumerate(builds):
+        report("checking the built variants", done, len(builds))
+        if build.failure:
+            continue
+        with alone(build):
+            if build.variant.decode_schedule:
+                parts = [folder_of(store_root, v) for v in build.variant.phases()[1:]]
+                meta = verify.joined_meta(build, parts)
+            else:
+                build.write_runtime()
+                meta = verify.check(build, how)
+            store.write_meta(build.folder, meta)
+            finish(build, folder_of(store_root, build.variant))
 
 
 def _solve(

@@ -146,7 +146,7 @@ def _gradients(
                 build.gradient_cpu_seconds = time.process_time() - started
     yield folders
     for folder in folders.values():
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _threads() -> ThreadPoolExecutor:

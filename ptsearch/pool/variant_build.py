@@ -1,21 +1,21 @@
 """One variant while it is built: a safetensors file per decoder layer, and notes beside them.
 
 Files appear whole, so a layer whose file is there is done, and an interrupted build goes on behind
-it. File 0 has what is outside the layers, file i + 1 has layer i. The folder becomes the variant's
-when it is committed; notes (what meta.json will say of a layer) are kept beside it.
+it, whatever else is built with it. File 0 has what is outside the layers, file i + 1 has layer i.
+The folder becomes the variant's when it is committed; notes (what meta.json will say of a layer)
+are kept beside it. Whoever writes holds the variant's lease, which ends with its process.
 """
 
-import fcntl
-import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -33,6 +33,7 @@ UNSOLVABLE = (ValueError, torch.linalg.LinAlgError)  # type: ignore[attr-defined
 NO_ROOM = "no space left on the disk; make room and run it again"
 NOT_COPIED = {"config.json", store.MANIFEST, store.META}
 RUNTIME = "runtime.safetensors"  # what rounds inputs, keys and values at run time
+ABANDONED_SECONDS = 7 * 24 * 3600  # without a new file, before an interrupted build is removed
 
 
 @dataclass
@@ -48,10 +49,11 @@ class LayerNotes:
 
 @dataclass
 class VariantBuild:
-    """A variant that is being built under `scratch`."""
+    """A variant that is being built under `scratch`, by the process that holds `lease`."""
 
     variant: Variant
     scratch: Path
+    lease: FileLock
     failure: str = ""  # why there will be no such variant
     calibration_indices: list[int] = field(default_factory=list)
     cpu_seconds: float = 0.0  # outside the layers
@@ -60,16 +62,17 @@ class VariantBuild:
     names: Names = field(default_factory=Names)  # of tensors on disk and in the model
 
     def __post_init__(self) -> None:
-        self.folder.mkdir(exist_ok=True)
-        self._notes.mkdir(exist_ok=True)
+        for folder in (self.folder, self._notes):
+            folder.mkdir(parents=True, exist_ok=True)
+            store.remove_parts(folder)
 
     @property
     def folder(self) -> Path:
-        return self.scratch / self.variant.id
+        return self.scratch / "checkpoint"
 
     @property
     def _notes(self) -> Path:
-        return self.scratch / f"{self.variant.id}-notes"
+        return self.scratch / "notes"
 
     @property
     def method(self) -> Method:
@@ -168,22 +171,70 @@ def alone(build: VariantBuild) -> Iterator[None]:
 
 
 @contextmanager
-def scratch_folder(store_root: Path, ids: Sequence[str]) -> Iterator[Path]:
-    """Where variants are built: the same folder for the same pool, or one of this process while
-    another works there. It stays after an interruption only.
+def leased(
+    store_root: Path, variants: Sequence[Variant], waiting: Callable[[], None]
+) -> Iterator[list[VariantBuild]]:
+    """The variants that no other process builds; if it builds all of them, it is waited for.
+
+    What they have written stays after an interruption, but not if what was asked is wrong.
     """
-    digest = hashlib.sha256(json.dumps(sorted(ids)).encode()).hexdigest()[:12]
-    folder = store_root / "unfinished" / digest
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f"{digest}.lock").open("w") as lock:
+    root, leases = store_root / "unfinished", dict[Variant, FileLock]()
+    root.mkdir(parents=True, exist_ok=True)
+    for variant in variants:
+        leases[variant] = FileLock(root / f"{variant.id}.lock")
+    try:
+        taken = [variant for variant in variants if _is_free(leases[variant])]
+        if not taken:
+            waiting()
+            leases[variants[0]].acquire()
+            taken = [v for v in variants if leases[v].is_locked or _is_free(leases[v])]
+        missing = [v for v in taken if not store.is_whole(store_root / "variants" / v.id)]
+        builds = [VariantBuild(v, root / v.id, leases[v]) for v in missing]
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            folder = folder.with_name(f"{digest}-{os.getpid()}")
-            folder.mkdir()
-        try:
-            yield folder
-        except Exception:
-            shutil.rmtree(folder, ignore_errors=True)
+            yield builds
+        except ValueError:
+            _remove(builds)
             raise
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(build for build in builds if build.failure)
+    finally:
+        for lease in leases.values():
+            lease.release()
+
+
+def finish(build: VariantBuild, place: Path) -> None:
+    """The variant's folder becomes `place`, and its lease ends."""
+    store.commit(build.folder, place)
+    _remove([build])
+    build.lease.release()
+
+
+def sweep(store_root: Path) -> None:
+    """Remove what interrupted builds have left of variants that are whole or abandoned."""
+    for scratch in (store_root / "unfinished").glob("*/"):
+        lease = FileLock(f"{scratch}.lock")
+        if not _is_free(lease):
+            continue
+        checkpoint = scratch / "checkpoint"
+        if (
+            not checkpoint.is_dir()
+            or time.time() - checkpoint.stat().st_mtime > ABANDONED_SECONDS
+            or store.is_whole(store_root / "variants" / scratch.name)
+        ):
+            shutil.rmtree(scratch, ignore_errors=True)
+        lease.release()
+
+
+def _remove(builds: Iterable[VariantBuild]) -> None:
+    """Remove what was written of builds whose lease is still ours."""
+    for build in builds:
+        if build.lease.is_locked:
+            shutil.rmtree(build.scratch, ignore_errors=True)
+
+
+def _is_free(lease: FileLock) -> bool:
+    """Whether nobody held it; now it is held by us."""
+    try:
+        lease.acquire(blocking=False)
+    except Timeout:
+        return False
+    return True
