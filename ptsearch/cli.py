@@ -29,6 +29,7 @@ USAGE = """ptsearch: which job? Append one of
   +export=ensemble export.study=NAME export.out=DIR    write the chosen ensemble
   +serve=local|gateway serve.dir=DIR                   answer behind an OpenAI-compatible endpoint
   +rescore=replies rescore.replies=FILE                score replies recorded elsewhere
+  +cache=list|verify|prune                             what the cache holds, and free some of it
 
 and any overrides (model=, pool=, benchmarks=, study.trials=50); --help lists the choices."""
 FAILED = 2  # exit status of an error that the user can mend

@@ -16,7 +16,7 @@ from ptsearch.variant import BACKENDS
 
 CONF = Path(__file__).parent / "conf"  # in a wheel
 CONF = CONF if CONF.is_dir() else Path(__file__).parents[1] / "conf"
-JOBS = ("study", "check", "build", "evaluate", "export", "serve", "rescore")
+JOBS = ("study", "check", "build", "evaluate", "export", "serve", "rescore", "cache")
 STUDIES = ("pareto", "slo", "benchmark", "paper")
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "exhaustive")
 RULES = ("clean", "ct", "dt")
@@ -339,6 +339,17 @@ class RescoreConfig:
 
 
 @dataclass
+class CacheConfig:
+    action: str = choice("list", "verify", "prune")
+    keep_studies: list[str] | None = None  # prune: whose files stay; null = all
+    older_than: float = least(0.0, 0)  # prune: days without a change
+    dry_run: bool = True  # prune: only say what would go
+
+    def __post_init__(self) -> None:
+        check("cache", self)
+
+
+@dataclass
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
@@ -357,6 +368,7 @@ class Config:
     export: ExportConfig | None = None
     serve: ServeConfig | None = None
     rescore: RescoreConfig | None = None
+    cache: CacheConfig | None = None
     baseline_models: list[ModelConfig] = field(default_factory=list)  # of study.baselines
     overrides: list[str] = field(default_factory=list)  # of the command line, for the record
     runs_dir: str = "mlruns"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import optuna
 
-from ptsearch.benchmarks import BENCHMARKS, Benchmark, digest, hub, item_hash, sources
+from ptsearch.benchmarks import BENCHMARKS, Benchmark, hub, item_hash, sources
 from ptsearch.benchmarks.parsing import VERSION as RULES_VERSION
 from ptsearch.config import Config, VoteConfig, database_url
 from ptsearch.deploy import export, record
@@ -20,7 +20,7 @@ from ptsearch.deploy import folder as exported
 from ptsearch.evaluation import predictions
 from ptsearch.evaluation.table import DENSE, Table, open_table
 from ptsearch.evaluation.workers import workers
-from ptsearch.report import paper, study_output, terminal, tracking
+from ptsearch.report import cache, paper, study_output, terminal, tracking
 from ptsearch.report.study import Front, Result, compile_result
 from ptsearch.scoring import scores as scoring
 from ptsearch.scoring.rescore import rescore
@@ -202,7 +202,7 @@ def settings(table: Table) -> dict[str, object]:
             **({"template": config.benchmarks.template} if config.benchmarks.template else {}),
             "limit": config.benchmarks.limit,
             "split": config.benchmarks.split.salt,
-            "samples": {b.name: digest(b)[:12] for b in table.benchmarks},
+            "samples": {b.name: b.digest[:12] for b in table.benchmarks},
             "items": item_hash(*(s.item for b in table.benchmarks for s in b.samples))[:12],
         },
         "engine": {
@@ -332,6 +332,40 @@ def rescore_replies(config: Config) -> None:
     _print_json(row)
 
 
+def manage_cache(config: Config) -> None:
+    """List, check or prune the cache. ValueError: a file is damaged, or a study to keep unknown."""
+    assert config.cache is not None
+    policy, screen = config.cache, terminal.console()
+    known = studies.recorded_settings(optuna_url(config))
+    if unknown := set(policy.keep_studies or ()) - known.keys():
+        raise ValueError(
+            f"cache.keep_studies: no study {', '.join(sorted(unknown))}; there are: "
+            f"{', '.join(known) or 'none'}"
+        )
+    used_by = {name: cache.names_of(settings) for name, settings in known.items()}
+    found = cache.entries(Path(config.cache_dir), used_by)
+    if policy.action == "list":
+        terminal.show_cache(screen, found)
+    elif policy.action == "verify":
+        damaged = list(cache.problems(found))
+        for problem in damaged:
+            screen.print(problem, soft_wrap=True)
+        if damaged:
+            raise ValueError(f"{len(damaged)} damaged; delete their folders: they are made anew")
+        screen.print(f"every file of {len(found)} entries is as it was written")
+    else:
+        gone = cache.prunable(found, policy)
+        terminal.show_cache(screen, gone)
+        if not policy.dry_run:
+            for entry in gone:
+                cache.delete(entry)
+        what = "would free" if policy.dry_run else "freed"
+        screen.print(
+            f"{what} {sum(entry.bytes for entry in gone) / 1e9:.2f} GB"
+            + ("; cache.dry_run=false deletes it" if policy.dry_run and gone else "")
+        )
+
+
 JOBS: dict[str, Callable[[Config], None]] = {
     "study": run_study,
     "check": check_model,
@@ -339,6 +373,7 @@ JOBS: dict[str, Callable[[Config], None]] = {
     "evaluate": evaluate_variant,
     "export": export_ensemble,
     "rescore": rescore_replies,
+    "cache": manage_cache,
 }
 
 

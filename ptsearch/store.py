@@ -1,7 +1,8 @@
-"""Content-addressed cache: a file or folder appears whole or not at all, and can be checked.
+"""Content-addressed cache: a file or folder appears whole or not at all, and is checked when read.
 
 `files.json` in a folder lists size and SHA-256 of every other file in it; it is written last.
-`meta.json` in a variant's folder describes it: `VariantMeta`.
+`meta.json` in a variant's folder describes it: `VariantMeta`. A record is a JSON file by itself
+that holds its own SHA-256.
 """
 
 import errno
@@ -10,9 +11,10 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ MANIFEST = "files.json"
 META = "meta.json"  # in a variant's folder, beside its checkpoint or in place of one
 META_VERSION = 1  # bump when a field's meaning changes; files without a version are of version 1
 FULL = (errno.ENOSPC, errno.EDQUOT)
+_CURE = "(delete %s and run the command again: what is missing is made anew)"
 
 
 class FullDiskError(ValueError):
@@ -72,11 +75,11 @@ class VariantMeta:
 def read_meta(folder: Path) -> VariantMeta:
     """The checked meta.json of a variant's folder; of an old one, fields it lacks are defaults.
 
-    FileNotFoundError. ValueError: another version of the format, or a field is wrong.
+    FileNotFoundError. ValueError: not as it was written, another version, or a field is wrong.
     """
     from pydantic import TypeAdapter, ValidationError
 
-    path = folder / META
+    path = intact(folder / META)
     recorded = read_json(path)
     if (version := recorded.get("version", 1)) != META_VERSION:
         raise ValueError(f"{path} has version {version}, expected {META_VERSION}: build it again")
@@ -99,9 +102,27 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object")
     return value
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What `write_record` wrote. FileNotFoundError. ValueError: the file is another one."""
+    record = read_json(path)
+    if record.pop("sha256", None) != _digest(record):
+        raise ValueError(f"{path}: contents differ from what was written\n{_CURE % path}")
+    return record
+
+
+def write_record(path: Path, record: Mapping[str, object]) -> None:
+    write_text(path, json.dumps({**record, "sha256": _digest(record)}))
+
+
+def _digest(record: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -171,30 +192,59 @@ def commit(part: Path, path: Path) -> None:
 def is_whole(path: Path) -> bool:
     """Whether every file that the manifest lists is there with its size; contents are not read."""
     try:
-        listed = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        return all((path / name).stat().st_size == file["size"] for name, file in listed.items())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        listed = _listed(path)
+        return all((path / name).stat().st_size == size for name, (size, _) in listed.items())
+    except (ValueError, FileNotFoundError, NotADirectoryError):
         return False
 
 
-def verify_folder(path: Path) -> list[str]:
-    """What is wrong with a folder, one line per file; empty = every byte is as it was written."""
-    if not (path / MANIFEST).is_file():
-        return [f"{path}: {MANIFEST} is missing"]
+@cache
+def intact(path: Path) -> Path:
+    """`path`, a sealed folder or a file in one, if it is as it was written; a process looks once.
+
+    FileNotFoundError. ValueError: which file is not, and the cure.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing")
+    folder, names = (path, None) if path.is_dir() else (path.parent, [path.name])
+    if problems := verify_folder(folder, names):
+        raise ValueError(f"{problems[0]}\n{_CURE % folder}")
+    return path
+
+
+def verify_folder(path: Path, names: Iterable[str] | None = None) -> list[str]:
+    """What is wrong with a sealed folder, or with `names` in it, one line per file; empty = every
+    byte is as it was written.
+    """
     try:
-        listed = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        return [f"{path / MANIFEST}: not readable as JSON"]
-    problems = []
-    for name, file in listed.items():
-        member = path / name
-        if not member.is_file():
-            problems.append(f"{member}: missing")
-        elif member.stat().st_size != file["size"]:
-            problems.append(f"{member}: {member.stat().st_size} bytes, expected {file['size']}")
-        elif sha256_file(member) != file["sha256"]:
-            problems.append(f"{member}: contents differ from what was written")
-    return problems
+        listed = _listed(path)
+    except ValueError as error:
+        return [str(error)]
+    found = (_problem(path / name, *listed.get(name, (0, ""))) for name in names or listed)
+    return [problem for problem in found if problem]
+
+
+def _problem(file: Path, size: int, sha256: str) -> str:
+    """What is wrong with a file, "" = nothing; `sha256` is "" for one that is not listed."""
+    if not file.is_file() or not sha256:
+        return f"{file}: missing" if sha256 else f"{file}: not listed in {MANIFEST}"
+    if (found := file.stat().st_size) != size:
+        return f"{file}: {found} bytes, expected {size}"
+    return "" if sha256_file(file) == sha256 else f"{file}: contents differ from what was written"
+
+
+def _listed(folder: Path) -> dict[str, tuple[int, str]]:
+    """File -> (size, SHA-256) of the manifest. ValueError: there is none, or it is no manifest."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"{path}: missing")
+    try:
+        listed = {name: (file["size"], file["sha256"]) for name, file in read_json(path).items()}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a list of files ({error})") from None
+    if not listed:
+        raise ValueError(f"{path}: lists no files")
+    return listed
 
 
 def sha256_file(path: Path) -> str:

@@ -218,11 +218,11 @@ def test_a_judge_reads_what_the_rules_cannot(finished, tiny_model, monkeypatch, 
     rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     judged = {row["benchmark"]: row["scores"][f"{row['benchmark']}.judged"] for row in rows}
     assert files_under(cache / "predictions") == before
-    verdicts = files_under(cache / "verdicts")
+    verdicts = files_under(cache / "judged")
     assert verdicts
     assert 0 < max(judged.values()) <= 100
     assert ptsearch(monkeypatch, finished, *job) == 0
-    assert files_under(cache / "verdicts") == verdicts
+    assert files_under(cache / "judged") == verdicts
 
 
 @pytest.mark.slow

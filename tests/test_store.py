@@ -108,16 +108,22 @@ OLD_META = """{
 }"""  # as version 0.1.0 wrote it, without a version number
 
 
+def described(folder: Path, meta: str) -> Path:
+    with store.new_folder(folder) as part:
+        (part / store.META).write_text(meta)
+    return folder
+
+
 def test_a_description_of_an_earlier_version_is_read_and_keeps_its_id(tmp_path: Path) -> None:
-    (tmp_path / store.META).write_text(OLD_META)
-    meta = store.read_meta(tmp_path)
+    meta = store.read_meta(described(tmp_path / "old", OLD_META))
     assert (meta.variant.id, meta.variant.label) == ("23fd6c4ac9c8", meta.label)
     assert meta.tensors == {"model.embed_tokens.weight": store.StoredTensor(32896, "02ea")}
     assert meta.kv == store.KvStorage()
     assert meta.calibration_indices == [216, 98, 194, 227]
-    store.write_meta(tmp_path, meta)
-    assert store.read_meta(tmp_path) == meta
-    recorded = json.loads((tmp_path / store.META).read_text())
+    with store.new_folder(tmp_path / "new") as folder:
+        store.write_meta(folder, meta)
+    assert store.read_meta(tmp_path / "new") == meta
+    recorded = json.loads((tmp_path / "new" / store.META).read_text())
     assert recorded.pop("version") == store.META_VERSION
     assert recorded == json.loads(OLD_META)
 
@@ -134,6 +140,42 @@ def test_a_description_of_an_earlier_version_is_read_and_keeps_its_id(tmp_path: 
 def test_a_description_that_is_wrong_is_refused(
     tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
-    (tmp_path / store.META).write_text(json.dumps(json.loads(OLD_META) | change))
+    folder = described(tmp_path / "wrong", json.dumps(json.loads(OLD_META) | change))
     with pytest.raises(ValueError, match=message):
-        store.read_meta(tmp_path)
+        store.read_meta(folder)
+
+
+def test_a_file_is_looked_at_before_its_first_use_in_a_process(tmp_path: Path) -> None:
+    folder = described(tmp_path / "variant", OLD_META)
+    (folder / store.META).write_text(OLD_META.replace("251.65", "251.75"))
+    with pytest.raises(ValueError, match=r"meta.json: contents differ.*\n\(delete .*variant and"):
+        store.read_meta(folder)
+    (folder / store.META).write_text(OLD_META)
+    assert store.intact(folder) == folder
+    with pytest.raises(FileNotFoundError, match="absent is missing"):
+        store.intact(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("manifest", ["", "{}", "[]", '{"a": 3}', '{"a": {"size": 1}}', "\ud800"])
+def test_a_manifest_that_is_none_is_named(manifest: str, tmp_path: Path) -> None:
+    with store.new_folder(tmp_path / "abc") as folder:
+        write(folder)
+    (tmp_path / "abc" / store.MANIFEST).write_bytes(manifest.encode(errors="surrogatepass"))
+    assert not store.is_whole(tmp_path / "abc")
+    assert store.MANIFEST in store.verify_folder(tmp_path / "abc")[0]
+
+
+def test_a_record_with_another_value_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    store.write_record(path, {"latency_ms": 12.5, "rows": [1, 2]})
+    assert store.read_record(path) == {"latency_ms": 12.5, "rows": [1, 2]}
+    for written in (
+        path.read_text().replace("12.5", "13.5"),
+        "{}",
+        '{"latency_ms": 12.5}',
+        "[",
+        "\0",
+    ):
+        path.write_text(written)
+        with pytest.raises(ValueError, match=r"r\.json"):
+            store.read_record(path)

@@ -15,7 +15,6 @@ from ptsearch.benchmarks.definition import (
     Sample,
     Scenario,
     Turn,
-    digest,
     item_hash,
 )
 
@@ -32,7 +31,6 @@ __all__ = [
     "Sample",
     "Scenario",
     "Turn",
-    "digest",
     "item_hash",
 ]
 

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -80,6 +81,17 @@ class Benchmark:
     dropped: int = 0  # demonstrations left out of prompts beyond a model's context
     moved: int = 0  # samples in the half of a question that they repeat, not in their own
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that decides a prediction: samples, prompts, modes, calibration, data."""
+        scenarios = {name: asdict(scenario) for name, scenario in self.scenarios.items()}
+        samples = [
+            (s.id, s.scenario, s.prompt, s.question.labels, s.question.abstain)
+            for s in self.samples
+        ]
+        content = [self.source, self.version, scenarios, samples, self.data]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class BenchmarkDefinition:
@@ -107,14 +119,3 @@ def item_hash(*content: str) -> str:
         for part in content
     ]
     return hashlib.sha256("\x1f".join(normal).encode()).hexdigest()
-
-
-def digest(benchmark: Benchmark) -> str:
-    """SHA-256 of all that decides a prediction: samples, prompts, modes, calibration, data."""
-    scenarios = {name: asdict(scenario) for name, scenario in benchmark.scenarios.items()}
-    samples = [
-        (s.id, s.scenario, s.prompt, s.question.labels, s.question.abstain)
-        for s in benchmark.samples
-    ]
-    content = [benchmark.source, benchmark.version, scenarios, samples, benchmark.data]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

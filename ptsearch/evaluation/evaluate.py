@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ptsearch import engine as engines
 from ptsearch import store
-from ptsearch.benchmarks import Benchmark, Prompt, Sample, Scenario, digest
+from ptsearch.benchmarks import Benchmark, Prompt, Sample, Scenario
 from ptsearch.benchmarks.fit import fit
 from ptsearch.benchmarks.parsing import without_thoughts
 from ptsearch.config import EngineConfig
@@ -57,15 +57,15 @@ def key(
     settings: EngineConfig,
     template: Mapping[str, object] = MappingProxyType({}),
 ) -> str:
-    """File name of a variant's predictions: all that changes them is in its hash."""
+    """Name of a variant's predictions: all that changes them is in its hash."""
     what = json.dumps(
-        [digest(benchmark), settings.dtype, settings.device, EVALUATE_VERSION]
+        [benchmark.digest, settings.dtype, settings.device, EVALUATE_VERSION]
         + ([settings.name, settings.form] if settings.name != "transformers" else [])
         + ([settings.too_long] if settings.too_long != "drop" else [])
         + ([dict(template)] if template else []),
         sort_keys=True,
     )
-    return f"{variant_id}-{benchmark.name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}.parquet"
+    return f"{variant_id}-{benchmark.name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
 
 
 def with_dtype(settings: EngineConfig, _: Report) -> EngineConfig:
@@ -85,7 +85,7 @@ def run(task: Task, benchmarks: Sequence[Benchmark], report: Report) -> str:
     Returns why the variant may not vote, "" = it may: its output is not finite, or what makes it
     another variant never acts on these benchmarks.
     """
-    with engines.opened(task.checkpoint, task.engine) as engine:
+    with engines.opened(store.intact(task.checkpoint), task.engine) as engine:
         asking = asker(engine, task.template)
         benchmarks = [fitted(asking, benchmark) for benchmark in benchmarks]
         if reason := unexercised(asking, benchmarks):
@@ -123,14 +123,14 @@ def measure_latency(
     prompts' places among all samples.
     """
     report("measuring the latency", 0, prompts)
-    with engines.opened(task.checkpoint, task.engine) as engine:
+    with engines.opened(store.intact(task.checkpoint), task.engine) as engine:
         seconds = latency(asker(engine, task.template), benchmarks, prompts)
     found = {
         "latency_ms": 1000 * float(np.median(list(seconds.values()))),
         "rows": list(seconds),
         "seconds": list(seconds.values()),
     }
-    store.write_text(task.latency, json.dumps(found))
+    store.write_record(task.latency, found)
     report("measuring the latency", prompts, prompts)
 
 

@@ -65,7 +65,7 @@ def open_reader(config: Config) -> Reader | None:
     judge = config.benchmarks.judge
     secret("benchmarks.judge.api_key_env", judge.api_key_env)
     identity = json.dumps(["endpoint", judge.url.rstrip("/"), judge.name, WORDING_VERSION])
-    return Reader(identity, judge, Path(config.cache_dir) / "verdicts")
+    return Reader(identity, judge, Path(config.cache_dir) / "judged")
 
 
 def unread(
@@ -99,8 +99,7 @@ def settle(reader: Reader, asks: Sequence[Ask], report: Report) -> None:
     """
     report("asking the judge", 0, len(asks))
     for done, (ask, verdict) in enumerate(zip(asks, _answers(reader, asks), strict=True)):
-        text = json.dumps({"judge": reader.identity, "verdict": verdict})
-        store.write_text(_file(reader, ask), text)
+        store.write_record(_file(reader, ask), {"judge": reader.identity, "verdict": verdict})
         report("asking the judge", done + 1, len(asks))
 
 
@@ -108,7 +107,7 @@ def decide(reader: Reader, codes: NDArray[np.int16], replies: Iterable[Unread]) 
     """The codes with the settled verdicts in them; what is unclear keeps the code of the rules."""
     codes, judged = codes.copy(), np.zeros(codes.shape, dtype=bool)
     for row, ask, declined in replies:
-        verdict = store.read_json(_file(reader, ask))["verdict"]
+        verdict = store.read_record(_file(reader, ask))["verdict"]
         if verdict != UNCLEAR:
             codes[row] = declined if verdict == DECLINED else ask.labels.index(verdict)
             judged[row] = True

@@ -1,7 +1,7 @@
 """The predictions table: what one variant said to each sample of one benchmark.
 
-Raw output only, never depending on scoring rules. One Parquet file per (variant, benchmark); it
-appears whole or not at all.
+Raw output only, never depending on scoring rules. One Parquet file per (variant, benchmark), in a
+folder with its checksum.
 """
 
 from pathlib import Path
@@ -46,10 +46,12 @@ def check(table: pa.Table) -> None:
 
 
 def write(table: pa.Table, path: Path, metadata: dict[str, str]) -> None:
-    """Write beside `path`, then rename; `metadata` goes into the file's schema."""
+    """Write the file and its folder; `metadata` goes into the file's schema."""
     check(table)
-    with store.new_file(path) as part:
-        pq.write_table(table.replace_schema_metadata(metadata), part, compression="zstd")
+    with store.new_folder(path.parent) as part:
+        pq.write_table(
+            table.replace_schema_metadata(metadata), part / path.name, compression="zstd"
+        )
 
 
 class Changes(NamedTuple):
@@ -60,16 +62,13 @@ class Changes(NamedTuple):
 
 
 def changes(path: Path) -> Changes:
-    found = pq.read_schema(path).metadata or {}
+    found = pq.read_schema(store.intact(path)).metadata or {}
     keys = (b"dropped_demonstrations", b"thoughts")
     return Changes(*(int(found.get(key, 0)) for key in keys))
 
 
 def read(path: Path) -> pa.Table:
-    """The table at `path`; a file that is not whole is a ValueError naming it."""
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a predictions file: {error}; delete it") from error
+    """The table at `path`. ValueError: it is not as it was written."""
+    table = pq.read_table(store.intact(path))
     check(table)
     return table

@@ -177,7 +177,8 @@ class Table:
         """The predictions file of each benchmark."""
         folder, variant = Path(self.config.cache_dir) / "predictions", self.variant(label)
         how = self.config.engine, self.config.benchmarks.template
-        return {b.name: folder / evaluate.key(variant.id, b, *how) for b in self.benchmarks}
+        keys = {b.name: evaluate.key(variant.id, b, *how) for b in self.benchmarks}
+        return {name: folder / key / "answers.parquet" for name, key in keys.items()}
 
     def _time(self, tasks: Iterable[evaluate.Task]) -> None:
         """Measure the latencies that are missing, one after the other, nothing else running."""
@@ -194,7 +195,7 @@ class Table:
         """
         apart = self.variant(label).method == "path" or self.variant(label).acts_at_run_time
         form = label if apart or self.config.engine.name == "vllm" else DENSE
-        names = [path.name for path in self.outputs(form).values()]
+        names = [path.parent.name for path in self.outputs(form).values()]
         what = json.dumps([names, self.config.latency.prompts, evaluate.LATENCY_VERSION])
         digest = hashlib.sha256(what.encode()).hexdigest()[:12]
         return Path(self.config.cache_dir) / "latency" / f"{self.variant(form).id}-{digest}.json"
@@ -229,7 +230,7 @@ class Table:
         judged = None
         if self.reader:
             codes, judged = llm_judge.decide(self.reader, codes, unread)
-        measured = store.read_json(self._latency(label))
+        measured = store.read_record(self._latency(label))
         return Entry(
             self.variant(label),
             codes,

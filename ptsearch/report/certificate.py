@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 
-from ptsearch.benchmarks import digest
 from ptsearch.evaluation.table import Table
 from ptsearch.report.rows import Row, shown_scores
 from ptsearch.scoring.scores import Scores
@@ -116,7 +115,7 @@ def _certificate(
             "search": "decides: front, pick, limits, the best single variant",
             "holdout": "reports",
         },
-        data={b.name: BenchmarkData(digest(b), dict(b.data), b.moved) for b in table.benchmarks},
+        data={b.name: BenchmarkData(b.digest, dict(b.data), b.moved) for b in table.benchmarks},
         rules=config.benchmarks.rules,
         prompt=config.benchmarks.prompt,
         engine=asdict(config.engine),

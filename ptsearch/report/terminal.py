@@ -1,6 +1,7 @@
 """The terminal: progress bars during a job, tables at its end."""
 
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ from rich.progress import (
 )
 from rich.table import Table as RichTable
 
+from ptsearch.report.cache import Entry
 from ptsearch.report.rows import BEST_SINGLE, Row, ScenarioScores, shown_benchmarks
 from ptsearch.scoring.scores import MMLU, Scores
 from ptsearch.search.comparisons import Gain
@@ -174,3 +176,16 @@ def _with_accuracy(scores: Scores, scenario: str) -> str:
     """The score, and the accuracy in brackets where it differs."""
     score, accuracy = scores[scenario], scores.get(f"{scenario}.accuracy")
     return f"{score:.1f}" + ("" if accuracy in (None, score) else f" ({accuracy:.1f})")
+
+
+def show_cache(screen: Console, found: Sequence[Entry]) -> None:
+    """Largest first: what it is, its size, days since it changed, which studies use it."""
+    table = RichTable(box=box.SIMPLE_HEAD)
+    for heading in ("", "MB", "days", "used by"):
+        table.add_column(heading, justify="right" if heading in ("MB", "days") else "left")
+    for entry in found:
+        days = (time.time() - entry.changed) / 86400
+        users = ", ".join(entry.studies) or "-"
+        table.add_row(entry.label, f"{entry.bytes / 1e6:.1f}", f"{days:.0f}", users)
+    screen.print(table)
+    screen.print(f"{len(found)} entries, {sum(e.bytes for e in found) / 1e9:.2f} GB")

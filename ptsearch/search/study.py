@@ -8,6 +8,7 @@ import secrets
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import optuna
@@ -15,7 +16,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import event
+from sqlalchemy import event, make_url
 
 from ptsearch.benchmarks import Benchmark
 from ptsearch.config import Config, StudyConfig
@@ -88,6 +89,15 @@ def load_study(name: str, url: str) -> optuna.Study:
     if name not in names:
         raise ValueError(f"no study {name!r}; there are: {', '.join(names) or 'none'}")
     return optuna.load_study(study_name=name, storage=storage)
+
+
+def recorded_settings(url: str) -> dict[str, dict[str, object]]:
+    """Study -> its settings; none where there is no database yet."""
+    if url.startswith("sqlite") and not Path(make_url(url).database or "").exists():
+        return {}
+    found = optuna.get_all_study_summaries(open_storage(url), include_best_trial=False)
+    recorded = {study.study_name: study.user_attrs.get("settings") for study in found}
+    return {name: settings for name, settings in recorded.items() if settings}
 
 
 def open_storage(url: str) -> RDBStorage:

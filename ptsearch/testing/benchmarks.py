@@ -8,7 +8,6 @@ from ptsearch.benchmarks import (
     BenchmarkDefinition,
     Sample,
     Scenario,
-    digest,
     item_hash,
 )
 from ptsearch.benchmarks.parsing import PARSERS, Rule
@@ -33,7 +32,7 @@ def check_benchmark(definition: BenchmarkDefinition, root: Path | None = None) -
         assert benchmark.name == definition.name, (
             f"the samples of {definition.name} call themselves {benchmark.name!r}"
         )
-        assert digest(benchmark) == digest(again), f"{benchmark.name}: loading it twice differs"
+        assert benchmark.digest == again.digest, f"{benchmark.name}: loading it twice differs"
         _check_samples(benchmark, parsers)
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptsearch.benchmarks import Benchmark, Sample, digest, item_hash, pocket, sources
+from ptsearch.benchmarks import Benchmark, Sample, item_hash, pocket, sources
 from ptsearch.benchmarks.pocket import reword
 from ptsearch.benchmarks.pocket.people import BASE_RATES
 from ptsearch.benchmarks.registry import NAMES
@@ -275,4 +275,4 @@ def test_samples_and_prompts_are_those_of_version_2() -> None:
         "ethics": "70759ddbf466f05a05351e01913769aab7f5af989b3d2c78461ef869f6b29b0c",
         "ood": "edbd450c3535095c0391a83201d1bedbb526a90b9166bafea81ee7078bbafd41",
     }
-    assert {name: digest(loader()) for name, loader in LOADERS.items()} == expected
+    assert {name: loader().digest for name, loader in LOADERS.items()} == expected

@@ -14,7 +14,6 @@ from ptsearch.benchmarks import (
     Turn,
     adversarial,
     chat,
-    digest,
     fairness,
     pocket,
     prompts,
@@ -103,7 +102,7 @@ def test_plain_text_stays_as_it_is(form: str) -> None:
 
 def test_the_digest_tells_the_forms_apart() -> None:
     turns = of("ood", FEW_SHOT, chat.demo_turns(2))
-    assert len({digest(prompts.rendered(turns, form)) for form in PROMPTS}) == len(PROMPTS)
+    assert len({prompts.rendered(turns, form).digest for form in PROMPTS}) == len(PROMPTS)
     assert set(PROMPTS) == {"chat", *prompts.PIECES}
 
 

@@ -8,6 +8,7 @@ import pytest
 from fakes import fake_table
 from tiny_benchmark import benchmark
 
+from ptsearch import store
 from ptsearch.config import EngineConfig
 from ptsearch.engine import memory
 from ptsearch.evaluation import evaluate, predictions
@@ -20,18 +21,23 @@ SETTINGS = EngineConfig(dtype="float32", threads=1)
 @pytest.fixture
 def checkpoint(tiny_model: Path, tmp_path: Path) -> Path:
     """A model of 1,024 tokens, which are bytes."""
-    folder = tmp_path / "short"
-    folder.mkdir()
-    for file in tiny_model.iterdir():
-        (folder / file.name).symlink_to(file)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").unlink()
-    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1024}))
-    return folder
+    with store.new_folder(tmp_path / "short") as folder:
+        for file in tiny_model.iterdir():
+            (folder / file.name).symlink_to(file)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").unlink()
+        (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1024}))
+    return tmp_path / "short"
 
 
 def task(checkpoint: Path, folder: Path, settings: EngineConfig = SETTINGS) -> Task:
-    return Task("tiny", checkpoint, {"ood": folder / "ood.parquet"}, folder / "ms.json", settings)
+    return Task(
+        "tiny",
+        checkpoint,
+        {"ood": folder / "ood" / "answers.parquet"},
+        folder / "ms.json",
+        settings,
+    )
 
 
 def test_too_long_prompts_are_shortened_and_counted(checkpoint: Path, tmp_path: Path) -> None:
@@ -46,7 +52,7 @@ def test_or_are_an_error_as_configured(checkpoint: Path, tmp_path: Path) -> None
     strict = replace(SETTINGS, too_long="error")
     with pytest.raises(ValueError, match=r"few/0 is longer than the model's context; engine\.too_"):
         evaluate.run(task(checkpoint, tmp_path, strict), [benchmark(6)], lambda *_: None)
-    assert not (tmp_path / "ood.parquet").exists()
+    assert not (tmp_path / "ood").exists()
     keys = {evaluate.key("v", benchmark(6), settings) for settings in (SETTINGS, strict)}
     assert len(keys) == 2  # what was shortened is not taken for what must not be
 

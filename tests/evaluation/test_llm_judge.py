@@ -1,6 +1,5 @@
 """Replies that the rules cannot read, put to a judge: an endpoint on loopback."""
 
-import json
 import logging
 import threading
 from pathlib import Path
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pytest
 from judge_server import Served, serve
 
+from ptsearch import store
 from ptsearch.benchmarks import Benchmark, Sample, Scenario, Turn
 from ptsearch.benchmarks.parsing import Question
 from ptsearch.benchmarks.registry import RULES
@@ -109,7 +109,7 @@ def test_nothing_is_asked_twice_and_the_cache_names_the_judge(tmp_path: Path) ->
         assert llm_judge.unsettled(judge, others) == others
         assert llm_judge.unsettled(reader(tmp_path, url=url, name="other"), [ASK]) == [ASK]
     [file] = [path for path in judge.verdicts.rglob("*") if path.is_file()]
-    assert json.loads(file.read_text()) == {"judge": judge.identity, "verdict": "yes"}
+    assert store.read_record(file) == {"judge": judge.identity, "verdict": "yes"}
 
 
 def test_anything_but_a_choice_is_unclear(tmp_path: Path) -> None:
