@@ -15,8 +15,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ptsearch.config import CONF, JOBS, Config, ModelConfig, refuse_password
+from ptsearch.config import CONF, JOBS, Config, ModelConfig
 from ptsearch.evaluation.workers import WorkerError, quiet_libraries
+from ptsearch.shared import refuse_password
 
 USAGE = """ptsearch: which job? Append one of
 

@@ -4,14 +4,12 @@ Plain dataclasses of int, float, str, bool, list and dict, as OmegaConf wants it
 `None` until their group is appended (`+study=pareto`).
 """
 
-import os
-import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ptsearch.shared import at_least, check, choice, least, one_of
+from ptsearch.shared import at_least, check, choice, least, one_of, refuse_password
 from ptsearch.variant import BACKENDS
 
 CONF = Path(__file__).parent / "conf"  # in a wheel
@@ -23,8 +21,6 @@ RULES = ("clean", "ct", "dt")
 PROMPTS = ("chat", "raw", "ct_llama2")
 LOCAL = "local"
 TARGETS = (LOCAL, "cpu", "cuda")
-ENV = "env:"  # before the name of an environment variable
-PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")  # in a URL
 CONSTRAINTS = ("structured_outputs", "response_format", "none")
 
 
@@ -379,29 +375,3 @@ class Config:
     def __post_init__(self) -> None:
         refuse_password("optuna_db", self.optuna_db)
         refuse_password("mlflow_db", self.mlflow_db)
-
-
-def database_url(key: str, value: str) -> str:
-    """The URL itself, or what the environment variable holds that `env:NAME` names."""
-    named = value.startswith(ENV)
-    return secret(key, value.removeprefix(ENV)) if named else value
-
-
-def refuse_password(key: str, value: str) -> None:
-    """ValueError: a URL with a password in it, which records of the study would show to others."""
-    if PASSWORD.search(value):
-        raise ValueError(
-            f"{key} holds a password, and what is configured is written to files: put the URL into "
-            f"an environment variable and give {key}={ENV}NAME, or a ..._key_env where there is one"
-        )
-
-
-def secret(key: str, variable: str) -> str:
-    """What the environment variable holds that the config names under `key`; "" = none is named.
-
-    It is read where it is used, never written to a file or message.
-    """
-    value = os.environ.get(variable, "").strip()
-    if variable and not value:
-        raise ValueError(f"{key}: the environment variable {variable} is not set")
-    return value

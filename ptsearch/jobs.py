@@ -14,7 +14,7 @@ import optuna
 
 from ptsearch.benchmarks import BENCHMARKS, Benchmark, hub, item_hash, sources
 from ptsearch.benchmarks.parsing import VERSION as RULES_VERSION
-from ptsearch.config import Config, VoteConfig, database_url
+from ptsearch.config import Config, VoteConfig
 from ptsearch.deploy import export, record
 from ptsearch.deploy import folder as exported
 from ptsearch.evaluation import predictions
@@ -29,7 +29,7 @@ from ptsearch.search import database, exact_front, limits, next_build, skill, tr
 from ptsearch.search import study as studies
 from ptsearch.search.scorer import EnsembleScorer, scorers
 from ptsearch.search.trials import Search
-from ptsearch.shared import Report
+from ptsearch.shared import Report, database_url
 
 
 def run_study(config: Config) -> None:

@@ -1,5 +1,7 @@
-"""What the wings share: type aliases, checked fields, and how records of a wing are collected."""
+"""What the wings share: type aliases, checked fields, secrets, how records are collected."""
 
+import os
+import re
 from collections.abc import Callable, Collection
 from dataclasses import field, fields
 from importlib import import_module
@@ -13,6 +15,8 @@ from numpy.typing import NDArray
 
 AnswerCodes = NDArray[np.int16]  # (..., samples): a label's index, or why there is none (< 0)
 Floats = NDArray[np.float64]
+ENV = "env:"  # before the name of an environment variable
+PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")  # in a URL
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 JsonObject: TypeAlias = "dict[str, Json]"  # JSON of no fixed form, such as a model's config
 Report = Callable[[str, int, int], None]  # what is under way, how many are done, of how many
@@ -90,3 +94,29 @@ def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
 def at_least(key: str, value: float, minimum: float) -> None:
     if value < minimum:
         raise ValueError(f"{key} must be at least {minimum}, got {value}")
+
+
+def database_url(key: str, value: str) -> str:
+    """The URL itself, or what the environment variable holds that `env:NAME` names."""
+    named = value.startswith(ENV)
+    return secret(key, value.removeprefix(ENV)) if named else value
+
+
+def refuse_password(key: str, value: str) -> None:
+    """ValueError: a URL with a password in it, which records of the study would show to others."""
+    if PASSWORD.search(value):
+        raise ValueError(
+            f"{key} holds a password, and what is configured is written to files: put the URL into "
+            f"an environment variable and give {key}={ENV}NAME, or a ..._key_env where there is one"
+        )
+
+
+def secret(key: str, variable: str) -> str:
+    """What the environment variable holds that the config names under `key`; "" = none is named.
+
+    It is read where it is used, never written to a file or message.
+    """
+    value = os.environ.get(variable, "").strip()
+    if variable and not value:
+        raise ValueError(f"{key}: the environment variable {variable} is not set")
+    return value

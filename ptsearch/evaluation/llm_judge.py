@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from ptsearch import store
 from ptsearch.benchmarks import Benchmark, Sample
 from ptsearch.benchmarks.parsing import CONTRADICTORY, REFUSED, UNUSABLE, without_thoughts
-from ptsearch.config import Config, JudgeConfig, secret
-from ptsearch.shared import Report
+from ptsearch.config import Config, JudgeConfig
+from ptsearch.shared import Report, secret
 
 WORDING_VERSION = 1  # bump when a judge is asked in other words
 DECLINED, UNCLEAR = "refused", "unclear"

@@ -13,11 +13,12 @@ from collections.abc import Callable
 
 import uvicorn
 
-from ptsearch.config import Config, EngineConfig, ServeConfig, secret
+from ptsearch.config import Config, EngineConfig, ServeConfig
 from ptsearch.deploy.folder import open_folder
 from ptsearch.serve import app, replay_check
 from ptsearch.serve.connection import limited, warn_seldom
 from ptsearch.serve.metrics import Meter
+from ptsearch.shared import secret
 
 Live = Callable[[str, uvicorn.Server], None]
 

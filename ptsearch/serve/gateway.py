@@ -17,11 +17,12 @@ from dataclasses import dataclass
 import aiohttp
 
 from ptsearch.benchmarks import parsing
-from ptsearch.config import EngineConfig, ServeConfig, secret
+from ptsearch.config import EngineConfig, ServeConfig
 from ptsearch.deploy import query
 from ptsearch.deploy.folder import Exported
 from ptsearch.deploy.query import Query
 from ptsearch.serve.replies import NOT_ASKED, Members, Reply, answered
+from ptsearch.shared import secret
 from ptsearch.voting import votes
 
 MIN_TOKENS = 16  # of a reply, where an engine is not bound to the labels
