@@ -31,7 +31,7 @@ TOP: dict[str, set[str]] = {
     "__init__": {"variant"},
     "__main__": {"cli"},
     "shared": set(),
-    "cli": {"config", "jobs"},
+    "cli": {"shared", "config", "jobs"},
     "config": {"shared", "variant"},
     "jobs": VALUES,
     "store": {"shared", "variant"},
