@@ -112,8 +112,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_record(path: Path) -> dict[str, Any]:
     """What `write_record` wrote. FileNotFoundError. ValueError: the file is another one."""
     record = read_json(path)
-    if record.pop("sha256", None) != _digest(record):
-        raise ValueError(f"{path}: contents differ from what was written\n{_CURE % path}")
+    if (written := record.pop("sha256", None)) != _digest(record):
+        why = "contents differ from what was written" if written else "it has no checksum"
+        raise ValueError(f"{path}: {why}\n{_CURE % path}")
     return record
 
 

@@ -33,6 +33,7 @@ class ModelCheck:
     facts: dict[str, str] = field(default_factory=dict)  # in the order in which they are shown
     notes: list[str] = field(default_factory=list)
     tokens_per_byte: float = 0.0  # of plain English
+    inputs: dict[str, int] = field(default_factory=dict)  # of each linear to quantize
 
 
 def check(
@@ -48,14 +49,13 @@ def check(
     prompter = Prompter(tokenizer, template)
     model = support.checked(base.path, base.trust_remote_code)
     context, tied = context_of(model.config), getattr(model.config, "tie_word_embeddings", False)
+    inputs = {name: part.in_features for name, part in layers.linears_of(model).items()}
     english = "\n".join(calibration.python_docs())[:CHARACTERS]
     per_byte = len(prompter.prompt(english)) / len(english.encode())
     facts = {
         "architecture": f"{type(model).__name__}, {len(layers.layers_of(model)[1])} layers",
         "output head": "tied to the embeddings" if tied else "of its own",
-        "group sizes": _group_sizes(
-            {part.in_features for part in layers.linears_of(model).values()}
-        ),
+        "group sizes": _group_sizes(set(inputs.values())),
         "context": f"{context} tokens" if context else "no limit",
         "tokenizer": f"{len(tokenizer)} tokens, {1 / per_byte:.1f} bytes of English per token",
         "beginning of text": str(tokenizer.decode(prompter.first)) or "nothing is added",
@@ -75,7 +75,7 @@ def check(
             )
         notes += found
     report("checking the model", 1, 1)
-    return ModelCheck(facts, notes, per_byte)
+    return ModelCheck(facts, notes, per_byte, inputs)
 
 
 def _group_sizes(inputs: Collection[int]) -> str:

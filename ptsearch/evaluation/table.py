@@ -25,7 +25,7 @@ from ptsearch.evaluation.workers import Pool
 from ptsearch.models import base_model
 from ptsearch.models.architecture import attention_sizes
 from ptsearch.models.base_model import BaseModel
-from ptsearch.pool import build, calibration
+from ptsearch.pool import build, calibration, one_pass
 from ptsearch.scoring import scores
 from ptsearch.scoring.cost import VariantCost, kv_bytes
 from ptsearch.shared import AnswerCodes, Report
@@ -284,6 +284,7 @@ def open_table(
     )
     if config.pool.sequential:
         pool = [variant.sequential() for variant in pool]
+    one_pass.check_groups(pool, model.inputs)
     pool += [base_model.path_variant(base, **row) for row in config.pool.paths]
     variants, reader = unique_labels(pool), llm_judge.open_reader(config)
     return Table(config, base, variants, benchmarks, workers, report, reader=reader, model=model)

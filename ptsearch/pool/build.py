@@ -142,7 +142,6 @@ def _with_libraries(
         backends.check_available(build.variant)
     model = skeleton(base.path, base.trust_remote_code)
     linears = linears_of(model)
-    one_pass.check_groups(builds, linears)
     samples = one_pass.draw(base, builds, calibration)
     for done, build in enumerate(builds):
         report(f"building with {build.variant.backend}", done, len(builds))

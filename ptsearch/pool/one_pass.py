@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +21,10 @@ from ptsearch.pool import fisher, layerwise, writer
 from ptsearch.pool.calibration import Calibration
 from ptsearch.pool.layerwise import Samples
 from ptsearch.pool.variant_build import UNSOLVABLE, LayerNotes, VariantBuild, alone
-from ptsearch.quantize import awq, grid, solve
+from ptsearch.quantize import METHODS, awq, grid, solve
 from ptsearch.quantize.layer import Layer, LayerResult, ScalingSite
 from ptsearch.shared import Report
+from ptsearch.variant import Variant
 
 
 class Packed(NamedTuple):
@@ -42,7 +43,6 @@ def one_pass(
     """
     model = skeleton(base.path, base.trust_remote_code)
     linears = linears_of(model)
-    check_groups(builds, linears)
     tensors = tensors_of(model, base.path)
     for build in builds:
         build.method.check_available()
@@ -112,13 +112,14 @@ def draw(base: BaseModel, builds: Sequence[VariantBuild], calibration: Calibrati
     return Samples(chunks[used], seeds)
 
 
-def check_groups(builds: Sequence[VariantBuild], linears: Mapping[str, nn.Linear]) -> None:
-    for build in builds:
-        for name, linear in linears.items():
+def check_groups(variants: Iterable[Variant], inputs: Mapping[str, int]) -> None:
+    """ValueError: a variant's group_size does not divide the inputs of a linear, by its name."""
+    for variant in variants:
+        for name, width in inputs.items() if not METHODS[variant.method].dense else ():
             try:
-                grid.columns(linear.in_features, build.variant.group_size)
+                grid.columns(width, variant.group_size)
             except ValueError as error:
-                raise ValueError(f"{build.variant.label}: {error} ({name})") from None
+                raise ValueError(f"{variant.label}: {error} ({name})") from None
 
 
 def dense_linears(model: nn.Module, linears: Collection[str]) -> list[str]:

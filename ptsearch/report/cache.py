@@ -34,7 +34,7 @@ class Entry(NamedTuple):
 def entries(cache: Path, used_by: Mapping[str, Collection[str]]) -> list[Entry]:
     """Largest first; `used_by`: study -> names of what it uses, see `names_of`."""
     grouped: dict[str, list[Path]] = {}
-    for folder in sorted(path for path in cache.iterdir() if path.is_dir()):
+    for folder in sorted(path for path in cache.glob("*") if path.is_dir()):
         for path in sorted(folder.iterdir()):
             hidden = path.name.startswith(".")  # a part of what another process writes
             if not hidden and (path.is_dir() or folder.name in RECORDS):

@@ -181,7 +181,7 @@ def _with_accuracy(scores: Scores, scenario: str) -> str:
 def show_cache(screen: Console, found: Sequence[Entry]) -> None:
     """Largest first: what it is, its size, days since it changed, which studies use it."""
     table = RichTable(box=box.SIMPLE_HEAD)
-    for heading in ("", "MB", "days", "used by"):
+    for heading in ("files of", "MB", "days", "used by"):
         table.add_column(heading, justify="right" if heading in ("MB", "days") else "left")
     for entry in found:
         days = (time.time() - entry.changed) / 86400

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ptsearch.models.loading import silence_libraries
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -57,6 +59,7 @@ def write_tiny_model(
     config = kind(**{**sizes, **overrides})
     torch.manual_seed(0)
     model = getattr(transformers, f"{architecture}ForCausalLM")(config).to(torch.bfloat16)
+    silence_libraries()
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
     return folder

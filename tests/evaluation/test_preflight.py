@@ -81,6 +81,16 @@ def test_a_template_that_refuses_everything_ends_before_anything_is_built(
     assert not (tmp_path / "mlruns" / "cache" / "variants").exists()
 
 
+def test_a_group_size_that_does_not_divide_ends_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_tiny_model(tmp_path / "model")
+    job = ("+study=pareto", "model=path", f"model.path={folder}", "model.name=m", *SMALL)
+    assert ptsearch(monkeypatch, tmp_path, *job, "pool.group_size=128") == 2
+    assert "group_size must divide in_features" in capsys.readouterr().err
+    assert not (tmp_path / "mlruns" / "cache" / "variants").exists()
+
+
 def test_a_study_says_first_that_the_model_shows_no_skill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
