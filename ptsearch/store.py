@@ -248,6 +248,23 @@ def _listed(folder: Path) -> dict[str, tuple[int, str]]:
     return listed
 
 
+def check_weights(folder: Path) -> None:
+    """ValueError: a safetensors file is none, or an index leads out of the folder or to nothing."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in [*folder.glob("*.safetensors.index.json"), *folder.glob("codes.json")]:
+        names = read_json(path).get("weight_map", {} if path.name == "codes.json" else None)
+        for name in set(map(str, names.values())) if isinstance(names, dict) else {str(names)}:
+            if name != Path(name).name or not (folder / name).is_file():
+                raise ValueError(f"{path}: weight_map names {name[:99]!r}, no file beside it")
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, "numpy"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} is not a safetensors file ({error})") from None
+
+
 def sha256_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

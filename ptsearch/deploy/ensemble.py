@@ -56,7 +56,7 @@ class PrecisionEnsemble:
         settings = settings or EngineConfig(dtype=opened.description.dtype("bfloat16"))
         loaded: dict[str, Engine] = {}
         for label, checkpoint in opened.members.items():
-            engine = engines.load(checkpoint, settings)
+            engine = _load(checkpoint, settings)
             if engine.local is not None:
                 others = [other.local.model for other in loaded.values() if other.local is not None]
                 memory.share(engine.local.model, others)
@@ -191,6 +191,16 @@ class PrecisionEnsemble:
                 votes[given] = votes.get(given, 0) + 1
         winner = vote([codes[member] for member in members])
         return Answer(query.name(asked, winner), names, said, votes)
+
+
+def _load(checkpoint: Path, settings: EngineConfig) -> Engine:
+    """ValueError, also where a library stumbles over what somebody else wrote."""
+    try:
+        return engines.load(checkpoint, settings)
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        reason = f"{checkpoint} cannot be loaded: {kind}{' '.join(str(error).split())[:300]}"
+        raise ValueError(f"{reason}\n{exported.CURE}") from error
 
 
 class TokenizedQuery(NamedTuple):

@@ -25,7 +25,7 @@ from ptsearch.deploy.description import (
     Percentiles,
     VoteInfo,
 )
-from ptsearch.deploy.folder import DESCRIPTION, UNSAFE, VERIFY
+from ptsearch.deploy.folder import DESCRIPTION, SAFE, VERIFY
 from ptsearch.deploy.record import FrontRecord, StudyRecord, read_record
 from ptsearch.deploy.vllm_support import Form, form_of
 from ptsearch.models import base_model, loading
@@ -228,14 +228,14 @@ def _write(path: Path, text: str) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """The folder's files except those that could run code; existing files are kept.
+    """The folder's files that can run no code; existing files are kept.
 
     Weights are hard links where the file system allows; the rest are copies, which can be edited.
     """
     target.mkdir(parents=True, exist_ok=True)
     known = {store.MANIFEST, store.META, *(file.name for file in target.iterdir())}
     for file in sorted(source.iterdir()):
-        if not file.is_file() or file.name in known or file.suffix in UNSAFE:
+        if not file.is_file() or file.name in known or file.suffix.lower() not in SAFE:
             continue
         if file.suffix == ".safetensors":
             _link(file, target / file.name)

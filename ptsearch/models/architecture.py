@@ -1,20 +1,29 @@
 """What transformers knows of a checkpoint: configuration, class, names of tensors."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptsearch import store
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+CURE = "(correct it, or download or build the checkpoint again)"
+MOST = 4096  # layers or experts of a configuration that is believed
 STATES = {"mamba", "linear_attention", "conv", "recurrent"}  # kinds of layers without keys, values
 
 
 def read_config(folder: Path, trust_remote_code: bool = False) -> "PretrainedConfig":
-    """A checkpoint's configuration. ValueError, in one line: an architecture not known here."""
+    """A checkpoint's configuration.
+
+    ValueError: an architecture not known here, in one line; or more layers than any model has.
+    """
     import transformers
 
+    if (folder / "config.json").is_file():
+        _check_sizes(folder / "config.json", store.read_json(folder / "config.json"))
     try:
         return transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code
@@ -22,6 +31,14 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> "PretrainedCon
     except (ValueError, KeyError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"transformers {transformers.__version__}: {reason}") from None
+
+
+def _check_sizes(path: Path, fields: Mapping[str, object]) -> None:
+    for key, value in fields.items():
+        if isinstance(value, Mapping):
+            _check_sizes(path, value)
+        elif isinstance(value, int) and value > MOST and ("layer" in key or "expert" in key):
+            raise ValueError(f"{path}: {key} is {value}, at most {MOST} are believed\n{CURE}")
 
 
 @cache

@@ -18,6 +18,7 @@ import torch
 from ptsearch import store
 from ptsearch.benchmarks import hub
 from ptsearch.config import ModelConfig
+from ptsearch.models.architecture import CURE
 from ptsearch.models.loading import _save, check_format, quantization_config, silence_libraries
 from ptsearch.shared import Report
 from ptsearch.variant import Variant
@@ -109,13 +110,13 @@ def _check_base(folder: Path, what: str) -> None:
     """ValueError unless the folder holds an uncompressed safetensors checkpoint."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{what}: no checkpoint there ({folder / 'config.json'} is missing)")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        needed = sorted(set(store.read_json(index)["weight_map"].values()))
-    else:
-        needed = ["model.safetensors"]
-    if missing := [name for name in needed if not (folder / name).is_file()]:
-        raise ValueError(f"{what}: {missing[0]} is missing; only safetensors weights are read")
+    try:
+        store.check_weights(folder)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}\n{CURE}") from None
+    weights = "model.safetensors"
+    if not any((folder / f"{weights}{end}").is_file() for end in ("", ".index.json")):
+        raise ValueError(f"{what}: {weights} is missing; only safetensors weights are read")
     config = store.read_json(folder / "config.json")
     if config.get("quantization_config"):
         raise ValueError(

@@ -6,7 +6,10 @@ prompt + label after the tokens that it has in common with the prompt, so their 
 sum to log p(label | prompt) however the join is cut.
 """
 
-from collections.abc import Mapping, Sequence
+import ctypes
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +23,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 THINKING = "enable_thinking"  # how templates of Qwen3, SmolLM3 and others name the switch
+TEMPLATE_SECONDS = 5.0  # for one conversation, or the template does not end
+# What a template raises by itself: it is a program, of whoever wrote the checkpoint.
+TEMPLATE_ERRORS = (
+    *(TemplateError, TypeError, ArithmeticError),
+    *(AttributeError, LookupError, RecursionError),
+)
 PROBE = ("probe of the system", "probe of the user", "probe of the assistant")
 
 
@@ -68,7 +77,7 @@ class Prompter:
             )
         try:
             return self._rendered(formed([Turn(*turn) for turn in turns], self.form), reply)
-        except (TemplateError, TypeError) as error:
+        except TEMPLATE_ERRORS as error:
             raise ValueError(
                 f"the model's chat template refuses turns of {', '.join(r for r, _ in turns)} "
                 f"({error}): choose benchmarks.prompt=raw"
@@ -106,19 +115,20 @@ class Prompter:
         """Whether the chat template takes the turns and drops none."""
         try:
             text = self._rendered(turns, reply=True)
-        except (TemplateError, TypeError):
+        except TEMPLATE_ERRORS:
             return False
         return all(turn.content in text for turn in turns)
 
     def _rendered(self, turns: Sequence[Turn], reply: bool) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                [{"role": turn.role, "content": turn.content} for turn in turns],
-                tokenize=False,
-                add_generation_prompt=reply,
-                **self.template_arguments,
+        with time_limit(TEMPLATE_SECONDS, "the model's chat template"):
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [{"role": turn.role, "content": turn.content} for turn in turns],
+                    tokenize=False,
+                    add_generation_prompt=reply,
+                    **self.template_arguments,
+                )
             )
-        )
 
     def _text(self, prompt: str | Sequence[tuple[str, str]]) -> tuple[str, bool]:
         """(the prompt as text, whether it is plain)."""
@@ -140,6 +150,33 @@ class Prompter:
         whole = self.tokenizer("a")["input_ids"]
         starts = range(len(whole) - len(alone) + 1)
         return list(whole[: next(k for k in starts if whole[k : k + len(alone)] == alone)])
+
+
+class _TimeoutError(BaseException):
+    """Raised from outside, between two steps of the interpreter."""
+
+
+@contextmanager
+def time_limit(seconds: float, what: str) -> Iterator[None]:
+    """ValueError if the block of Python code takes longer, in whatever thread it runs."""
+    thread, lock, ended = ctypes.c_ulong(threading.get_ident()), threading.Lock(), False
+
+    def end() -> None:
+        with lock:
+            if not ended:
+                expired = ctypes.py_object(_TimeoutError)
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, expired)
+
+    timer = threading.Timer(seconds, end)
+    timer.start()
+    try:
+        yield
+    except _TimeoutError:
+        raise ValueError(f"{what} took longer than {seconds:g} s") from None
+    finally:
+        with lock:
+            ended = True
+        timer.cancel()
 
 
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:

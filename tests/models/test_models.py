@@ -17,7 +17,7 @@ from tiny_pool import build_tiny, pool
 
 from ptsearch import store
 from ptsearch.config import ModelConfig
-from ptsearch.models import base_model, loading
+from ptsearch.models import architecture, base_model, loading
 from ptsearch.models.base_model import BaseModel
 from ptsearch.models.prompting import Prompter
 from ptsearch.pool import build
@@ -134,6 +134,19 @@ def test_unusable_local_checkpoints(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "bare" / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"model.safetensors is missing; only safetensors"):
         prepare(tmp_path / "bare")
+    (tmp_path / "bare" / "model.safetensors").write_bytes(b"\xff" * 7 + b"\x7f{}")
+    with pytest.raises(ValueError, match=r"model.safetensors is not a safetensors file .*\n\("):
+        prepare(tmp_path / "bare")
+    index = tmp_path / "bare" / "model.safetensors.index.json"
+    for found in ({"weight_map": {"a": "../x.safetensors"}}, {"weight_map": [1]}):
+        index.write_text(json.dumps(found))
+        with pytest.raises(ValueError, match=r"index.json: weight_map names .*\n\("):
+            prepare(tmp_path / "bare")
+    shutil.copytree(tiny_model, tmp_path / "deep")
+    config = json.loads((tiny_model / "config.json").read_text()) | {"num_hidden_layers": 10**7}
+    (tmp_path / "deep" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config.json: num_hidden_layers is 10000000, .*\n\("):
+        architecture.read_config(tmp_path / "deep")
     shutil.copytree(tiny_model, tmp_path / "small")
     config = json.loads((tiny_model / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq"}

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ptsearch.benchmarks import Turn
 from ptsearch.benchmarks.prompts import ALTERNATE, FOLD, formed
-from ptsearch.models import loading
+from ptsearch.models import loading, prompting
 from ptsearch.models.prompting import Prompter
 
 TEXT = ["Q: 3 + 4 = 7\nA: yes", "Answer: A", "Answer: B", "Was that wrong? not wrong", "A: no A: A"]
@@ -214,3 +215,33 @@ def test_labels_of_two_hundred_characters() -> None:
     choices = prompters["qwen_like"].choices("Answer:", labels)
     for label, ids in zip(labels, choices.labels, strict=True):
         assert prompters["qwen_like"].tokenizer.decode(ids) == label
+
+
+ENDLESS = "{% set x = range(99999) %}{% for a in x %}{% for b in x %}{% endfor %}{% endfor %}"
+
+
+def test_a_template_that_does_not_end(monkeypatch) -> None:
+    monkeypatch.setattr(prompting, "TEMPLATE_SECONDS", 0.3)
+    tokenizer = qwen_like()
+    tokenizer.chat_template = ENDLESS
+    for _ in range(2):  # and the thread can go on
+        with pytest.raises(ValueError, match=r"chat template took longer than 0\.3 s"):
+            Prompter(tokenizer).prompt([("user", "Is it?")])
+    tokenizer.chat_template = CHATML
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(Prompter(tokenizer).prompt, [("user", "Is it?")]).result(10)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 1 / 0 }}",
+        "{{ messages[9].content.x.y }}",
+        "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
+    ],
+)
+def test_a_template_that_fails(template) -> None:
+    tokenizer = qwen_like()
+    tokenizer.chat_template = template
+    with pytest.raises(ValueError, match="chat template refuses turns of user"):
+        Prompter(tokenizer).prompt([("user", "Is it?")])

@@ -109,6 +109,7 @@ TURN = {"role": "user", "content": "Is it?"}
         ("completions", {"prompt": "", **CHOICE}, 400, "prompt is empty"),
         ("completions", {"prompt": [1, 2], **CHOICE}, 400, "prompt must be one text"),
         ("completions", {"prompt": "\ud800", **CHOICE}, 400, "surrogate"),
+        ("completions", {"prompt": "x", "guided_choice": ["a", "\ud800"]}, 400, "surrogate"),
         ("completions", {**CHOICE}, 400, "prompt must be one text"),
         ("completions", {"prompt": "x"}, 400, "free text"),
         ("completions", {"prompt": "x", "guided_choice": ["a", "a "]}, 400, "different"),
@@ -179,7 +180,7 @@ def test_what_keeps_it_from_starting(folder, tmp_path, url) -> None:
             pass
 
 
-@pytest.mark.parametrize("name", ["meta.json", "pytorch_model.bin", "modeling.py"])
+@pytest.mark.parametrize("name", ["meta.json", "pytorch_model.bin", "MODELING.PY"])
 def test_a_folder_with_pickles_code_or_a_way_out(name, tmp_path) -> None:
     checkpoint = tmp_path / "member"
     checkpoint.mkdir()
