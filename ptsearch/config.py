@@ -161,7 +161,9 @@ class EngineConfig:
 
 @dataclass
 class ComputeConfig:
-    workers: int = least(1, 1)  # subprocesses that evaluate at the same time
+    workers: int = least(1, 0)  # subprocesses that evaluate at the same time; 0 = none, in this one
+    # Seconds without progress after which a worker hangs; 0 = half an hour, more for large models.
+    deadline: float = least(0.0, 0)
 
     def __post_init__(self) -> None:
         check("compute", self)

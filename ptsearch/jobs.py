@@ -167,7 +167,7 @@ def tables(config: Config, progress: AbstractContextManager[Report]) -> Iterator
     benchmarks = sources.load(config.benchmarks, Path(config.cache_dir))
     if config.study:
         studies.check_limits(config, benchmarks)
-    with progress as report, workers(config.compute.workers, config.engine.threads) as pool:
+    with progress as report, workers(config) as pool:
         configs = [config] + [
             replace(config, model=model, pool=replace(config.pool, variants=[], paths=[]))
             for model in config.baseline_models
@@ -247,11 +247,14 @@ def build_pool(config: Config) -> None:
     with tables(config, terminal.progress(terminal.console(stderr=True))) as (table, *_):
         labels = [DENSE, *table.variants]
         table.build(labels)
+        failed = table.left_out()
+        labels = [label for label in labels if label not in failed]
         copies, keys = table.copies(labels), ("tensor_bytes", "perplexity", "degenerate", "seconds")
         for label in labels:
             meta, same = table.meta(label), {"same_as": copies[label]} if label in copies else {}
             row = {key: getattr(meta, key) for key in keys}
             _print_json({"variant": label, **row, **same})
+        _check_failed(failed)
 
 
 def evaluate_variant(config: Config) -> None:
@@ -261,6 +264,7 @@ def evaluate_variant(config: Config) -> None:
     config = replace(config, pool=replace(config.pool, build="named"))
     with tables(config, terminal.progress(terminal.console(stderr=True))) as (table, *_):
         table.ensure([label])
+        _check_failed(table.left_out())
         entry, weights = table.entries[label], config.trust.weights
         questions = scoring.questions(
             table.benchmarks, config.benchmarks.split.salt, config.benchmarks.rules
@@ -271,6 +275,12 @@ def evaluate_variant(config: Config) -> None:
         without_model = scoring.without_model(questions, weights)
         for benchmark in table.benchmarks:
             _print_json(_evaluation(table, label, benchmark, scores, without_model))
+
+
+def _check_failed(reasons: Mapping[str, str]) -> None:
+    """ValueError: variants failed."""
+    if reasons:
+        raise ValueError("; ".join(f"{label} {reason}" for label, reason in reasons.items()))
 
 
 def _evaluation(

@@ -29,5 +29,6 @@ def pool(rows: list[dict[str, Any]]) -> list[Variant]:
     return expand_pool(dense, rows, {"group_size": 32}, CALIBRATION.identity)
 
 
-def build_tiny(folder: Path, root: Path, variants: list[Variant]) -> None:
-    build.build_pool(BaseModel("tiny", "0", folder), variants, CALIBRATION, root, silent)
+def build_tiny(folder: Path, root: Path, variants: list[Variant]) -> dict[str, str]:
+    base = BaseModel("tiny", "0", folder)
+    return build.build_pool(base, variants, CALIBRATION, root, silent)

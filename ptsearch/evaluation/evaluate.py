@@ -25,6 +25,7 @@ from ptsearch.models.prompting import Choices, Prompter
 from ptsearch.shared import Report
 
 EVALUATE_VERSION = 7  # bump when equal inputs would give another reply or log-probability
+FEW_TOKENS = 256  # of one forward pass, after a worker was killed
 LATENCY_SEED, LATENCY_VERSION = 0, 2  # the file of latencies has `rows` since 2
 
 
@@ -95,6 +96,11 @@ def run(task: Task, benchmarks: Sequence[Benchmark], report: Report) -> str:
         except engines.NonFiniteLogitsError as error:
             return str(error)
     return ""
+
+
+def smaller(task: Task) -> Task:
+    """The same in forward passes of fewer tokens."""
+    return replace(task, engine=replace(task.engine, max_tokens=FEW_TOKENS))
 
 
 def unexercised(asker: Asker, benchmarks: Sequence[Benchmark]) -> str:

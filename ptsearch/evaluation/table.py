@@ -6,11 +6,11 @@ Above it, models and hours, in worker processes; below it, arrays and millisecon
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from ptsearch.benchmarks.parsing import UNUSABLE
 from ptsearch.benchmarks.registry import RULES
 from ptsearch.config import Config
 from ptsearch.evaluation import evaluate, llm_judge, predictions, preflight
-from ptsearch.evaluation.workers import Pool
+from ptsearch.evaluation.workers import Bounds, Pool, WorkerError, each
 from ptsearch.models import base_model
 from ptsearch.models.architecture import attention_sizes
 from ptsearch.models.base_model import BaseModel
@@ -33,6 +33,8 @@ from ptsearch.variant import Variant, expand_pool, unique_labels
 from ptsearch.voting import VOTES
 
 DENSE = "none"
+SILENCE, BYTES_PER_SECOND = 1800.0, 4e6  # seconds without progress, and more for a large model
+Result = TypeVar("Result")
 
 
 class Timed(NamedTuple):
@@ -76,20 +78,20 @@ class Table:
         if not missing:
             return
         self._build_to_run(missing)
+        missing = [label for label in missing if label not in self.entries]
         metas = {label: self.meta(label) for label in missing}
         sound = [label for label in missing if not metas[label].degenerate]
         tasks = {label: self._task(label) for label in sound}
-        asked = [label for label, task in tasks.items() if task.outputs]
-        reasons = self.workers.map(
-            evaluate.run, [(tasks[label], self.benchmarks) for label in asked], self.report
-        )
-        broken = {label: why for label, why in zip(asked, reasons, strict=True) if why}
-        read = {label: self._read(label) for label in sound if label not in broken}
-        self._time(tasks[label] for label in read)
+        broken = self._predict({label: task for label, task in tasks.items() if task.outputs})
+        self._time({label: task for label, task in tasks.items() if label not in broken})
+        missing = [label for label in missing if label not in self.entries]
+        read = {x: self._read(x) for x in missing if x in tasks and x not in broken}
         if self.reader:
             left = (unread.ask for _, found in read.values() for unread in found)
             if asks := llm_judge.unsettled(self.reader, left):
-                self.workers.call(llm_judge.settle, self.reader, asks, report=self.report)
+                self.workers.call(
+                    llm_judge.settle, self.reader, asks, report=self.report, bounds=self._bounds()
+                )
         for label in missing:
             if label in read:
                 self.entries[label] = self._entry(label, *read[label])
@@ -98,7 +100,9 @@ class Table:
                 self.entries[label] = self._silent(label, self._cost(label, math.nan), reason)
 
     def build(self, labels: Iterable[str]) -> None:
-        """Build what is not in the cache: the whole pool or only `labels`, by `pool.build`."""
+        """Build what is not in the cache: the whole pool or only `labels`, by `pool.build`.
+        Variants that cannot be built are left out.
+        """
         unbuilt = [label for label in labels if not store.is_whole(self.folder(label))]
         if not unbuilt:
             return
@@ -106,21 +110,86 @@ class Table:
             left_out = self.left_out()
             everything = [DENSE, *(label for label in self.variants if label not in left_out)]
             unbuilt = [label for label in everything if not store.is_whole(self.folder(label))]
-        self.workers.call(
-            partial(build.build_pool, max_perplexity_ratio=self.config.pool.max_perplexity_ratio),
-            self.base,
-            [self.variant(label) for label in unbuilt],
-            calibration.read(self.config.calibration),
-            Path(self.config.cache_dir),
-            report=self.report,
-        )
+        self._build(unbuilt, small=False)
 
     def _build_to_run(self, labels: Sequence[str]) -> None:
         """The same where they are to answer: hours are not spent on a model that cannot."""
         if not all(store.is_whole(self.folder(label)) for label in labels):
             engine = self.config.engine
-            self.workers.call(evaluate.check_runs, self.base, engine, report=self.report)
+            self.workers.call(
+                evaluate.check_runs, self.base, engine, report=self.report, bounds=self._bounds()
+            )
         self.build(labels)
+
+    def _build(self, labels: Sequence[str], small: bool) -> None:
+        """In one pass. If that is killed or hangs, it goes on with a smaller budget; if it is so
+        again, each half goes on by itself, down to the variant that it is because of.
+        """
+        try:
+            failures = self.workers.call(
+                partial(
+                    build.build_pool, max_perplexity_ratio=self.config.pool.max_perplexity_ratio
+                ),
+                self.base,
+                [self.variant(label) for label in labels],
+                calibration.read(self.config.calibration),
+                Path(self.config.cache_dir),
+                report=self.report,
+                bounds=self._bounds(small),
+            )
+        except WorkerError as error:
+            unbuilt = [label for label in labels if not store.is_whole(self.folder(label))]
+            if len(unbuilt) == 1 and small:
+                self._fail(unbuilt[0], f"could not be built: {error}")
+            elif unbuilt:
+                middle = len(unbuilt) // 2 if small else 0
+                for part in (unbuilt[:middle], unbuilt[middle:]):
+                    if part:
+                        self._build(part, small=True)
+        else:
+            for label in labels:
+                if reason := failures.get(self.variant(label).id):
+                    self._fail(label, f"could not be built: {reason}")
+
+    def _predict(self, tasks: Mapping[str, evaluate.Task]) -> dict[str, str]:
+        """Evaluate variants; which of them may not vote, and why."""
+
+        def run(label: str, report: Report) -> str | None:
+            def attempt(bounds: Bounds) -> str:
+                task = evaluate.smaller(tasks[label]) if bounds.small else tasks[label]
+                return self.workers.call(
+                    evaluate.run, task, self.benchmarks, report=report, bounds=bounds
+                )
+
+            return self._twice(label, attempt)
+
+        reasons = each(self.workers, run, list(tasks), self.report)
+        return {label: why for label, why in zip(tasks, reasons, strict=True) if why}
+
+    def _twice(self, label: str, attempt: Callable[[Bounds], Result]) -> Result | None:
+        """If its worker is killed or hangs, once more with a smaller budget; then the variant is
+        left out (None).
+        """
+        try:
+            return attempt(self._bounds())
+        except WorkerError:
+            try:
+                return attempt(self._bounds(small=True))
+            except WorkerError as error:
+                self._fail(label, f"could not be evaluated: {error}")
+        return None
+
+    def _fail(self, label: str, reason: str) -> None:
+        """The study goes on without it. WorkerError: it is the dense model."""
+        if label == DENSE:
+            raise WorkerError(f"{self.base.name} dense {reason}")
+        self.leave_out(label, reason)
+
+    def _bounds(self, small: bool = False) -> Bounds:
+        """Of a call that works on the model."""
+        asked, files = self.config.compute.deadline, self.base.path.glob("*.safetensors")
+        size = sum(path.stat().st_size for path in files)
+        return Bounds(asked or SILENCE + size / BYTES_PER_SECOND, small)
 
     def degenerate(self) -> list[str]:
         """Labels of evaluated variants that may not vote."""
@@ -131,6 +200,9 @@ class Table:
         degenerate = self.degenerate()
         sound = [label for label in self.variants if label not in degenerate]
         if self.variants and not sound:
+            if failed := self.left_out():
+                reasons = (f"{label} {reason}" for label, reason in failed.items())
+                raise ValueError(f"no variant of the pool may vote: {'; '.join(reasons)}")
             raise ValueError(
                 f"every variant of the pool is degenerate: {', '.join(degenerate)} (weights that "
                 "are not finite, or a perplexity beyond pool.max_perplexity_ratio="
@@ -180,14 +252,19 @@ class Table:
         keys = {b.name: evaluate.key(variant.id, b, *how) for b in self.benchmarks}
         return {name: folder / key / "answers.parquet" for name, key in keys.items()}
 
-    def _time(self, tasks: Iterable[evaluate.Task]) -> None:
+    def _time(self, tasks: Mapping[str, evaluate.Task]) -> None:
         """Measure the latencies that are missing, one after the other, nothing else running."""
-        untimed = {task.latency: task for task in tasks if not task.latency.exists()}
         prompts = self.config.latency.prompts
-        for task in untimed.values():
-            self.workers.call(
-                evaluate.measure_latency, task, self.benchmarks, prompts, report=self.report
-            )
+        for label, task in tasks.items():
+
+            def measure(bounds: Bounds, task: evaluate.Task = task) -> None:
+                self.workers.call(
+                    evaluate.measure_latency, task, self.benchmarks, prompts,
+                    report=self.report, bounds=bounds,
+                )  # fmt: skip
+
+            if label not in self.entries and not task.latency.exists():
+                self._twice(label, measure)
 
     def _latency(self, label: str) -> Path:
         """Built variants run dequantized, in the dense model's form: one measurement is theirs, if
@@ -268,13 +345,15 @@ def open_table(
 ) -> Table:
     """The table of a config: the base model is fetched, the pool spanned, nothing built yet."""
     config.engine.check()
-    config = replace(config, engine=workers.call(evaluate.with_dtype, config.engine, report=report))
+    bounds = Bounds(config.compute.deadline)
+    engine = workers.call(evaluate.with_dtype, config.engine, report=report, bounds=bounds)
+    config = replace(config, engine=engine)
     cache = Path(config.cache_dir)
     base: BaseModel = workers.call(base_model.prepare, config.model, cache, report=report)
     model = workers.call(
         preflight.check,
         base, benchmarks, config.engine, config.benchmarks.template,
-        report=report,
+        report=report, bounds=bounds,
     )  # fmt: skip
     pool = expand_pool(
         Variant(base.name, base.revision),

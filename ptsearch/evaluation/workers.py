@@ -1,6 +1,7 @@
 """Where builds and evaluations run: subprocesses, so that one killed for memory takes only itself.
 
-A worker stays alive between calls (importing torch costs seconds) and is replaced when it dies.
+A worker stays alive between calls (importing torch costs seconds) and is replaced when it dies or
+hangs. Tasks of a Ray cluster are in `ray_tasks.py`.
 """
 
 import multiprocessing
@@ -9,17 +10,19 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
-from typing import NamedTuple, TypeVar, TypeVarTuple
+from typing import NamedTuple, Protocol, TypeVar, TypeVarTuple
 
 from joblib.externals import loky
 
+from ptsearch.config import Config
 from ptsearch.shared import Report
 
 Arguments = TypeVarTuple("Arguments")
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 REPORT_SECONDS = 0.05  # between looks whether a call has ended
@@ -28,53 +31,131 @@ _reports: Connection  # in a worker, where reports are sent
 
 
 class WorkerError(RuntimeError):
-    """The subprocess ended without an answer."""
+    """The subprocess ended without an answer, or would not end."""
 
 
-class Worker(NamedTuple):
-    """An executor of one process, and where the reports of its calls arrive."""
+class Bounds(NamedTuple):
+    """What a call may take."""
 
-    executor: loky.ProcessPoolExecutor
-    reports: Connection
+    silence: float = 0.0  # seconds without a report after which its worker hangs; 0 = any
+    small: bool = False  # one thread
+
+
+ANY = Bounds()
+
+
+class Pool(Protocol):
+    """Where calls run."""
+
+    count: int  # of calls at the same time
+
+    def call(
+        self,
+        function: Callable[[*Arguments, Report], Result],
+        *args: *Arguments,
+        report: Report,
+        bounds: Bounds = ANY,
+    ) -> Result:
+        """`function(*args, report)` elsewhere; its exceptions are raised here.
+
+        WorkerError: the worker was killed, crashed, or was silent for too long.
+        """
+
+
+def each(
+    pool: Pool, run: Callable[[Item, Report], Result], items: Sequence[Item], report: Report
+) -> list[Result]:
+    """`run` for all items, as many at the same time as the pool has workers; results in their
+    order. The first error is raised after the others ended.
+    """
+    lock = threading.Lock()
+
+    def guarded(stage: str, done: int, total: int) -> None:
+        with lock:
+            report(stage, done, total)
+
+    with ThreadPoolExecutor(pool.count) as threads:
+        futures = [threads.submit(run, item, guarded) for item in items]
+    return [future.result() for future in futures]
 
 
 @contextmanager
-def workers(count: int, threads: int = 0) -> Iterator["Pool"]:
-    """`count` workers; `threads` for each, 0 = the cores shared out."""
+def workers(config: Config) -> Iterator[Pool]:
+    """The workers of `compute`, which end with it; `engine.threads` for each, 0 = the cores shared
+    out.
+    """
+    count = config.compute.workers
+    if not count:
+        yield Here()
+        return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    pool = Pool(count, threads or max(1, (cores or 1) // count))
+    pool = Processes(count, config.engine.threads or max(1, (cores or 1) // count), visible_gpus())
     try:
         yield pool
     finally:
         pool.close()
 
 
-class Pool:
-    """Workers that share out calls, each one at a time."""
+class Here:
+    """No worker: calls run in this process, which ends if one is killed."""
 
-    def __init__(self, count: int, threads: int) -> None:
-        self._threads, self._count = threads, count
-        self._all: list[Worker] = []
-        self._free: queue.Queue[Worker] = queue.Queue()
-        for _ in range(count):
-            self._free.put(self._start())
+    count = 1
 
     def call(
-        self, function: Callable[[*Arguments, Report], Result], *args: *Arguments, report: Report
+        self,
+        function: Callable[[*Arguments, Report], Result],
+        *args: *Arguments,
+        report: Report,
+        bounds: Bounds = ANY,
     ) -> Result:
-        """`function(*args, report)` in a subprocess; its exceptions are raised here.
+        return function(*args, report)
 
-        WorkerError: the subprocess was killed.
-        """
+
+class Worker(NamedTuple):
+    """An executor of one process, where the reports of its calls arrive, and its GPU."""
+
+    executor: loky.ProcessPoolExecutor
+    reports: Connection
+    environment: dict[str, str]
+
+
+class Processes:
+    """Workers of this machine that share out calls, each one at a time; with several GPUs, each
+    worker sees one.
+    """
+
+    def __init__(self, count: int, threads: int, gpus: Sequence[str] = ()) -> None:
+        self.count, self._threads = count, threads
+        self._all: list[Worker] = []
+        self._free: queue.Queue[Worker] = queue.Queue()
+        for number in range(count):
+            gpu = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if len(gpus) > 1 else {}
+            self._free.put(self._start({"OMP_NUM_THREADS": str(threads), **gpu}))
+
+    def call(
+        self,
+        function: Callable[[*Arguments, Report], Result],
+        *args: *Arguments,
+        report: Report,
+        bounds: Bounds = ANY,
+    ) -> Result:
         worker = self._free.get()
         try:
-            answer = worker.executor.submit(_run, function, args)
+            threads = 1 if bounds.small else self._threads
+            answer = worker.executor.submit(_run, function, args, threads)
+            silent = 0.0  # counted in looks: a machine that slept has not waited
             while not answer.done() or worker.reports.poll():
                 if worker.reports.poll(REPORT_SECONDS):
                     report(*worker.reports.recv())
+                    silent = 0.0
+                elif bounds.silence and (silent := silent + REPORT_SECONDS) > bounds.silence:
+                    raise WorkerError(f"no progress in {bounds.silence:g} seconds")
             result: Result = answer.result()
+        except WorkerError:
+            worker = self._replaced(worker)
+            raise
         except loky.BrokenProcessPool as error:
-            worker = self._start()
+            worker = self._replaced(worker)
             killed = "SIGKILL" in str(error)
             cause = "was killed, most likely for lack of memory" if killed else f"ended: {error}"
             raise WorkerError(f"a worker process {cause}") from None
@@ -82,51 +163,48 @@ class Pool:
             self._free.put(worker)
         return result
 
-    def map(
-        self,
-        function: Callable[[*Arguments, Report], Result],
-        calls: Iterable[tuple[*Arguments]],
-        report: Report,
-    ) -> list[Result]:
-        """Results in the order of `calls`; the first error is raised after the others ended."""
-        lock = threading.Lock()
-
-        def guarded(stage: str, done: int, total: int) -> None:
-            with lock:
-                report(stage, done, total)
-
-        def run(args: tuple[*Arguments]) -> Result:
-            return self.call(function, *args, report=guarded)
-
-        with ThreadPoolExecutor(self._count) as threads:
-            futures = [threads.submit(run, args) for args in calls]
-        return [future.result() for future in futures]
-
     def close(self) -> None:
         """End all processes, those at work too."""
         for worker in self._all:
             worker.executor.shutdown(kill_workers=True)
 
-    def _start(self) -> Worker:
+    def _replaced(self, worker: Worker) -> Worker:
+        """A new one in its place."""
+        worker.executor.shutdown(kill_workers=True)
+        self._all.remove(worker)
+        return self._start(worker.environment)
+
+    def _start(self, environment: dict[str, str]) -> Worker:
         reports, sender = multiprocessing.Pipe()
-        prepare = {"initializer": _prepare, "initargs": (self._threads, sender)}
-        self._all.append(Worker(loky.ProcessPoolExecutor(1, **prepare), reports))
+        executor = loky.ProcessPoolExecutor(
+            1, initializer=_prepare, initargs=(sender,), env=environment
+        )
+        self._all.append(Worker(executor, reports, environment))
         return self._all[-1]
 
 
-def _prepare(threads: int, reports: Connection) -> None:
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may name, one each."""
+    import torch
+
+    given = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return given or [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _prepare(reports: Connection) -> None:
     """In a new worker, before its first call."""
     global _reports
     _reports = reports
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def _run(
+    function: Callable[[*Arguments, Report], Result], args: tuple[*Arguments], threads: int
+) -> Result:
     import torch
 
     torch.set_num_threads(threads)
-
-
-def _run(function: Callable[[*Arguments, Report], Result], args: tuple[*Arguments]) -> Result:
     return function(*args, lambda *report: _reports.send(report))
 
 

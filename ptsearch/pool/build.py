@@ -17,6 +17,7 @@ from ptsearch.models.layers import linears_of, skeleton
 from ptsearch.pool import backends, kv_calibration, one_pass, verify, writer
 from ptsearch.pool.calibration import Calibration
 from ptsearch.pool.variant_build import (
+    NO_ROOM,
     LayerNotes,
     VariantBuild,
     alone,
@@ -44,13 +45,14 @@ def build_pool(
     store_root: Path,
     report: Report,
     max_perplexity_ratio: float = 20.0,
-) -> None:
-    """Build what is not there yet, the dense model's folder included.
+) -> dict[str, str]:
+    """Build what is not there yet, the dense model's folder included. Returns the ids of variants
+    that cannot be solved, and why.
 
     An interrupted build goes on where it stopped; what another process builds is waited for, as
     long as that lives. One decoder layer is in memory at a time, where the whole model does not
     fit. ValueError: a group_size that does not divide, too little calibration text; after all
-    others were built, variants that cannot be solved or have no room on the disk.
+    others were built, variants that have no room on the disk.
     """
     sweep(store_root)
     dense = Variant(base.name, base.revision)
@@ -67,8 +69,9 @@ def build_pool(
                 _build(builds, how, store_root, report)
             tried |= {build.variant.id: build for build in builds}
     if tried:
-        _raise_failures(list(tried.values()))
+        _check_room(list(tried.values()))
         report("checking the built variants", len(tried), len(tried))
+    return {id_: build.failure for id_, build in tried.items() if build.failure}
 
 
 def _build(
@@ -110,16 +113,13 @@ def _solve(
         _fit_caches(base, fitted, calibration, report)
 
 
-def _raise_failures(builds: Sequence[VariantBuild]) -> None:
-    """ValueError: the variants that could not be built, by reason."""
-    labels: dict[str, list[str]] = {}
-    for build in builds:
-        if build.failure:
-            labels.setdefault(build.failure, []).append(build.variant.label)
-    if labels:
-        reasons = [f"{', '.join(failed)}: {reason}" for reason, failed in labels.items()]
+def _check_room(builds: Sequence[VariantBuild]) -> None:
+    """FullDiskError: there was no room for some of them."""
+    if crowded := [build.variant.label for build in builds if build.failure == NO_ROOM]:
         built = sum(not build.failure for build in builds)
-        raise ValueError(" ".join([*reasons, f"(the other {built} variants are built)"]))
+        raise store.FullDiskError(
+            f"{', '.join(crowded)}: {NO_ROOM} (the other {built} variants are built)"
+        )
 
 
 def _with_phases(variants: Sequence[Variant]) -> Iterator[Variant]:

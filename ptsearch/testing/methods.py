@@ -42,7 +42,9 @@ def check_method(method: Method) -> None:
         base, stores = base_model.BaseModel("tiny", "0", folder), Path(scratch)
         variants = _variants(method)
         for name in PASSES:
-            build.build_pool(base, variants, CALIBRATION, stores / name, _silent, float("inf"))
+            store = stores / name
+            failures = build.build_pool(base, variants, CALIBRATION, store, _silent, float("inf"))
+            assert not failures, f"{method.name}: {failures}"
         for variant in variants:
             first, second = (build.folder_of(stores / name, variant) for name in PASSES)
             _check_folders(first, second)

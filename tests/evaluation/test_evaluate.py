@@ -13,6 +13,7 @@ from ptsearch.config import EngineConfig
 from ptsearch.engine import memory
 from ptsearch.evaluation import evaluate, predictions
 from ptsearch.evaluation.evaluate import Task
+from ptsearch.evaluation.workers import Here
 from ptsearch.models.base_model import BaseModel
 
 SETTINGS = EngineConfig(dtype="float32", threads=1)
@@ -64,13 +65,6 @@ def test_a_question_that_is_too_long_by_itself_is_named(checkpoint: Path, tmp_pa
         evaluate.run(
             task(checkpoint, tmp_path), [replace(whole, samples=(sample,))], lambda *_: None
         )
-
-
-class Here:
-    """Runs what a worker would."""
-
-    def call(self, function, *args, report):
-        return function(*args, report)
 
 
 def test_what_cannot_run_is_not_built_for_a_study(tiny_model, tmp_path, monkeypatch) -> None:

@@ -120,9 +120,8 @@ def test_what_cannot_be_solved_ends_alone(
 
     monkeypatch.setattr(gptq, "factor", hopeless)
     variants = pool([{"method": ["rtn", "gptq", "awq"], "bits": 4}])
-    message = r"^gptq-4b-g32-s0: H is not positive .* \(the other 3 variants are built\)$"
-    with pytest.raises(ValueError, match=message):
-        build_tiny(tiny_model, tmp_path, variants)
+    failures = build_tiny(tiny_model, tmp_path, variants)
+    assert failures == {variants[1].id: "H is not positive definite even with damp=1"}
     assert [store.is_whole(build.folder_of(tmp_path, v)) for v in variants] == [True, False, True]
     assert len(list((tmp_path / "variants").iterdir())) == 3
 
