@@ -12,9 +12,8 @@ from pathlib import Path
 
 import optuna
 
-from ptsearch.benchmarks import BENCHMARKS, Benchmark, hub, item_hash, sources
-from ptsearch.benchmarks.parsing import VERSION as RULES_VERSION
-from ptsearch.config import Config, VoteConfig
+from ptsearch.benchmarks import BENCHMARKS, Benchmark, hub, sources
+from ptsearch.config import Config
 from ptsearch.deploy import export, record
 from ptsearch.deploy import folder as exported
 from ptsearch.evaluation import predictions
@@ -25,11 +24,13 @@ from ptsearch.report.study import Front, Result, compile_result
 from ptsearch.scoring import scores as scoring
 from ptsearch.scoring.rescore import rescore
 from ptsearch.scoring.scores import Scores
-from ptsearch.search import database, exact_front, limits, next_build, skill, trials
+from ptsearch.search import database, exact_front, limits, next_build, settings, skill, trials
 from ptsearch.search import study as studies
 from ptsearch.search.scorer import EnsembleScorer, scorers
 from ptsearch.search.trials import Search
 from ptsearch.shared import Report, database_url
+
+LOGGED_IN = "logged_in"  # user attribute of a study: the run in which all its trials are logged
 
 
 def run_study(config: Config) -> None:
@@ -40,10 +41,13 @@ def run_study(config: Config) -> None:
     with tables(config, terminal.progress(screen)) as (table, *others):
         parts = scorers(table)
         skill.check(table, parts["search"])
-        with database.shared(optuna_url(config), studies.study_config(config).name) as locks:
+        name = studies.study_config(config).name
+        mlflow = tracking.legible(mlflow_url(config))
+        with mlflow, database.shared(optuna_url(config), name) as locks:
             run, tracker = _open(table, parts["search"], locks)
             reported = run.study.user_attrs.get("reported")
             try:
+                _log_again(run, tracker)
                 found = find(run)
                 for other in others:
                     other.ensure([DENSE])
@@ -63,6 +67,25 @@ def run_study(config: Config) -> None:
         study_output.show_result(screen, tracker, config, result)
     else:
         screen.print(f"another process reported it: {tracking.runs_link(tracker)}", soft_wrap=True)
+
+
+def _log_again(run: Search, tracker: tracking.Tracker) -> None:
+    """The study's trials in its new run, if MLflow has lost the one that they were logged in."""
+    study, table, scorer = run.study, run.table, run.scorer
+    if study.user_attrs[LOGGED_IN] == tracker.run_id:
+        return
+    table.ensure(label for trial in studies.completed(study) for label in trial.members)
+    with run.locks.alone():
+        ids = tracking.nested(tracker)
+        for trial in studies.completed(study):
+            if trial.number not in ids:
+                scores = scorer(table, trial.members)
+                search = studies.study_config(table.config)
+                feasible = studies.permits(search, trial.members, scores, scorer)
+                ids[trial.number] = run.on_trial(trial, scores, feasible)
+        study.set_user_attr(studies.LOGGED_AGAIN, ids)
+        study.set_user_attr("front_runs", [])
+        study.set_user_attr(LOGGED_IN, tracker.run_id)
 
 
 def _report(
@@ -136,9 +159,11 @@ def _open(
     config = table.config
     name, artifacts = studies.study_config(config).name, runs(config) / "artifacts"
     with locks.alone():
-        study = studies.open_study(config, optuna_url(config), settings(table))
+        study = studies.open_study(config, optuna_url(config), settings.identity(table))
         before, key = (study.user_attrs.get(name) for name in ("run_id", "key"))
         tracker = tracking.open_run(mlflow_url(config), artifacts, name, before, key or "")
+        if LOGGED_IN not in study.user_attrs:
+            study.set_user_attr(LOGGED_IN, before or tracker.run_id)
         study.set_user_attr("run_id", tracker.run_id)
         end = partial(tracking.end_nested, tracker)
         run = Search(study, table, scorer, _recorder(table, tracker), locks, end)
@@ -180,44 +205,6 @@ def need_pool(config: Config) -> None:
         raise ValueError("the pool is empty: give pool.variants or pool.paths at least one row")
 
 
-def settings(table: Table) -> dict[str, object]:
-    """What identifies a study: resuming it with other settings is an error."""
-    config = table.config
-    search = asdict(studies.study_config(config))
-    changeable = ["kind", "name", "trials", "sampler", "seed"]
-    if search["kind"] == "slo":
-        changeable += ["min", "max"]  # one study answers any
-    for key in changeable:
-        del search[key]
-    default_vote = config.vote.rule == VoteConfig().rule
-    vote: dict[str, object] = {} if default_vote else {"vote": asdict(config.vote)}
-    return vote | {
-        "model": {"name": table.base.name, "revision": table.base.revision},
-        "pool": {label: variant.id for label, variant in table.variants.items()},
-        "benchmarks": {
-            "rules": config.benchmarks.rules,
-            "rules_version": RULES_VERSION,
-            "prompt": config.benchmarks.prompt,
-            "extract": table.reader.identity if table.reader else "rules",
-            **({"template": config.benchmarks.template} if config.benchmarks.template else {}),
-            "limit": config.benchmarks.limit,
-            "split": config.benchmarks.split.salt,
-            "samples": {b.name: b.digest[:12] for b in table.benchmarks},
-            "items": item_hash(*(s.item for b in table.benchmarks for s in b.samples))[:12],
-        },
-        "engine": {
-            "dtype": config.engine.dtype,
-            **(
-                {"name": "vllm", "form": config.engine.form} if config.engine.name == "vllm" else {}
-            ),
-        },
-        "trust": asdict(config.trust),
-        "memory": asdict(config.memory),
-        "latency": asdict(config.latency),
-        "study": search,
-    }
-
-
 def runs(config: Config) -> Path:
     folder = Path(config.runs_dir).resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -229,7 +216,10 @@ def optuna_url(config: Config) -> str:
 
 
 def mlflow_url(config: Config) -> str:
-    return database_url("mlflow_db", config.mlflow_db) or f"sqlite:///{runs(config)}/mlflow.db"
+    url = database_url("mlflow_db", config.mlflow_db)
+    if url and url == optuna_url(config):
+        raise ValueError("optuna_db and mlflow_db must be two databases: both name tables the same")
+    return url or f"sqlite:///{runs(config)}/mlflow.db"
 
 
 def check_model(config: Config) -> None:
@@ -326,9 +316,9 @@ def export_ensemble(config: Config) -> None:
     screen.print(f"wrote {folder}")
     if name := config.export.register:
         run_id = exported.open_folder(folder).description.run
-        place = tracking.register(
-            mlflow_url(config), run_id, name, folder, "ptsearch.deploy.ensemble"
-        )
+        url = mlflow_url(config)
+        with tracking.legible(url):
+            place = tracking.register(url, run_id, name, folder, "ptsearch.deploy.ensemble")
         screen.print(f"registered {place}")
 
 

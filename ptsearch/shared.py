@@ -99,7 +99,8 @@ def at_least(key: str, value: float, minimum: float) -> None:
 def database_url(key: str, value: str) -> str:
     """The URL itself, or what the environment variable holds that `env:NAME` names."""
     named = value.startswith(ENV)
-    return secret(key, value.removeprefix(ENV)) if named else value
+    url = secret(key, value.removeprefix(ENV)) if named else value
+    return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)  # the driver of the extra
 
 
 def refuse_password(key: str, value: str) -> None:

@@ -7,7 +7,7 @@ the study, or `optuna_db`, `mlflow_db`.
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,14 @@ import yaml
 from fakes import fake_table
 
 from ptsearch import cli, jobs
+from ptsearch.config import Config
 from ptsearch.evaluation.table import Table
 
+Replace = Callable[[Any, str, Any], None]
 
-def main(folder: Path, seconds: float, given: dict[str, Any]) -> None:
+
+def made_up(replace: Replace, folder: Path, seconds: float = 0.0, **given: Any) -> Config:
+    """The config of a study for `jobs.run_study`, whose models and questions are replaced."""
     databases = {key: given.pop(key) for key in ("optuna_db", "mlflow_db") if key in given}
     table = fake_table(folder, bits=(3, 3, 4, 4, 5, 8), **given)
     for key, url in databases.items():
@@ -37,13 +41,15 @@ def main(folder: Path, seconds: float, given: dict[str, Any]) -> None:
     def tables(*_: object) -> Iterator[tuple[Table, ...]]:
         yield (table,)
 
-    jobs.tables = tables
-    jobs.record.for_export = lambda *_: {}  # type: ignore[assignment]
-    jobs.skill.check = lambda *_: None  # type: ignore[assignment]
-    signal.signal(signal.SIGTERM, cli._terminate)
-    sys.exit(cli.ended(jobs.run_study, table.config))
+    replace(jobs, "tables", tables)
+    replace(jobs.record, "for_export", lambda *_: {})
+    replace(jobs.skill, "check", lambda *_: None)
+    return table.config
 
 
 if __name__ == "__main__":
     pairs = (pair.split("=", 1) for pair in sys.argv[3:])
-    main(Path(sys.argv[1]), float(sys.argv[2]), {key: yaml.safe_load(v) for key, v in pairs})
+    given = {key: yaml.safe_load(value) for key, value in pairs}
+    config = made_up(setattr, Path(sys.argv[1]), float(sys.argv[2]), **given)
+    signal.signal(signal.SIGTERM, cli._terminate)
+    sys.exit(cli.ended(jobs.run_study, config))

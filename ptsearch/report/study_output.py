@@ -126,7 +126,8 @@ def show_result(screen: Console, tracker: Tracker, config: Config, result: Resul
         screen.print("no smaller dense model configured (study.baselines=[NAME])", style="dim")
     for line in _footnotes(config, result):
         screen.print(line, style="dim")
-    screen.print(f"\nmake ui, then all runs: {tracking.runs_link(tracker)}", soft_wrap=True)
+    how = "make ui, then all" if tracker.page == tracking.LOCAL_PAGE else "all"
+    screen.print(f"\n{how} runs: {tracking.runs_link(tracker)}", soft_wrap=True)
     screen.print("and the front compared:", soft_wrap=True)
     link = tracking.compare_link(tracker, [row.run_id for row in result.front])
     screen.print(link, soft_wrap=True, style="bold")

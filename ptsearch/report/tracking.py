@@ -11,26 +11,28 @@ import tempfile
 import time
 import urllib.parse
 import warnings
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
+import urllib3
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from ptsearch.search.database import opening
+from ptsearch.search.database import opening, shown, unusable
 
 for chatty in ("mlflow", "alembic"):  # they report every database migration
     logging.getLogger(chatty).setLevel(logging.ERROR)
 
 PARENT_RUN, NOTE = "mlflow.parentRunId", "mlflow.note.content"  # MLflow's documented tags
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # runs, not traces
-UI_PORT = 5000  # of `make ui`
+LOCAL_PAGE = "http://127.0.0.1:5000"  # of `make ui`
+MAX_RUNS = 50_000  # that MLflow returns at once
 MAX_PARAM = 6000  # characters; MLflow rejects longer values
 
 
@@ -41,12 +43,16 @@ class Tracker:
     client: MlflowClient
     experiment_id: str
     run_id: str  # of the parent
+    page: str = LOCAL_PAGE
 
 
 def open_run(uri: str, artifacts: Path, name: str, run_id: str | None, key: str = "") -> Tracker:
     """The parent run of study `name`: `run_id` if it is still there, or what was made for the
     study's `key` by a process that died before it could tell, else a new one.
     """
+    page = shown(uri) if _is_server(uri) else LOCAL_PAGE
+    if _is_server(uri):
+        _reach(uri)
     with opening(uri, lambda new: MlflowClient(new).search_experiments(max_results=1)):
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name(name)
@@ -56,15 +62,15 @@ def open_run(uri: str, artifacts: Path, name: str, run_id: str | None, key: str 
         experiment.experiment_id
         if experiment is not None
         else client.create_experiment(
-            name,
-            artifact_location=(artifacts / name).resolve().as_uri(),
+            name,  # a server keeps artifacts in a place of its own
+            artifact_location=None if _is_server(uri) else (artifacts / name).resolve().as_uri(),
             tags=EXPERIMENT_TAGS,
         )
     )
     if run_id is not None:
         try:
             client.update_run(run_id, status="RUNNING")
-            return Tracker(client, experiment_id, run_id)
+            return Tracker(client, experiment_id, run_id, page)
         except MlflowException:  # the database was deleted or replaced
             pass
     made = client.search_runs([experiment_id], f"tags.study = '{key}'", max_results=1)
@@ -73,7 +79,7 @@ def open_run(uri: str, artifacts: Path, name: str, run_id: str | None, key: str 
         if key and made
         else client.create_run(experiment_id, run_name=name, tags={"kind": "study", "study": key})
     )
-    return Tracker(client, experiment_id, run.info.run_id)
+    return Tracker(client, experiment_id, run.info.run_id, page)
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,13 @@ def end_nested(tracker: Tracker, given_up: set[int], at_work: set[int]) -> None:
         for run in tracker.client.search_runs([tracker.experiment_id], mine):
             if int(run.data.tags.get("trial", -1)) not in at_work:
                 tracker.client.set_terminated(run.info.run_id, "KILLED")
+
+
+def nested(tracker: Tracker) -> dict[int, str]:
+    """Number of a trial -> id of its run, of those that are whole."""
+    mine = f"tags.{PARENT_RUN} = '{tracker.run_id}' and attributes.status = 'FINISHED'"
+    runs = tracker.client.search_runs([tracker.experiment_id], mine, max_results=MAX_RUNS)
+    return {int(run.data.tags["trial"]): run.info.run_id for run in runs}
 
 
 def add(
@@ -178,21 +191,43 @@ def register(uri: str, run_id: str, name: str, folder: Path, loader: str) -> str
 
 
 def fail(tracker: Tracker) -> None:
-    tracker.client.set_terminated(tracker.run_id, "FAILED")
+    with suppress(MlflowException):  # perhaps it is why
+        tracker.client.set_terminated(tracker.run_id, "FAILED")
+
+
+@contextmanager
+def legible(uri: str) -> Iterator[None]:
+    """MLflow's errors in two lines, without a password."""
+    try:
+        yield
+    except MlflowException as error:
+        raise unusable(f"MLflow at {shown(uri)}", error) from error
 
 
 def compare_link(tracker: Tracker, run_ids: Iterable[str]) -> str:
-    """MLflow's page that compares the runs, on the UI that `make ui` starts."""
+    """MLflow's page that compares the runs."""
     lists = {"runs": list(run_ids), "experiments": [tracker.experiment_id]}
     texts = {key: json.dumps(ids, separators=(",", ":")) for key, ids in lists.items()}
     query = urllib.parse.urlencode(texts, quote_via=urllib.parse.quote)
-    return f"http://127.0.0.1:{UI_PORT}/#/compare-runs?{query}"
+    return f"{tracker.page}/#/compare-runs?{query}"
 
 
 def runs_link(tracker: Tracker) -> str:
     """MLflow's table of the study's runs, in the view that shows runs and not traces."""
     page = f"experiments/{tracker.experiment_id}/runs?workflowType=machine_learning"
-    return f"http://127.0.0.1:{UI_PORT}/#/{page}"
+    return f"{tracker.page}/#/{page}"
+
+
+def _reach(uri: str) -> None:
+    """ValueError: there is no server. MLflow would ask again for minutes, as it does later on."""
+    try:
+        urllib3.request("HEAD", uri, retries=False, timeout=10)
+    except urllib3.exceptions.HTTPError as error:
+        raise unusable(f"MLflow at {shown(uri)}", error) from error
+
+
+def _is_server(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
 
 
 def _metrics(values: Mapping[str, float], step: int) -> list[Metric]:

@@ -83,14 +83,21 @@ def legible(url: str) -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, StorageInternalError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
         cure = "; if it was left half made, move it away" if _backend(url) == "sqlite" else ""
-        shown = make_url(url).render_as_string()
-        raise ValueError(f"the database {shown} cannot be used{cure}\n({reason})") from error
+        raise unusable(f"the database {shown(url)}", error.__cause__ or error, cure) from error
     except ImportError as error:
         if _backend(url) != "postgresql":
             raise
         raise ImportError(f"{error}\nPostgreSQL needs pip install 'ptsearch[postgres]'") from error
+
+
+def unusable(what: str, error: BaseException, cure: str = "") -> ValueError:
+    return ValueError(f"{what} cannot be used{cure}\n({(str(error).splitlines() or [''])[0]})")
+
+
+def shown(url: str) -> str:
+    """Without its password."""
+    return make_url(url).render_as_string()
 
 
 def _backend(url: str) -> str:
@@ -107,6 +114,8 @@ def _make(path: Path, create: Callable[[str], object]) -> None:
     part = path.with_name(f".{path.name}.part-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         create(f"sqlite:///{part}")
+        for rest in ("-wal", "-shm"):  # of a lost database: SQLite would read them into this one
+            path.with_name(path.name + rest).unlink(missing_ok=True)
         try:
             os.link(part, path)
         except FileExistsError:  # made by a process that knows no locks

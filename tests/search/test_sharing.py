@@ -1,24 +1,34 @@
 """One study, several processes: one budget, nothing twice, one parent run; any may be killed."""
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+import urllib3
 from fakes import fake_table
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from one_of_many import made_up
 from optuna import Study
 from optuna.trial import TrialState
+from postgres import free_port, server
 
+from ptsearch import jobs
 from ptsearch.report import tracking
 from ptsearch.search import exact_front, trials
 from ptsearch.search import study as studies
 from ptsearch.search.database import shared
 from ptsearch.search.scorer import scorers
 from ptsearch.search.trials import Search
+from ptsearch.shared import database_url
 
 TESTS = Path(__file__).parents[1]
 Process = subprocess.Popen[str]
@@ -30,6 +40,13 @@ def start(folder: Path, *given: str, seconds: float = 0.0) -> Process:
     return subprocess.Popen(
         command, env=os.environ | path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
+
+
+def ended(*processes: Process) -> list[tuple[str, str]]:
+    """What they said, all of them having succeeded."""
+    said = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), said
+    return said
 
 
 def study_in(folder: Path, url: str = "") -> Study:
@@ -109,11 +126,51 @@ def test_what_a_dead_process_claimed_is_tried_by_another(tmp_path: Path) -> None
     assert len({trial.members for trial in found}) == len(found) == 8
 
 
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new MLflow database, whose migrations cost seconds."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    tracking.open_run(f"sqlite:///{path}", path.parent, "template", None)
+    return path
+
+
+def test_runs_that_mlflow_lost_are_logged_again(
+    empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(empty, tmp_path / "mlflow.db")
+    jobs.run_study(made_up(monkeypatch.setattr, tmp_path, trials=8))
+    before = {trial.run_id for trial in studies.completed(study_in(tmp_path))}
+    shutil.copy(empty, tmp_path / "mlflow.db")
+    jobs.run_study(made_up(monkeypatch.setattr, tmp_path, trials=10))
+    check(tmp_path, 10)
+    assert before.isdisjoint(trial.run_id for trial in studies.completed(study_in(tmp_path)))
+
+
+def test_a_lost_study_begins_a_run_of_its_own(
+    empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(empty, tmp_path / "mlflow.db")
+    jobs.run_study(made_up(monkeypatch.setattr, tmp_path, trials=7))
+    (tmp_path / "optuna.db").unlink()
+    jobs.run_study(made_up(monkeypatch.setattr, tmp_path, trials=7))
+    parents, nested = runs_in(tmp_path)
+    assert {run.info.status for run in [*parents, *nested]} == {"FINISHED"}
+    mine = study_in(tmp_path).user_attrs["run_id"]
+    assert mine in {run.info.run_id for run in parents} and len(parents) == 2
+    kept = {run.info.run_id for run in nested if run.data.tags[tracking.PARENT_RUN] == mine}
+    assert kept == {trial.run_id for trial in studies.completed(study_in(tmp_path))}
+
+
+def test_a_run_begun_by_a_process_that_died_then_is_taken_up(empty: Path, tmp_path: Path) -> None:
+    uri = f"sqlite:///{empty}"
+    first = tracking.open_run(uri, tmp_path, "begun", None, "key")
+    assert tracking.open_run(uri, tmp_path, "begun", None, "key").run_id == first.run_id
+    assert tracking.open_run(uri, tmp_path, "begun", None, "other").run_id != first.run_id
+
+
 @pytest.mark.faults
 def test_three_processes_on_fresh_databases_share_the_budget(tmp_path: Path) -> None:
-    processes = [start(tmp_path, "trials=24", seconds=0.1) for _ in range(3)]
-    said = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], said
+    said = ended(*(start(tmp_path, "trials=24", seconds=0.1) for _ in range(3)))
     check(tmp_path, 24)
     study = study_in(tmp_path)
     workers = {trial.user_attrs["claim"]["process"] for trial in study.trials if trial.values}
@@ -121,3 +178,88 @@ def test_three_processes_on_fresh_databases_share_the_budget(tmp_path: Path) -> 
     assert study.user_attrs["holdout_reads"] == 1
     assert sum("Pareto front of fake" in out for out, _ in said) == 1
     assert sum("another process reported it" in out for out, _ in said) == 2
+
+
+def wait_for_trials(folder: Path, number: int, url: str = "") -> None:
+    """Until so many trials have been scored or are at work."""
+    for _ in range(1200):
+        try:
+            if len(study_in(folder, url).trials) >= number:
+                return
+        except ValueError:  # no study yet
+            pass
+        time.sleep(0.05)
+    raise TimeoutError
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_process_leaves_nothing_under_way(how: signal.Signals, tmp_path: Path) -> None:
+    process = start(tmp_path, "trials=20", seconds=0.3)
+    wait_for_trials(tmp_path, 5)
+    process.send_signal(how)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + how
+    assert said == "\nptsearch: stopped; run the same command again to go on\n"
+    states = {trial.state for trial in study_in(tmp_path).trials}
+    assert TrialState.RUNNING not in states
+    (parent,), nested = runs_in(tmp_path)
+    assert parent.info.status == "FAILED"
+    assert "RUNNING" not in {run.info.status for run in nested}
+    ended(start(tmp_path, "trials=20"))
+    check(tmp_path, 20)
+
+
+@pytest.mark.faults
+def test_processes_killed_at_any_moment_leave_no_orphan(tmp_path: Path) -> None:
+    """Two at work, one after the other is killed and replaced; the last ones end the study."""
+    random = np.random.default_rng(0)
+    processes = [start(tmp_path, "trials=60", seconds=0.05) for _ in range(2)]
+    for _ in range(6):
+        time.sleep(random.uniform(8, 14))
+        processes[0].kill()
+        processes.pop(0).communicate()
+        processes.append(start(tmp_path, "trials=60", seconds=0.05))
+    ended(*processes)
+    check(tmp_path, 60)
+
+
+@pytest.mark.faults
+def test_processes_share_a_study_on_postgresql(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New databases; one of three is killed."""
+    with server() as url:
+        studies_db, runs_db = database_url("", f"{url}/studies"), database_url("", f"{url}/runs")
+        monkeypatch.setenv("STUDIES", studies_db)
+        monkeypatch.setenv("RUNS", runs_db)
+        given = ("trials=30", "optuna_db=env:STUDIES", "mlflow_db=env:RUNS")
+        first, *others = [start(tmp_path, *given, seconds=0.1) for _ in range(3)]
+        wait_for_trials(tmp_path, 8, studies_db)
+        first.kill()
+        first.communicate()
+        ended(*others)
+        check(tmp_path, 30, studies_db, runs_db)
+
+
+@pytest.mark.faults
+def test_a_study_is_logged_on_an_mlflow_server(tmp_path: Path) -> None:
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1",
+               "--backend-store-uri", f"sqlite:///{tmp_path}/server.db",
+               "--artifacts-destination", str(tmp_path / "kept")]  # fmt: skip
+    service = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(240):
+            time.sleep(0.5)
+            with suppress(urllib3.exceptions.HTTPError):
+                if urllib3.request("GET", f"{uri}/health", retries=False).status == 200:
+                    break
+        ((said, _),) = ended(start(tmp_path, "trials=8", f"mlflow_db={uri}"))
+        assert f"all runs: {uri}/#/experiments/" in said
+        check(tmp_path, 8, "", uri)
+    finally:
+        service.terminate()
+        service.wait()
+    assert list((tmp_path / "kept").rglob("front.csv"))

@@ -1,0 +1,47 @@
+"""What identifies a study: two runs of one study agree in it, or their trials do not compare."""
+
+from dataclasses import asdict
+
+from ptsearch.benchmarks import item_hash
+from ptsearch.benchmarks.parsing import VERSION as RULES_VERSION
+from ptsearch.config import VoteConfig
+from ptsearch.evaluation.table import Table
+from ptsearch.search.study import study_config
+
+
+def identity(table: Table) -> dict[str, object]:
+    """Resuming a study with another is an error."""
+    config = table.config
+    search = asdict(study_config(config))
+    changeable = ["kind", "name", "trials", "sampler", "seed"]
+    if search["kind"] == "slo":
+        changeable += ["min", "max"]  # one study answers any
+    for key in changeable:
+        del search[key]
+    default_vote = config.vote.rule == VoteConfig().rule
+    vote: dict[str, object] = {} if default_vote else {"vote": asdict(config.vote)}
+    return vote | {
+        "model": {"name": table.base.name, "revision": table.base.revision},
+        "pool": {label: variant.id for label, variant in table.variants.items()},
+        "benchmarks": {
+            "rules": config.benchmarks.rules,
+            "rules_version": RULES_VERSION,
+            "prompt": config.benchmarks.prompt,
+            "extract": table.reader.identity if table.reader else "rules",
+            **({"template": config.benchmarks.template} if config.benchmarks.template else {}),
+            "limit": config.benchmarks.limit,
+            "split": config.benchmarks.split.salt,
+            "samples": {b.name: b.digest[:12] for b in table.benchmarks},
+            "items": item_hash(*(s.item for b in table.benchmarks for s in b.samples))[:12],
+        },
+        "engine": {
+            "dtype": config.engine.dtype,
+            **(
+                {"name": "vllm", "form": config.engine.form} if config.engine.name == "vllm" else {}
+            ),
+        },
+        "trust": asdict(config.trust),
+        "memory": asdict(config.memory),
+        "latency": asdict(config.latency),
+        "study": search,
+    }
