@@ -120,7 +120,8 @@ def _pareto(run: Search) -> Front:
         next_build.build_some(table, search.max_builds)
     trials.search(run)
     exact = exact_front.complete(run)
-    chosen = studies.front(run.study)
+    left_out = table.left_out()  # here, if not in another process
+    chosen = [each for each in studies.front(run.study) if left_out.keys().isdisjoint(each.members)]
     if not chosen and exact.everything is not None and search.min_skill != "require":
         limits.within_limits(table, run.scorer)  # reports how to relax them
     return Front(exact, chosen)

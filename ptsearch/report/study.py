@@ -95,6 +95,8 @@ def compile_result(
     singles = results.with_scores(table, parts, shown[1:], singles)
     compared = references + _baseline_rows(others, shown)
     tried = studies.completed(study) or chosen_front.chosen
+    left_out = table.left_out()
+    tried = [trial for trial in tried if left_out.keys().isdisjoint(trial.members)]
     trials = [(trial, search(table, trial.members)) for trial in tried]
     return Result(
         trials=trials,
@@ -102,8 +104,8 @@ def compile_result(
         compared=compared,
         singles=singles,
         constants=results.constant_rows(search, holdout),
-        degenerate=[label for label in table.degenerate() if label not in table.left_out()],
-        left_out=table.left_out(),
+        degenerate=[label for label in table.degenerate() if label not in left_out],
+        left_out=left_out,
         holdout_reads=reads,
         exact=exact,
         shares=_shares(exact, trials, search) if exact else [],

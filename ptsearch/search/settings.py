@@ -5,6 +5,7 @@ from dataclasses import asdict
 from ptsearch.benchmarks import item_hash
 from ptsearch.benchmarks.parsing import VERSION as RULES_VERSION
 from ptsearch.config import VoteConfig
+from ptsearch.evaluation import evaluate
 from ptsearch.evaluation.table import Table
 from ptsearch.search.study import study_config
 
@@ -13,7 +14,7 @@ def identity(table: Table) -> dict[str, object]:
     """Resuming a study with another is an error."""
     config = table.config
     search = asdict(study_config(config))
-    changeable = ["kind", "name", "trials", "sampler", "seed"]
+    changeable = ["kind", "name", "trials", "sampler", "seed", "need_skill"]
     if search["kind"] == "slo":
         changeable += ["min", "max"]  # one study answers any
     for key in changeable:
@@ -36,12 +37,15 @@ def identity(table: Table) -> dict[str, object]:
         },
         "engine": {
             "dtype": config.engine.dtype,
+            "version": evaluate.EVALUATE_VERSION,  # of how replies come about
+            **({"device": config.engine.device} if config.engine.device == "cuda" else {}),
+            **({"too_long": "error"} if config.engine.too_long == "error" else {}),
             **(
                 {"name": "vllm", "form": config.engine.form} if config.engine.name == "vllm" else {}
             ),
         },
         "trust": asdict(config.trust),
         "memory": asdict(config.memory),
-        "latency": asdict(config.latency),
+        "latency": {**asdict(config.latency), "version": evaluate.LATENCY_VERSION},
         "study": search,
     }

@@ -8,10 +8,11 @@ import pytest
 from fakes import fake_table, search_and_holdout, undominated, unfit
 
 from ptsearch.benchmarks.parsing import REFUSED
+from ptsearch.evaluation import evaluate
 from ptsearch.evaluation.table import Table
 from ptsearch.report import study as report
 from ptsearch.report.rows import baseline_rows, best_single
-from ptsearch.search import exact_front, trials
+from ptsearch.search import exact_front, settings, trials
 from ptsearch.search import study as studies
 from ptsearch.search.exact_front import find_exact_front
 from ptsearch.search.limits import within_limits
@@ -21,8 +22,8 @@ from ptsearch.search.trials import Search
 RUN_IDS = itertools.count()
 
 
-def run(table: Table, folder: Path, settings: dict | None = None) -> optuna.Study:
-    study = studies.open_study(table.config, f"sqlite:///{folder}/optuna.db", settings or {"a": 1})
+def run(table: Table, folder: Path, identity: dict | None = None) -> optuna.Study:
+    study = studies.open_study(table.config, f"sqlite:///{folder}/optuna.db", identity or {"a": 1})
     scorer, _ = search_and_holdout(table)
     trials.search(Search(study, table, scorer, lambda *_: f"run{next(RUN_IDS)}"))
     return study
@@ -71,6 +72,32 @@ def test_other_settings_under_the_same_name_are_an_error(tmp_path) -> None:
     run(table, tmp_path, {"benchmarks": {"limit": 0}})
     with pytest.raises(ValueError, match=r"benchmarks.limit \(0, now 5\).*study.name=NAME"):
         run(table, tmp_path, {"benchmarks": {"limit": 5}})
+
+
+@pytest.mark.parametrize(
+    ("constant", "key"),
+    [
+        ("EVALUATE_VERSION", "engine.version"),
+        ("LATENCY_VERSION", "latency.version"),
+    ],
+)
+def test_trials_of_two_versions_are_not_mixed(
+    constant: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = fake_table(tmp_path, trials=3)
+    run(table, tmp_path, settings.identity(table))
+    now = getattr(evaluate, constant)
+    monkeypatch.setattr(evaluate, constant, now + 1)
+    with pytest.raises(ValueError, match=rf"{key} \({now}, now {now + 1}\)"):
+        run(table, tmp_path, settings.identity(table))
+
+
+def test_what_changes_no_answer_may_change(tmp_path: Path) -> None:
+    table = fake_table(tmp_path, trials=3)
+    run(table, tmp_path, settings.identity(table))
+    table.config.study.need_skill = False
+    table.config.study.sampler = "nsga2"
+    run(table, tmp_path, settings.identity(table))
 
 
 def test_a_setting_that_is_not_set_is_as_one_that_was_not_there(tmp_path) -> None:
