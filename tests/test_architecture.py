@@ -49,6 +49,7 @@ LAZY: dict[str, set[str]] = {
 }
 ONLY_IN = {
     "mlflow": {"report/tracking"},
+    "ray": {"evaluation/ray_tasks"},
     "optuna": {"search", "report/study", "report/study_output", "jobs"},
     "hydra": {"cli"},
     "omegaconf": {"cli"},

@@ -14,12 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
-from typing import NamedTuple, Protocol, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, TypeVarTuple
 
 from joblib.externals import loky
 
-from ptsearch.config import Config
+from ptsearch.config import ComputeConfig, Config
 from ptsearch.shared import Report
+
+if TYPE_CHECKING:
+    from ptsearch.evaluation.ray_tasks import RayTasks
 
 Arguments = TypeVarTuple("Arguments")
 Item = TypeVar("Item")
@@ -82,18 +85,27 @@ def each(
 @contextmanager
 def workers(config: Config) -> Iterator[Pool]:
     """The workers of `compute`, which end with it; `engine.threads` for each, 0 = the cores shared
-    out.
+    out. ValueError: there is no such cluster, or none that can ever run a task.
     """
-    count = config.compute.workers
-    if not count:
-        yield Here()
-        return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    pool = Processes(count, config.engine.threads or max(1, (cores or 1) // count), visible_gpus())
+    pool = _open(config.compute, config.engine.threads)
     try:
         yield pool
     finally:
         pool.close()
+
+
+def _open(compute: ComputeConfig, threads: int) -> "Here | Processes | RayTasks":
+    if compute.name == "ray":
+        try:
+            from ptsearch.evaluation.ray_tasks import RayTasks
+        except ImportError:
+            raise ValueError("compute=ray needs Ray: pip install 'ptsearch[ray]'") from None
+        return RayTasks(compute, threads)
+    if not compute.workers:
+        return Here()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    shared = max(1, (cores or 1) // compute.workers)
+    return Processes(compute.workers, threads or shared, visible_gpus())
 
 
 class Here:
@@ -109,6 +121,9 @@ class Here:
         bounds: Bounds = ANY,
     ) -> Result:
         return function(*args, report)
+
+    def close(self) -> None:
+        pass
 
 
 class Worker(NamedTuple):
@@ -199,13 +214,23 @@ def _prepare(reports: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _run(
-    function: Callable[[*Arguments, Report], Result], args: tuple[*Arguments], threads: int
+def perform(
+    function: Callable[[*Arguments, Report], Result],
+    args: tuple[*Arguments],
+    threads: int,
+    report: Report,
 ) -> Result:
+    """A call, in its worker."""
     import torch
 
     torch.set_num_threads(threads)
-    return function(*args, lambda *report: _reports.send(report))
+    return function(*args, report)
+
+
+def _run(
+    function: Callable[[*Arguments, Report], Result], args: tuple[*Arguments], threads: int
+) -> Result:
+    return perform(function, args, threads, lambda *report: _reports.send(report))
 
 
 def _end_with_parent() -> None:
