@@ -246,8 +246,9 @@ def _turns(asked: Mapping[str, object]) -> Turns:
 
 def _content(content: object) -> str:
     if isinstance(content, list):
-        texts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        content = None if None in texts else "".join(map(str, texts))
+        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        texts = [text for text in parts if isinstance(text, str)]
+        content = "".join(texts) if len(texts) == len(parts) else None
     if not isinstance(content, str):
         raise ApiError(400, "a message's content must be text")
     return content
