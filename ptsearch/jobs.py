@@ -38,6 +38,8 @@ def run_study(config: Config) -> None:
     screen = terminal.console()
     need_pool(config)
     find = FRONTS[studies.study_config(config).kind]
+    for url in (optuna_url(config), mlflow_url(config)):
+        database.reach(url)
     with tables(config, terminal.progress(screen)) as (table, *others):
         parts = scorers(table)
         skill.check(table, parts["search"])

@@ -19,12 +19,11 @@ from pathlib import Path
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-import urllib3
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from ptsearch.search.database import opening, shown, unusable
+from ptsearch.search.database import is_server, opening, shown, unusable
 
 for chatty in ("mlflow", "alembic"):  # they report every database migration
     logging.getLogger(chatty).setLevel(logging.ERROR)
@@ -50,9 +49,7 @@ def open_run(uri: str, artifacts: Path, name: str, run_id: str | None, key: str 
     """The parent run of study `name`: `run_id` if it is still there, or what was made for the
     study's `key` by a process that died before it could tell, else a new one.
     """
-    page = shown(uri) if _is_server(uri) else LOCAL_PAGE
-    if _is_server(uri):
-        _reach(uri)
+    page = shown(uri) if is_server(uri) else LOCAL_PAGE
     with opening(uri, lambda new: MlflowClient(new).search_experiments(max_results=1)):
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name(name)
@@ -63,7 +60,7 @@ def open_run(uri: str, artifacts: Path, name: str, run_id: str | None, key: str 
         if experiment is not None
         else client.create_experiment(
             name,  # a server keeps artifacts in a place of its own
-            artifact_location=None if _is_server(uri) else (artifacts / name).resolve().as_uri(),
+            artifact_location=None if is_server(uri) else (artifacts / name).resolve().as_uri(),
             tags=EXPERIMENT_TAGS,
         )
     )
@@ -216,18 +213,6 @@ def runs_link(tracker: Tracker) -> str:
     """MLflow's table of the study's runs, in the view that shows runs and not traces."""
     page = f"experiments/{tracker.experiment_id}/runs?workflowType=machine_learning"
     return f"{tracker.page}/#/{page}"
-
-
-def _reach(uri: str) -> None:
-    """ValueError: there is no server. MLflow would ask again for minutes, as it does later on."""
-    try:
-        urllib3.request("HEAD", uri, retries=False, timeout=10)
-    except urllib3.exceptions.HTTPError as error:
-        raise unusable(f"MLflow at {shown(uri)}", error) from error
-
-
-def _is_server(uri: str) -> bool:
-    return uri.startswith(("http://", "https://"))
 
 
 def _metrics(values: Mapping[str, float], step: int) -> list[Metric]:

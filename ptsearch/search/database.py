@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import urllib3
 from filelock import FileLock, Timeout
 from optuna.exceptions import StorageInternalError
 from sqlalchemy import create_engine, func, make_url, select, text
@@ -19,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 KEEPALIVE = {"idle": 30, "interval": 10, "count": 3}  # a lost machine is noticed in a minute
+TIMEOUT = 10  # seconds to reach a server
 ALONE = "alone"
 
 
@@ -60,6 +62,22 @@ def shared(url: str, study: str) -> Iterator[Locks]:
             yield Locks(locks.take, locks.free, process)
         finally:
             locks.free(process)
+
+
+def reach(url: str) -> None:
+    """Before much is done. ValueError, ImportError: there is no server at `url`, or it refuses."""
+    if is_server(url):  # MLflow itself would ask again for minutes
+        try:
+            urllib3.request("HEAD", url, retries=False, timeout=TIMEOUT)
+        except urllib3.exceptions.HTTPError as error:
+            raise unusable(f"MLflow at {shown(url)}", error) from error
+    elif _backend(url) == "postgresql":
+        with legible(url), _advisory_locks(url, ""):
+            pass
+
+
+def is_server(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
 
 
 @contextmanager
@@ -159,7 +177,10 @@ def _file_locks(database: Path, study: str) -> Locks:
 
 @contextmanager
 def _advisory_locks(url: str, study: str) -> Iterator[Locks]:
-    engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    engine = create_engine(
+        url, poolclass=NullPool, isolation_level="AUTOCOMMIT",
+        connect_args={"connect_timeout": TIMEOUT},
+    )  # fmt: skip
     with engine.connect() as session:
         for name, value in KEEPALIVE.items():
             session.execute(text(f"set tcp_keepalives_{name} = {value}"))

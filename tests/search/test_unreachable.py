@@ -11,7 +11,7 @@ from ptsearch import jobs
 from ptsearch.config import Config
 from ptsearch.report import tracking
 from ptsearch.search import study as studies
-from ptsearch.search.database import shared
+from ptsearch.search.database import reach, shared
 from ptsearch.shared import database_url
 
 
@@ -29,7 +29,7 @@ def log(url: str) -> None:
         tracking.open_run(url, Path(), "study", None)
 
 
-USES = [search, export, log]
+USES = [reach, search, export, log]
 
 
 def refused(use: Callable[[str], None], url: str, kind: type[Exception] = ValueError) -> str:
@@ -66,7 +66,7 @@ def test_another_kind_of_database() -> None:
 
 def test_no_mlflow_server() -> None:
     url = f"http://tester:{PASSWORD}@127.0.0.1:{free_port()}"
-    assert "MLflow at http://tester:***@127.0.0.1" in refused(log, url)
+    assert "MLflow at http://tester:***@127.0.0.1" in refused(reach, url)
 
 
 def test_one_database_for_both() -> None:
