@@ -11,18 +11,21 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from ptsearch.variant import Variant, from_fields
 
 MANIFEST = "files.json"
 META = "meta.json"  # in a variant's folder, beside its checkpoint or in place of one
 META_VERSION = 1  # bump when a field's meaning changes; files without a version are of version 1
+WAIT_SECONDS = 2.0  # between signs of life while another process holds a lease
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _CURE = "(delete %s and run the command again: what is missing is made anew)"
 
@@ -144,10 +147,38 @@ def new_file(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def remove_parts(folder: Path) -> None:
+@contextmanager
+def lease(folder: Path, name: str, waiting: Callable[[], None]) -> Iterator[None]:
+    """Files of `folder` whose names begin with `name` are written by one process at a time, which
+    holds this until its end at the latest; what a killed one has left is removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f".{name}.lock")
+    wait_for(lock, waiting)
+    try:
+        remove_parts(folder, name)
+        yield
+    finally:
+        lock.release()
+
+
+def wait_for(lock: FileLock, waiting: Callable[[], None]) -> None:
+    """Until its holder lets go or dies; `waiting` is called every few seconds."""
+    while True:
+        try:
+            lock.acquire(timeout=WAIT_SECONDS)
+            return
+        except Timeout:
+            waiting()
+
+
+def remove_parts(folder: Path, name: str = "") -> None:
     """Remove what killed processes have left of new files; nobody may be writing there."""
-    for part in folder.glob(".*.part-*"):
-        part.unlink(missing_ok=True)
+    for part in folder.glob(f".{name}*.part-*"):
+        if part.is_dir():
+            shutil.rmtree(part)
+        else:
+            part.unlink(missing_ok=True)
 
 
 def _part(path: Path) -> Path:

@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from types import MappingProxyType
@@ -84,8 +85,16 @@ def run(task: Task, benchmarks: Sequence[Benchmark], report: Report) -> str:
     """Evaluate what `task.outputs` names; files appear when whole.
 
     Returns why the variant may not vote, "" = it may: its output is not finite, or what makes it
-    another variant never acts on these benchmarks.
+    another variant never acts on these benchmarks. What another process evaluates is waited for.
     """
+    folder = next(iter(task.outputs.values())).parents[1]
+    waiting = partial(report, "waiting for another process that evaluates", 0, 1)
+    with store.lease(folder, task.checkpoint.name, waiting):
+        missing = {name: path for name, path in task.outputs.items() if not path.exists()}
+        return _run(replace(task, outputs=missing), benchmarks, report) if missing else ""
+
+
+def _run(task: Task, benchmarks: Sequence[Benchmark], report: Report) -> str:
     with engines.opened(store.intact(task.checkpoint), task.engine) as engine:
         asking = asker(engine, task.template)
         benchmarks = [fitted(asking, benchmark) for benchmark in benchmarks]
@@ -129,14 +138,17 @@ def measure_latency(
     prompts' places among all samples.
     """
     report("measuring the latency", 0, prompts)
-    with engines.opened(store.intact(task.checkpoint), task.engine) as engine:
-        seconds = latency(asker(engine, task.template), benchmarks, prompts)
-    found = {
-        "latency_ms": 1000 * float(np.median(list(seconds.values()))),
-        "rows": list(seconds),
-        "seconds": list(seconds.values()),
-    }
-    store.write_record(task.latency, found)
+    waiting = partial(report, "waiting for another process that measures a latency", 0, 1)
+    with store.lease(task.latency.parent, "", waiting):
+        if not task.latency.exists():
+            with engines.opened(store.intact(task.checkpoint), task.engine) as engine:
+                seconds = latency(asker(engine, task.template), benchmarks, prompts)
+            found = {
+                "latency_ms": 1000 * float(np.median(list(seconds.values()))),
+                "rows": list(seconds),
+                "seconds": list(seconds.values()),
+            }
+            store.write_record(task.latency, found)
     report("measuring the latency", prompts, prompts)
 
 

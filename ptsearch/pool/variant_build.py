@@ -186,7 +186,7 @@ def leased(
         taken = [variant for variant in variants if _is_free(leases[variant])]
         if not taken:
             waiting()
-            leases[variants[0]].acquire()
+            store.wait_for(leases[variants[0]], waiting)
             taken = [v for v in variants if leases[v].is_locked or _is_free(leases[v])]
         missing = [v for v in taken if not store.is_whole(store_root / "variants" / v.id)]
         builds = [VariantBuild(v, root / v.id, leases[v]) for v in missing]
