@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,7 +46,9 @@ def main() -> None:
     try:
         for argument in sys.argv[1:]:  # before Hydra writes them into a folder of its own
             refuse_password(*argument.partition("=")[::2])
-    except ValueError as error:
+        if not any(argument.startswith("-") for argument in sys.argv[1:]):
+            _make_runs(sys.argv[1:])
+    except (ValueError, OSError) as error:
         sys.exit(_complain(error))
     if not {"-m", "--multirun"} & set(sys.argv):  # there `a,b` is a sweep
         sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
@@ -63,6 +65,13 @@ def _composed(raw: DictConfig) -> None:
         return
     if status := ended(_run, raw):
         sys.exit(status)
+
+
+def _make_runs(arguments: Sequence[str]) -> None:
+    """The folder that Hydra writes to. OSError here is two lines, in Hydra a traceback."""
+    given = [a.partition("=")[2] for a in arguments if a.startswith("runs_dir=")]
+    if any(argument.startswith("+") for argument in arguments):
+        Path((given or ["mlruns"])[-1].strip("'\""), "hydra").mkdir(parents=True, exist_ok=True)
 
 
 def ended(job: Callable[[Given], None], given: Given) -> int:

@@ -116,3 +116,15 @@ def test_a_password_in_a_url_is_refused_before_anything_is_written(
     assert f"{key}=env:NAME" in error
     assert "hunter2" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["taken", "taken/below", "mlruns"])
+def test_a_runs_folder_that_cannot_be_written_is_two_lines(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / place.partition("/")[0]).write_text("a file")
+    job = ("+study=pareto", *([] if place == "mlruns" else [f"runs_dir={place}"]))
+    assert ptsearch(monkeypatch, tmp_path, *job) == 2
+    error = capsys.readouterr().err
+    assert place in error
+    assert len(error.splitlines()) <= 2
