@@ -6,6 +6,8 @@
   Without: "sdpa".
 * `prctl` of Linux: a server that was started here ends with this process. Without: only
   `Server.close` ends it.
+* `_USE_PSUTIL` of loky: it ends a worker whose memory grew by 300 MB during a call, which models
+  do. Without: a worker starts and imports torch before every evaluation.
 """
 
 import ctypes
@@ -63,3 +65,10 @@ def end_with_parent() -> None:
     """In a child process, on Linux: SIGTERM when its parent ends, however that ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def keep_worker() -> None:
+    """This process, a worker of loky, collects garbage after a call instead of ending."""
+    from joblib.externals.loky import process_executor
+
+    process_executor._USE_PSUTIL = False

@@ -212,6 +212,9 @@ def _prepare(reports: Connection) -> None:
     _reports = reports
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    from ptsearch.engine import _compat
+
+    _compat.keep_worker()
 
 
 def perform(

@@ -11,7 +11,7 @@ import optuna
 import psutil
 import pytest
 from command import ptsearch
-from small_study import STUDY
+from small_study import SMALL, STUDY
 
 from ptsearch.evaluation.workers import ANY, Processes
 from ptsearch.shared import Report
@@ -58,7 +58,8 @@ def test_the_study_goes_on_without_variants_whose_workers_die(
     tiny_model: Path, tmp_path: Path, calls: list[list[str]], monkeypatch, capfd
 ) -> None:
     study = ("+study=pareto", "model=path", f"model.path={tiny_model}", "study.name=tiny",
-             "pool.group_size=32", f"pool.variants={POOL}", *STUDY, "study.trials=3")  # fmt: skip
+             "pool.group_size=32", f"pool.variants={POOL}", *STUDY, "study.trials=3",
+             "compute.workers=1")  # fmt: skip
     assert ptsearch(monkeypatch, tmp_path, *study) == 0
     said = " ".join(capfd.readouterr().out.split())
     cause = "a worker process was killed, most likely for lack of memory"
@@ -76,7 +77,13 @@ def test_the_study_goes_on_without_variants_whose_workers_die(
 def test_a_job_about_a_variant_that_fails_says_so(
     tiny_model: Path, tmp_path: Path, calls: list[list[str]], monkeypatch, capfd
 ) -> None:
-    model = ("model=path", f"model.path={tiny_model}", "pool.group_size=32", *STUDY[:-1])
+    model = (
+        "model=path",
+        f"model.path={tiny_model}",
+        "pool.group_size=32",
+        *SMALL,
+        "compute.workers=1",
+    )
     pool = f"pool.variants={POOL}"
     job = ("+evaluate=variant", f"evaluate.variant={WORST}", pool, *model)
     assert ptsearch(monkeypatch, tmp_path, *job) == 2

@@ -50,6 +50,13 @@ def threads(report) -> int:
     return torch.get_num_threads()
 
 
+def grow(report) -> int:
+    global held
+    held = bytearray(b"1") * 400_000_000
+    time.sleep(1.2)  # loky looks once a second
+    return os.getpid()
+
+
 def sleep(report) -> None:
     report("sleeping", os.getpid(), 0)
     time.sleep(600)
@@ -152,3 +159,8 @@ def test_a_worker_ends_with_its_parent() -> None:
         time.sleep(0.1)
     os.kill(worker, signal.SIGKILL)
     pytest.fail("the worker was still alive ten seconds after its parent")
+
+
+def test_a_worker_whose_memory_grows_as_models_do_stays(pool: Processes) -> None:
+    pool.call(work, 1, report=nothing)
+    assert len({pool.call(grow, report=nothing) for _ in range(2)}) == 1
