@@ -14,7 +14,7 @@ from pathlib import Path
 
 import urllib3
 from filelock import FileLock, Timeout
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import OptunaError
 from sqlalchemy import create_engine, func, make_url, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
@@ -100,7 +100,7 @@ def legible(url: str) -> Iterator[None]:
     """Errors of a database in two lines, without its password."""
     try:
         yield
-    except (SQLAlchemyError, StorageInternalError) as error:
+    except (SQLAlchemyError, OptunaError) as error:
         cure = "; if it was left half made, move it away" if _backend(url) == "sqlite" else ""
         raise unusable(f"the database {shown(url)}", error.__cause__ or error, cure) from error
     except ImportError as error:

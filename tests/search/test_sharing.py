@@ -2,13 +2,13 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from optuna import Study
 from optuna.trial import TrialState
 from postgres import free_port, server
 
-from ptsearch import jobs
+from ptsearch import cli, jobs
 from ptsearch.report import tracking
 from ptsearch.search import exact_front, trials
 from ptsearch.search import study as studies
@@ -192,20 +192,45 @@ def wait_for_trials(folder: Path, number: int, url: str = "") -> None:
     raise TimeoutError
 
 
-@pytest.mark.faults
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_process_leaves_nothing_under_way(how: signal.Signals, tmp_path: Path) -> None:
-    process = start(tmp_path, "trials=20", seconds=0.3)
-    wait_for_trials(tmp_path, 5)
-    process.send_signal(how)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 128 + how
-    assert said == "\nptsearch: stopped; run the same command again to go on\n"
-    states = {trial.state for trial in study_in(tmp_path).trials}
-    assert TrialState.RUNNING not in states
-    (parent,), nested = runs_in(tmp_path)
+def check_stopped(folder: Path) -> None:
+    assert TrialState.RUNNING not in {trial.state for trial in study_in(folder).trials}
+    (parent,), nested = runs_in(folder)
     assert parent.info.status == "FAILED"
     assert "RUNNING" not in {run.info.status for run in nested}
+
+
+def test_ctrl_c_while_a_run_is_logged(
+    empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(empty, tmp_path / "mlflow.db")
+    batches, log_batch = [], MlflowClient.log_batch
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        batches.append(args)
+        if len(batches) == 3:  # the third trial's run has begun
+            raise KeyboardInterrupt
+        log_batch(*args, **kwargs)
+
+    config = made_up(monkeypatch.setattr, tmp_path, trials=8)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", interrupted)
+        assert cli.ended(jobs.run_study, config) == 130
+    assert "run the same command again to go on" in capsys.readouterr().err
+    check_stopped(tmp_path)
+    assert [run.info.status for run in runs_in(tmp_path)[1]].count("KILLED") == 1
+    jobs.run_study(made_up(monkeypatch.setattr, tmp_path, trials=8))
+    check(tmp_path, 8)
+
+
+@pytest.mark.faults
+def test_a_stopped_process_leaves_nothing_under_way(tmp_path: Path) -> None:
+    process = start(tmp_path, "trials=20", seconds=0.3)
+    wait_for_trials(tmp_path, 5)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert said == "\nptsearch: stopped; run the same command again to go on\n"
+    check_stopped(tmp_path)
     ended(start(tmp_path, "trials=20"))
     check(tmp_path, 20)
 
