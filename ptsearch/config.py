@@ -164,12 +164,12 @@ class ComputeConfig:
     """Where builds and evaluations run: processes of this machine, or tasks of a Ray cluster."""
 
     name: str = choice("local", "ray")
-    # At the same time. local: 0 = none, all runs in this process; ray: 0 = the cluster decides.
+    # At the same time. local: 0 = none, all runs in this process; ray: 0 = all it has room for.
     workers: int = least(1, 0)
     # Seconds without progress after which a worker hangs; 0 = half an hour, more for large models.
     deadline: float = least(0.0, 0)
     address: str = ""  # ray: HOST:PORT or ray://HOST:PORT; "" = the one running here, or a new one
-    num_cpus: float = least(1.0, 0)  # ray: of a task
+    num_cpus: float = least(1.0, 0.01)  # ray: of a task
     num_gpus: float = least(0.0, 0)
     memory_gb: float = least(0.0, 0)  # ray: of a task, 0 = any
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ptsearch.quantize import Method
 
-BUILD_VERSION = 1  # bump when equal fields would give other weights
+BUILD_VERSION = 2  # bump when equal fields would give other weights
 
 BACKENDS = ("native", "llmcompressor", "gptqmodel")
 ACTORDERS = ("none", "static")

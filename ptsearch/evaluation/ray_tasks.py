@@ -24,14 +24,12 @@ Result = TypeVar("Result")
 
 LOOK_SECONDS = 0.2  # between looks whether a task has ended
 RETRIES = 2  # of a task whose node or process is lost, by Ray itself
-AT_ONCE = 256  # tasks submitted at the same time, where `compute.workers` does not say
 
 
 class RayTasks:
     """Calls become tasks of a cluster, which decides what runs where and when."""
 
     def __init__(self, config: ComputeConfig, threads: int) -> None:
-        self.count = config.workers or AT_ONCE
         self._threads = threads or max(1, int(config.num_cpus))
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
@@ -44,7 +42,8 @@ class RayTasks:
                 "RAY_AUTH_MODE=token here too)"
             ) from None
         memory = int(config.memory_gb * 1e9)
-        check_room({"CPU": config.num_cpus, "GPU": config.num_gpus, "memory": memory})
+        room = capacity({"CPU": config.num_cpus, "GPU": config.num_gpus, "memory": memory})
+        self.count = config.workers or room
         self._task = ray.remote(_run).options(
             num_cpus=config.num_cpus,
             num_gpus=config.num_gpus,
@@ -95,16 +94,21 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def check_room(needs: dict[str, float]) -> None:
-    """ValueError: no node of the cluster can ever run a task with these needs."""
+def capacity(needs: dict[str, float]) -> int:
+    """How many tasks with these needs the cluster runs at the same time. ValueError: no node can
+    ever run one.
+    """
+    asked = {name: need for name, need in needs.items() if need}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(all(node.get(k, 0) >= need for k, need in needs.items()) for node in nodes):
-        asked = ", ".join(f"{name} {need:g}" for name, need in needs.items() if need)
+    room = sum(min(int(n.get(name, 0) // need) for name, need in asked.items()) for n in nodes)
+    if not room:
+        wanted = ", ".join(f"{name} {need:g}" for name, need in asked.items())
         have = (", ".join(f"{name} {node.get(name, 0):g}" for name in needs) for node in nodes)
         raise ValueError(
-            f"compute: a task needs {asked}, and no node of the Ray cluster has that: "
+            f"compute: a task needs {wanted}, and no node of the Ray cluster has that: "
             f"{'; '.join(sorted(set(have)))}"
         )
+    return room
 
 
 class Board:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -110,7 +111,11 @@ class Table:
             left_out = self.left_out()
             everything = [DENSE, *(label for label in self.variants if label not in left_out)]
             unbuilt = [label for label in everything if not store.is_whole(self.folder(label))]
-        self._build(unbuilt, small=False)
+        by_seed = sorted(unbuilt, key=lambda label: self.variant(label).seed)
+        count = min(self.workers.count, len(by_seed))  # each walks through the model by itself
+        cuts = [len(by_seed) * part // count for part in range(count + 1)]
+        parts = [by_seed[start:stop] for start, stop in pairwise(cuts)]
+        each(self.workers, partial(self._build, small=False), parts, self.report)
 
     def _build_to_run(self, labels: Sequence[str]) -> None:
         """The same where they are to answer: hours are not spent on a model that cannot."""
@@ -121,7 +126,7 @@ class Table:
             )
         self.build(labels)
 
-    def _build(self, labels: Sequence[str], small: bool) -> None:
+    def _build(self, labels: Sequence[str], report: Report, small: bool) -> None:
         """In one pass. If that is killed or hangs, it goes on with a smaller budget; if it is so
         again, each half goes on by itself, down to the variant that it is because of.
         """
@@ -134,7 +139,7 @@ class Table:
                 [self.variant(label) for label in labels],
                 calibration.read(self.config.calibration),
                 Path(self.config.cache_dir),
-                report=self.report,
+                report=report,
                 bounds=self._bounds(small),
             )
         except WorkerError as error:
@@ -145,7 +150,7 @@ class Table:
                 middle = len(unbuilt) // 2 if small else 0
                 for part in (unbuilt[:middle], unbuilt[middle:]):
                     if part:
-                        self._build(part, small=True)
+                        self._build(part, report, small=True)
         else:
             for label in labels:
                 if reason := failures.get(self.variant(label).id):

@@ -57,29 +57,36 @@ def build_pool(
     sweep(store_root)
     dense = Variant(base.name, base.revision)
     wanted = {v.id: v for v in (dense, *_with_phases(variants))}.values()
-    weights = [v for v in wanted if not v.decode_schedule and v != dense]
     how = verify.Check(base, calibration, folder_of(store_root, dense), max_perplexity_ratio, 0.0)
     tried: dict[str, VariantBuild] = {}
-    for stage in ([dense], weights, [v for v in wanted if v.decode_schedule]):  # needs those before
+
+    def build_each(stage: Sequence[Variant]) -> None:
         while missing := [
             v for v in stage if v.id not in tried and not store.is_whole(folder_of(store_root, v))
         ]:
             waiting = partial(report, "waiting for another process that builds", 0, len(missing))
             with leased(store_root, missing, waiting) as builds:
-                _build(builds, how, store_root, report)
-            tried |= {build.variant.id: build for build in builds}
+                started = time.perf_counter()
+                _solve(base, builds, calibration, report)
+                timed = how._replace(seconds=time.perf_counter() - started)
+                if dense not in stage:
+                    build_each([dense])  # with which they are compared
+                _check(builds, timed, store_root, report)
+            tried.update({build.variant.id: build for build in builds})
+
+    build_each([v for v in wanted if not v.decode_schedule and v != dense])
+    build_each([dense])
+    build_each([v for v in wanted if v.decode_schedule])  # of those before
     if tried:
         _check_room(list(tried.values()))
         report("checking the built variants", len(tried), len(tried))
     return {id_: build.failure for id_, build in tried.items() if build.failure}
 
 
-def _build(
+def _check(
     builds: Sequence[VariantBuild], how: verify.Check, store_root: Path, report: Report
 ) -> None:
-    started = time.perf_counter()
-    _solve(how.base, builds, how.calibration, report)
-    how = how._replace(seconds=time.perf_counter() - started)
+    """Read the variants back and describe them; those that can be become whole."""
     for done, build in enumerate(builds):
         report("checking the built variants", done, len(builds))
         if build.failure:

@@ -1,8 +1,9 @@
 """One pass over a base model, layer by layer, with one layer in memory.
 
 The forward pass is the model's own. It runs on the meta device but for the parts in use: each
-decoder layer is read from the checkpoint when its turn comes, runs over all calibration samples in
-micro-batches while the moments of its linear inputs are summed, is handed to `visit`, and freed.
+decoder layer is read from the checkpoint when its turn comes, runs over the calibration samples one
+by one while the moments of its linear inputs are summed, is handed to `visit`, and freed. A seed's
+sums have the same bits whichever other seeds are drawn with it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,9 +30,7 @@ from ptsearch.quantize.layer import Layer, Moments
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MICRO_BATCH_TOKENS = 2048
 H_BLOCK = 256  # columns: only blocks on and below the diagonal of H are computed
-Parts = list[tuple[Tensor, tuple[int, ...]]]  # rows of a micro-batch, and the seeds that drew them
 
 
 class Samples(NamedTuple):
@@ -59,9 +58,9 @@ def walk(
     tokens, seeds = samples
     root, layers = layers_of(model)
     decoder = cast("PreTrainedModel", model.get_submodule(root.rpartition(".")[0]))
-    parts = _micro_batches(len(tokens), tokens.shape[1], seeds)
-    order = torch.cat([rows for rows, _ in parts])
-    tokens = tokens[order]
+    drawn_by = [
+        tuple(seed for seed, rows in seeds.items() if row in rows) for row in range(len(tokens))
+    ]
     last = torch.empty(0)
 
     def run_layer(index: int, *args: Any, **kwargs: Any) -> Tensor:
@@ -73,21 +72,21 @@ def walk(
         materialise(layer, stored, prefix)
         over = not _elsewhere(args[0], (args[1:], kwargs))
         if index < first:
-            last = _run(layers, index, (args, kwargs), parts, None, over)
+            last = _run(layers, index, (args, kwargs), drawn_by, None, over)
             empty(layer)
             give_back()
             return last if index + 1 < len(layers) else last[:1]
         sums = _Sums(prefix, layer)
         rest = _rows((args[1:], kwargs), len(tokens), slice(0, 1))
         example = (args[0][:1].clone(), *rest[0]), rest[1]
-        last = _run(layers, index, (args, kwargs), parts, sums, over and not sequential)
+        last = _run(layers, index, (args, kwargs), drawn_by, sums, over and not sequential)
         sums.close()
         give_back()
         layer_of = Layer(index, prefix, layer, stored, sums.inputs, sums.moments(), example)
         changed = visit(layer_of)
         if sequential and changed:
             materialise(layer, {**stored, **changed}, prefix)
-            last = _run(layers, index, (args, kwargs), parts, None, over)
+            last = _run(layers, index, (args, kwargs), drawn_by, None, over)
         empty(layer)
         give_back()
         return last if index + 1 < len(layers) else last[:1]  # nothing after it is needed
@@ -97,7 +96,7 @@ def walk(
     model.tie_weights()
     with forwards(layers, run_layer), torch.inference_mode():
         decoder(input_ids=tokens, use_cache=False)
-    return last[order.argsort()]
+    return last
 
 
 def _forget_embeddings(model: "PreTrainedModel", decoder: "PreTrainedModel") -> None:
@@ -111,17 +110,17 @@ def _run(
     layers: nn.ModuleList,
     index: int,
     arguments: Arguments,
-    parts: Parts,
+    drawn_by: Sequence[tuple[int, ...]],
     sums: "_Sums | None",
     over: bool,
 ) -> Tensor:
-    """What leaves a layer, in micro-batches; `over`: written over what enters it."""
+    """What leaves a layer, sample by sample; `over`: written over what enters it."""
     entering = arguments[0][0]
-    outputs, done = entering if over else torch.empty_like(entering), 0
-    for rows, drawn_by in parts:
-        taken = slice(done, done := done + len(rows))
+    outputs = entering if over else torch.empty_like(entering)
+    for row, seeds in enumerate(drawn_by):
         if sums:
-            sums.drawn_by = drawn_by
+            sums.drawn_by = seeds
+        taken = slice(row, row + 1)
         outputs[taken] = run_layer(layers, index, _rows(arguments, len(entering), taken))
     return outputs
 
@@ -134,7 +133,7 @@ class _Sums:
         self.drawn_by: tuple[int, ...] = ()  # seeds that drew the samples now running
         self._sums: list[dict[int, Moments]] = []
         self._slot: dict[str, int] = {}  # linear -> index in inputs
-        self._seen: list[Tensor] = []  # each input of the first micro-batch, held to compare
+        self._seen: list[Tensor] = []  # each input when it came first, held to compare
         self._linears = {
             prefix + name: module
             for name, module in layer.named_modules()
@@ -198,18 +197,6 @@ class _Sums:
         self._seen.append(X)
         self.inputs.append((name,))
         self._sums.append({})
-
-
-def _micro_batches(count: int, length: int, seeds: Mapping[int, Sequence[int]]) -> Parts:
-    """Rows of one micro-batch are drawn by the same seeds."""
-    drawn_by: dict[tuple[int, ...], list[int]] = {}
-    for row in range(count):
-        key = tuple(seed for seed, rows in seeds.items() if row in rows)
-        drawn_by.setdefault(key, []).append(row)
-    size = max(1, MICRO_BATCH_TOKENS // length)
-    return [
-        (part, key) for key, rows in drawn_by.items() for part in torch.tensor(rows).split(size)
-    ]
 
 
 def _elsewhere(tensor: Tensor, arguments: Arguments) -> bool:

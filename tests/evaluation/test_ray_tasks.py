@@ -17,7 +17,7 @@ from ptsearch.evaluation.table import DENSE, open_table
 from ptsearch.evaluation.workers import Bounds, WorkerError, workers
 
 ray = pytest.importorskip("ray")
-from ptsearch.evaluation.ray_tasks import RayTasks, check_room  # noqa: E402
+from ptsearch.evaluation.ray_tasks import RayTasks, capacity  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning")
 POOL = "[{method: rtn, bits: [3, 8]}, {method: gptq, bits: [3, 4], seed: [0, 1]}]"
@@ -72,9 +72,10 @@ def test_a_task_that_hangs_is_told(tasks: RayTasks) -> None:
 
 def test_what_no_node_can_ever_run_is_an_error_at_once(tasks: RayTasks) -> None:
     with pytest.raises(ValueError, match=r"a task needs CPU 1, GPU 64, and no node .* has that"):
-        check_room({"CPU": 1, "GPU": 64, "memory": 0})
+        capacity({"CPU": 1, "GPU": 64, "memory": 0})
+    assert capacity({"CPU": 0.5, "GPU": 0, "memory": 1e6}) == 2 * capacity({"CPU": 1})
     with pytest.raises(ValueError, match="memory 1e"):
-        check_room({"CPU": 1, "GPU": 0, "memory": 1e15})
+        capacity({"CPU": 1, "GPU": 0, "memory": 1e15})
 
 
 @pytest.mark.faults
@@ -124,11 +125,13 @@ def test_the_same_as_on_this_machine_bit_for_bit(tiny_model: Path, tmp_path: Pat
         where: ensured(
             composed(
                 "model=path", f"model.path={tiny_model}", "pool.group_size=32",
-                f"pool.variants={POOL}", *SMALL, f"compute={where}", "compute.workers=2",
+                f"pool.variants={POOL}", *SMALL, f"compute={where}",
                 "engine.threads=1", f"cache_dir={tmp_path / where}", *more,
             )
         )
-        for where, *more in (("local",), ("ray", "compute.address=local"))
+        for where, *more in (
+            ("local", "compute.workers=1"), ("ray", "compute.workers=2", "compute.address=local"),
+        )
     }  # fmt: skip
     assert found["local"].keys() == found["ray"].keys()
     assert sum(name.startswith("predictions") for name in found["ray"]) == 7 * 5
