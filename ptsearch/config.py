@@ -308,7 +308,7 @@ class ServeConfig:
     api_key_env: str = ""  # name of the environment variable that holds the key; "" = no key
     max_body: int = least(1_000_000, 1)  # bytes of a request
     max_prompt: int = least(100_000, 1)  # characters of the prompt and the labels
-    deadline: float = least(30.0, 0.001)  # seconds from a complete request to its vote
+    deadline: float = least(60.0, 0.001)  # seconds from a complete request to its vote
     max_concurrent: int = least(256, 1)  # requests under way; more get a 429
     log_prompts: bool = False
     max_changed: int = least(0, 0)  # votes of verify.jsonl that may change

@@ -18,7 +18,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 from ptsearch import engine as engines
-from ptsearch.benchmarks.parsing import UNUSABLE
+from ptsearch.benchmarks.parsing import UNUSABLE, Question
 from ptsearch.config import EngineConfig, ServeConfig
 from ptsearch.deploy.ensemble import Answer, PrecisionEnsemble, tokenized
 from ptsearch.deploy.folder import Exported
@@ -28,7 +28,8 @@ from ptsearch.serve.replies import NOT_ASKED, Members, Reply, answered
 
 MOST = 64  # queries of a batch
 STILL = 0.002  # seconds without an arrival after which a batch is closed
-QUICK = 8_000  # characters of work of a query in the quick line, and about half of a batch's
+QUICK = (1_000, 32_000)  # characters in the quick line, at least and at most, by speed
+PROBE = 1_000  # characters whose time tells the speed
 STEP = 200  # characters as much work as a token of a reply, which a batch's rows share
 JOINS = 64  # labels whose tokenizing behind a prompt is as much work as reading it
 PREFERRED = 1000  # characters of work that let one that arrived a second later go first
@@ -56,6 +57,7 @@ class Work(NamedTuple):
     thread: ThreadPoolExecutor
     ensemble: PrecisionEnsemble
     lazy: bool
+    quick: int  # characters that take a second: a query of the quick line, about half of a batch
 
 
 @asynccontextmanager
@@ -68,7 +70,7 @@ async def members(
 
     async def ask(query: Query) -> list[Reply]:
         waiting, work = Waiting(query, loop.create_future()), _work([query])
-        line = lines[work > QUICK].line
+        line = lines[work > quick].line
         line.put_nowait((loop.time() + work / PREFERRED, next(numbers), waiting))
         return await waiting.replies
 
@@ -81,7 +83,8 @@ async def members(
             ensemble.engines[label] = engines.keeping(each, settings.keep_tokens)
             for thread in threads:  # it learns the number of cores before a lane changes it
                 await loop.run_in_executor(thread, engines.lanes_of, each)
-        lines = [Work(Line(), thread, ensemble, settings.lazy) for thread in threads]
+        quick = await loop.run_in_executor(threads[0], _quick, ensemble)
+        lines = [Work(Line(), thread, ensemble, settings.lazy, quick) for thread in threads]
         batches = [asyncio.create_task(_batches(work)) for work in lines]
         try:
             yield Members(ask, list)
@@ -89,6 +92,18 @@ async def members(
             for task in batches:
                 task.cancel()
             await asyncio.gather(*batches, return_exceptions=True)
+
+
+def _quick(ensemble: PrecisionEnsemble) -> int:
+    """Characters of work that a second is enough for; within QUICK."""
+    text = "Each line of it is read once, and nothing of it was read before. " * PROBE
+    seconds = 1.0
+    for number in range(2):  # the first call of a model is slow
+        started = perf_counter()
+        with suppress(ValueError):  # so small a context
+            ensemble.ask([Query(f"{number}. {text}"[:PROBE], Question(("no", "yes")))])
+        seconds = perf_counter() - started
+    return int(min(max(PROBE / seconds, QUICK[0]), QUICK[1]))
 
 
 def _work(queries: Sequence[Query]) -> int:
@@ -115,7 +130,7 @@ async def _batches(work: Work) -> None:
         loop.call_soon_threadsafe(settle, waiting, replies)
 
     while True:
-        batch = await _gather(work.line)
+        batch = await _gather(work.line, work.quick)
         answers = loop.run_in_executor(work.thread, _answer, work.ensemble, batch, work.lazy, tell)
         await asyncio.wait([answers])
         if error := answers.exception():  # of this batch alone
@@ -124,7 +139,7 @@ async def _batches(work: Work) -> None:
                 settle(waiting, ApiError(500, "the model failed"))
 
 
-async def _gather(line: Line) -> list[Waiting]:
+async def _gather(line: Line, most: int) -> list[Waiting]:
     """The first that is due, and whatever comes on its heels.
 
     Clients that were answered together ask again together: without the pause the first of them
@@ -132,7 +147,7 @@ async def _gather(line: Line) -> list[Waiting]:
     """
     batch = [(await line.get())[-1]]
     with suppress(TimeoutError):
-        while len(batch) < MOST and _work([waiting.query for waiting in batch]) < QUICK:
+        while len(batch) < MOST and _work([waiting.query for waiting in batch]) < most:
             batch.append((await asyncio.wait_for(line.get(), STILL))[-1])
     return batch
 

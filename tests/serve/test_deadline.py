@@ -33,7 +33,7 @@ def long_labels(monkeypatch) -> None:
 
 
 class Calls:
-    """When each call of `PrecisionEnsemble.ask` began and ended."""
+    """Whether a call of `PrecisionEnsemble.ask` has begun, and ended; made once a server is up."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         ask = PrecisionEnsemble.ask
@@ -83,26 +83,26 @@ def test_a_short_request_does_not_wait_for_a_long_one(folder) -> None:
 
 
 def test_a_request_ends_at_its_deadline_and_so_does_its_work(folder, monkeypatch) -> None:
-    calls = Calls(monkeypatch)
-    with local(folder, deadline=0.5) as url:
+    with local(folder, deadline=2) as url:
+        calls = Calls(monkeypatch)
         said = post(url, LONG)
         assert said.status_code == 504
         assert said.json()["error"]["code"] == "deadline"
         assert "serve.deadline" in said.json()["error"]["message"]
-        assert calls.ended.wait(10)
+        assert calls.ended.wait(20)
         assert post(url, SHORT).status_code == 200
 
 
 def test_the_work_of_a_client_that_left_is_dropped(folder, monkeypatch) -> None:
-    calls = Calls(monkeypatch)
     with local(folder, deadline=600) as url:
+        calls = Calls(monkeypatch)
         host, port = httpx.URL(url).host, httpx.URL(url).port
         body = json.dumps(LONG).encode()
         head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
         with socket.create_connection((host, port), timeout=10) as client:
             client.sendall(head.encode() + body)
-            assert calls.started.wait(5)
-        assert calls.ended.wait(10)
+            assert calls.started.wait(20)
+        assert calls.ended.wait(20)
         shown = httpx.get(url.replace("/v1", "/metrics")).text
         assert 'ptsearch_requests_total{status="499"} 1.0' in shown
         assert "ptsearch_requests_in_progress 0.0" in shown
