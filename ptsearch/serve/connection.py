@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, Scope
 
 HEAD_SECONDS = 5.0  # from a connection, or a request's first byte, to the end of its headers
+GRACE = 1.0  # seconds in which a new connection's request may wait to be read
 SAID_AGAIN = 60.0  # seconds between two warnings that file handles are short
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,8 @@ log = logging.getLogger(__name__)
 class Connection(H11Protocol):
     """Work for a client that has left is cancelled, and headers that dawdle close the connection.
 
-    A connection beyond `most` closes the one that has gone longest without a complete request.
+    A connection beyond `most` closes the one that has gone longest without a complete request; a
+    new one is spared at first, up to twice as many.
     """
 
     most = 512
@@ -32,10 +34,13 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         self.app, self.since = self._answer, self.loop.time()
         self._await_head()
-        if len(self.connections) > self.most:
+        if (more := len(self.connections) - self.most) > 0:
+            before = self.loop.time() - (GRACE if more <= self.most else 0)
             others = [each for each in self.connections if isinstance(each, Connection)]
             idle = [each for each in others if not (each._busy() or each.transport.is_closing())]
-            min(idle, key=lambda each: each.since).transport.abort()  # this one, if all are busy
+            first = min(idle, key=lambda each: each.since)  # this one, if all are busy
+            if first.since <= before:
+                first.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
