@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 PORT ?= 5000
+CORES ?= 2
 PEERS ?= ../shared/peers
 BENCHMARKS ?= $(PEERS)/../benchmarks
 OTHERS := mlruns/peers
@@ -19,7 +20,7 @@ test: $(READY)
 	$(RUN) -m ruff check ptsearch tests experiments examples docs
 	$(RUN) -m ruff format --check ptsearch tests experiments examples docs
 	$(RUN) -m mypy
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest -n $(CORES) --dist loadfile $(ARGS)
 
 test-slow: $(READY)
 	$(RUN) -m pytest -m slow $(ARGS)

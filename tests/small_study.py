@@ -7,7 +7,6 @@ SMALL = (
     "calibration.length=64",
     "benchmarks.limit=10",
     "latency.prompts=4",
-    "compute.workers=0",  # a process of its own takes seconds to start
 )
 STUDY = (*SMALL, "study.need_skill=false")  # tiny random models have none
 
