@@ -84,13 +84,16 @@ def problems(found: Sequence[Entry]) -> Iterator[str]:
 
 
 def prunable(found: Sequence[Entry], policy: CacheConfig, now: float | None = None) -> list[Entry]:
-    """What no kept study uses and nothing has changed for `older_than` days."""
+    """What no kept study uses and nothing has changed for `older_than` days; downloaded benchmarks
+    stay, and unfinished builds are left to the next build.
+    """
     kept = policy.keep_studies
     last = (time.time() if now is None else now) - DAY * policy.older_than
     return [
         entry
         for entry in found
         if entry.changed <= last
+        and entry.name.partition("/")[0] not in NOT_SEALED
         and not (set(entry.studies) if kept is None else set(entry.studies) & set(kept))
     ]
 

@@ -72,8 +72,11 @@ def test_every_damaged_file_is_named(filled: Path) -> None:
 
 
 def test_what_kept_studies_use_and_what_is_new_stays(filled: Path) -> None:
+    for kept in ("unfinished/abc", "benchmarks/mmlu-1"):
+        (filled / kept).mkdir(parents=True)
+        (filled / kept / "file").write_text("held")
     studies = {"a": used(FOUR), "b": used(PHASED)}
-    now = time.time()
+    now = time.time() + 1
 
     def gone(**policy: object) -> set[str]:
         entries = cache.entries(filled, studies)
