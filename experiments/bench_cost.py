@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 
 from ptsearch import engine as engines
 from ptsearch.config import EngineConfig
-from ptsearch.deploy.ensemble import PrecisionEnsemble
+from ptsearch.deploy.ensemble import PrecisionEnsemble, say, tokenized
 from ptsearch.deploy.folder import open_folder, read_verify
-from ptsearch.deploy.query import Query
+from ptsearch.deploy.query import MemberAnswer, Query
 from ptsearch.evaluation.workers import quiet_libraries
 from ptsearch.search.scorer import percentiles
 
@@ -64,16 +64,22 @@ def main(folder: Path, rounds: int) -> None:
     sys.stdout.write(json.dumps(found) + "\n")
 
 
+def ask_member(ensemble: PrecisionEnsemble, member: str, asked: Query) -> MemberAnswer:
+    """What one member says, without the others."""
+    tokens = tokenized(ensemble.prompters[member], asked)
+    return say(ensemble.engines[member], {0: tokens}, lambda _: True)[0]
+
+
 def one_by_one(
     ensemble: PrecisionEnsemble, queries: Sequence[Query], rounds: int
 ) -> dict[str, Any]:
     """Members in this process, with all cores; together they are beside the sum, not predicted."""
     ways: dict[str, Callable[[Query], Any]] = {
-        member: lambda asked, member=member: ensemble.ask_member(member, [asked])  # type: ignore[misc]
+        member: lambda asked, member=member: ask_member(ensemble, member, asked)  # type: ignore[misc]
         for member in ensemble.members
     }
     ways[ALL] = ways[AGAIN] = lambda asked: [
-        ensemble.ask_member(member, [asked]) for member in ensemble.members
+        ask_member(ensemble, member, asked) for member in ensemble.members
     ]
     ways[TOGETHER] = lambda asked: ensemble.ask([asked])
     ways[LAZY] = lambda asked: ensemble.ask([asked], lazy=True)[0]
@@ -170,7 +176,7 @@ def answer(folder: str, member: str, pipe: Connection) -> None:
     ensemble = PrecisionEnsemble(opened, {member: engine})
     pipe.send(None)
     while True:
-        ensemble.ask_member(member, [pipe.recv()])
+        ask_member(ensemble, member, pipe.recv())
         pipe.send(None)
 
 

@@ -25,6 +25,7 @@ from ptsearch.scoring.cost import VariantCost
 from ptsearch.scoring.intervals import ClusterSums, max_t_intervals
 from ptsearch.scoring.scores import Part, Questions
 from ptsearch.search import enumeration, pareto
+from ptsearch.shared import AnswerCodes, Floats
 from ptsearch.voting import votes as voting
 
 SAMPLES, LABELS = 40_000, 5
@@ -60,7 +61,7 @@ def table(rng: np.random.Generator, places: tuple[tuple[str, str, str], ...]) ->
     )
 
 
-def answers(rng: np.random.Generator, asked: Questions, variants: int) -> voting.AnswerCodes:
+def answers(rng: np.random.Generator, asked: Questions, variants: int) -> AnswerCodes:
     shape = (variants, asked.gold.size)
     guess = rng.integers(-1, LABELS, shape)
     return np.where(rng.random(shape) < 0.5, asked.gold, guess).astype(np.int16)
@@ -119,7 +120,7 @@ def same_as_reference(peers: Path) -> bool:
         for v, size in enumerate(sizes)
     ]
 
-    def objectives(masks: enumeration.Masks) -> enumeration.Floats:
+    def objectives(masks: enumeration.Masks) -> Floats:
         found = enumeration.score_all(asked, codes, precision, {"ood": 1.0}, masks)
         memory_gb, _ = enumeration.cost_all(costs, "parallel", masks)
         correct = np.round(found["trust"] * samples / 100)

@@ -35,7 +35,7 @@ from aiohttp import web
 from ptsearch import store
 from ptsearch.benchmarks import sources
 from ptsearch.config import BenchmarksConfig
-from ptsearch.deploy.folder import FORMAT
+from ptsearch.deploy.description import FORMAT
 
 LABELS = ["no", "yes"]
 BITS = [8, 4, 3]

@@ -64,7 +64,12 @@ def main(number: int, methods: list[str]) -> None:
                 raise SystemExit
             return {}
 
-        layerwise.walk(read, layers.skeleton(base), layerwise.Samples(tokens, seeds), visit)
+        layerwise.walk(
+            read,
+            layers.skeleton(base.path, base.trust_remote_code),
+            layerwise.Samples(tokens, seeds),
+            visit,
+        )
 
 
 def show(layer: Layer, variants: list[Variant]) -> None:

@@ -20,7 +20,6 @@ from ptsearch import store
 from ptsearch.benchmarks import sources
 from ptsearch.config import BenchmarksConfig, EngineConfig
 from ptsearch.evaluation import evaluate
-from ptsearch.models import loading
 
 
 def main() -> None:
@@ -33,7 +32,7 @@ def main() -> None:
     there = EngineConfig(name="vllm", python=args.vllm, args=["--enforce-eager"])
     for folder in args.variants:
         ours, theirs = (answers(folder, settings, args.limit) for settings in (here, there))
-        row = {"variant": store.read_json(folder / loading.META)["label"], "form": theirs["form"]}
+        row = {"variant": store.read_json(folder / store.META)["label"], "form": theirs["form"]}
         pairs = list(zip(ours["rows"], theirs["rows"], strict=True))
         scored = [(a["logprobs"], b["logprobs"]) for a, b in pairs if a["logprobs"]]
         replies = [(a["reply"], b["reply"]) for a, b in pairs if a["reply"] is not None]
