@@ -139,7 +139,7 @@ def write_text(path: Path, text: str) -> None:
 def new_file(path: Path) -> Iterator[Path]:
     """A temporary sibling of `path` that replaces `path` on success and vanishes otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = _part(path)
+    part = part_of(path)
     try:
         yield part
         part.replace(path)
@@ -181,7 +181,8 @@ def remove_parts(folder: Path, name: str = "") -> None:
             part.unlink(missing_ok=True)
 
 
-def _part(path: Path) -> Path:
+def part_of(path: Path) -> Path:
+    """A name beside `path` for what becomes it when it is whole; see `remove_parts`."""
     return path.with_name(f".{path.name}.part-{os.getpid()}-{secrets.token_hex(4)}")
 
 
@@ -192,7 +193,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     FullDiskError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = _part(path)
+    part = part_of(path)
     try:
         part.mkdir()
         yield part

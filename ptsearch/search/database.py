@@ -19,6 +19,8 @@ from sqlalchemy import create_engine, func, make_url, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+from ptsearch import store
+
 KEEPALIVE = {"idle": 30, "interval": 10, "count": 3}  # a lost machine is noticed in a minute
 TIMEOUT = 10  # seconds to reach a server
 ALONE = "alone"
@@ -129,7 +131,7 @@ def _path(url: str) -> Path:
 def _make(path: Path, create: Callable[[str], object]) -> None:
     if path.exists():
         return
-    part = path.with_name(f".{path.name}.part-{os.getpid()}-{secrets.token_hex(4)}")
+    part = store.part_of(path)
     try:
         create(f"sqlite:///{part}")
         for rest in ("-wal", "-shm"):  # of a lost database: SQLite would read them into this one
