@@ -9,7 +9,7 @@ import socket
 import uuid
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -19,7 +19,6 @@ from ptsearch.config import ComputeConfig
 from ptsearch.evaluation.workers import ANY, Bounds, WorkerError, perform
 from ptsearch.shared import Report
 
-Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
 
 LOOK_SECONDS = 0.2  # between looks whether a task has ended
@@ -54,15 +53,9 @@ class RayTasks:
         beside = NodeAffinitySchedulingStrategy(here, soft=False)
         self._board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=beside).remote()
 
-    def call(
-        self,
-        function: Callable[[*Arguments, Report], Result],
-        *args: *Arguments,
-        report: Report,
-        bounds: Bounds = ANY,
-    ) -> Result:
+    def call(self, job: Callable[[Report], Result], report: Report, bounds: Bounds = ANY) -> Result:
         call, threads = uuid.uuid4().hex, 1 if bounds.small else self._threads
-        task = self._task.remote(function, args, threads, os.getcwd(), self._board, call)
+        task = self._task.remote(job, threads, os.getcwd(), self._board, call)
         silent, at_work, done = 0.0, False, False
         while not done:
             done = bool(ray.wait([task], timeout=LOOK_SECONDS)[0])
@@ -125,8 +118,7 @@ class Board:
 
 
 def _run(
-    function: Callable[[*Arguments, Report], Result],
-    args: tuple[*Arguments],
+    job: Callable[[Report], Result],
     threads: int,
     folder: str,
     board: Any,
@@ -134,4 +126,4 @@ def _run(
 ) -> Result:
     board.put.remote(call, None)  # it has started
     os.chdir(folder)
-    return perform(function, args, threads, lambda *event: board.put.remote(call, event))
+    return perform(job, threads, lambda *event: board.put.remote(call, event))

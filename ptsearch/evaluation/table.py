@@ -90,9 +90,8 @@ class Table:
         if self.reader:
             left = (unread.ask for _, found in read.values() for unread in found)
             if asks := llm_judge.unsettled(self.reader, left):
-                self.workers.call(
-                    llm_judge.settle, self.reader, asks, report=self.report, bounds=self._bounds()
-                )
+                job = partial(llm_judge.settle, self.reader, asks)
+                self.workers.call(job, self.report, self._bounds())
         for label in missing:
             if label in read:
                 self.entries[label] = self._entry(label, *read[label])
@@ -120,28 +119,24 @@ class Table:
     def _build_to_run(self, labels: Sequence[str]) -> None:
         """The same where they are to answer: hours are not spent on a model that cannot."""
         if not all(store.is_whole(self.folder(label)) for label in labels):
-            engine = self.config.engine
-            self.workers.call(
-                evaluate.check_runs, self.base, engine, report=self.report, bounds=self._bounds()
-            )
+            job = partial(evaluate.check_runs, self.base, self.config.engine)
+            self.workers.call(job, self.report, self._bounds())
         self.build(labels)
 
     def _build(self, labels: Sequence[str], report: Report, small: bool) -> None:
         """In one pass. If that is killed or hangs, it goes on with a smaller budget; if it is so
         again, each half goes on by itself, down to the variant that it is because of.
         """
+        job = partial(
+            build.build_pool,
+            self.base,
+            [self.variant(label) for label in labels],
+            calibration.read(self.config.calibration),
+            Path(self.config.cache_dir),
+            max_perplexity_ratio=self.config.pool.max_perplexity_ratio,
+        )
         try:
-            failures = self.workers.call(
-                partial(
-                    build.build_pool, max_perplexity_ratio=self.config.pool.max_perplexity_ratio
-                ),
-                self.base,
-                [self.variant(label) for label in labels],
-                calibration.read(self.config.calibration),
-                Path(self.config.cache_dir),
-                report=report,
-                bounds=self._bounds(small),
-            )
+            failures = self.workers.call(job, report, self._bounds(small))
         except WorkerError as error:
             unbuilt = [label for label in labels if not store.is_whole(self.folder(label))]
             if len(unbuilt) == 1 and small:
@@ -160,26 +155,30 @@ class Table:
         """Evaluate variants; which of them may not vote, and why."""
 
         def run(label: str, report: Report) -> str | None:
-            def attempt(bounds: Bounds) -> str:
-                task = evaluate.smaller(tasks[label]) if bounds.small else tasks[label]
-                return self.workers.call(
-                    evaluate.run, task, self.benchmarks, report=report, bounds=bounds
-                )
-
-            return self._twice(label, attempt)
+            whole, small = (
+                partial(evaluate.run, task, self.benchmarks)
+                for task in (tasks[label], evaluate.smaller(tasks[label]))
+            )
+            return self._twice(label, whole, small, report)
 
         reasons = each(self.workers, run, list(tasks), self.report)
         return {label: why for label, why in zip(tasks, reasons, strict=True) if why}
 
-    def _twice(self, label: str, attempt: Callable[[Bounds], Result]) -> Result | None:
+    def _twice(
+        self,
+        label: str,
+        job: Callable[[Report], Result],
+        smaller: Callable[[Report], Result],
+        report: Report,
+    ) -> Result | None:
         """If its worker is killed or hangs, once more with a smaller budget; then the variant is
         left out (None).
         """
         try:
-            return attempt(self._bounds())
+            return self.workers.call(job, report, self._bounds())
         except WorkerError:
             try:
-                return attempt(self._bounds(small=True))
+                return self.workers.call(smaller, report, self._bounds(small=True))
             except WorkerError as error:
                 self._fail(label, f"could not be evaluated: {error}")
         return None
@@ -261,15 +260,9 @@ class Table:
         """Measure the latencies that are missing, one after the other, nothing else running."""
         prompts = self.config.latency.prompts
         for label, task in tasks.items():
-
-            def measure(bounds: Bounds, task: evaluate.Task = task) -> None:
-                self.workers.call(
-                    evaluate.measure_latency, task, self.benchmarks, prompts,
-                    report=self.report, bounds=bounds,
-                )  # fmt: skip
-
             if label not in self.entries and not task.latency.exists():
-                self._twice(label, measure)
+                job = partial(evaluate.measure_latency, task, self.benchmarks, prompts)
+                self._twice(label, job, job, self.report)
 
     def _latency(self, label: str) -> Path:
         """Built variants run dequantized, in the dense model's form: one measurement is theirs, if
@@ -351,15 +344,12 @@ def open_table(
     """The table of a config: the base model is fetched, the pool spanned, nothing built yet."""
     config.engine.check()
     bounds = Bounds(config.compute.deadline)
-    engine = workers.call(evaluate.with_dtype, config.engine, report=report, bounds=bounds)
+    engine = workers.call(partial(evaluate.with_dtype, config.engine), report, bounds)
     config = replace(config, engine=engine)
     cache = Path(config.cache_dir)
-    base: BaseModel = workers.call(base_model.prepare, config.model, cache, report=report)
-    model = workers.call(
-        preflight.check,
-        base, benchmarks, config.engine, config.benchmarks.template,
-        report=report, bounds=bounds,
-    )  # fmt: skip
+    base = workers.call(partial(base_model.prepare, config.model, cache), report)
+    check = partial(preflight.check, base, benchmarks, engine, config.benchmarks.template)
+    model = workers.call(check, report, bounds)
     pool = expand_pool(
         Variant(base.name, base.revision),
         config.pool.variants,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from joblib.externals import loky
 
@@ -24,7 +24,6 @@ from ptsearch.shared import Report
 if TYPE_CHECKING:
     from ptsearch.evaluation.ray_tasks import RayTasks
 
-Arguments = TypeVarTuple("Arguments")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -48,18 +47,12 @@ ANY = Bounds()
 
 
 class Pool(Protocol):
-    """Where calls run."""
+    """Where jobs run."""
 
-    count: int  # of calls at the same time
+    count: int  # of jobs at the same time
 
-    def call(
-        self,
-        function: Callable[[*Arguments, Report], Result],
-        *args: *Arguments,
-        report: Report,
-        bounds: Bounds = ANY,
-    ) -> Result:
-        """`function(*args, report)` elsewhere; its exceptions are raised here.
+    def call(self, job: Callable[[Report], Result], report: Report, bounds: Bounds = ANY) -> Result:
+        """`job(report)` elsewhere, a `partial` of a function; its exceptions are raised here.
 
         WorkerError: the worker was killed, crashed, or was silent for too long.
         """
@@ -113,14 +106,8 @@ class Here:
 
     count = 1
 
-    def call(
-        self,
-        function: Callable[[*Arguments, Report], Result],
-        *args: *Arguments,
-        report: Report,
-        bounds: Bounds = ANY,
-    ) -> Result:
-        return function(*args, report)
+    def call(self, job: Callable[[Report], Result], report: Report, bounds: Bounds = ANY) -> Result:
+        return job(report)
 
     def close(self) -> None:
         pass
@@ -147,17 +134,11 @@ class Processes:
             gpu = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if len(gpus) > 1 else {}
             self._free.put(self._start({"OMP_NUM_THREADS": str(threads), **gpu}))
 
-    def call(
-        self,
-        function: Callable[[*Arguments, Report], Result],
-        *args: *Arguments,
-        report: Report,
-        bounds: Bounds = ANY,
-    ) -> Result:
+    def call(self, job: Callable[[Report], Result], report: Report, bounds: Bounds = ANY) -> Result:
         worker = self._free.get()
         try:
             threads = 1 if bounds.small else self._threads
-            answer = worker.executor.submit(_run, function, args, threads)
+            answer = worker.executor.submit(_run, job, threads)
             silent = 0.0  # counted in looks: a machine that slept has not waited
             while not answer.done() or worker.reports.poll():
                 if worker.reports.poll(REPORT_SECONDS):
@@ -217,23 +198,16 @@ def _prepare(reports: Connection) -> None:
     _compat.keep_worker()
 
 
-def perform(
-    function: Callable[[*Arguments, Report], Result],
-    args: tuple[*Arguments],
-    threads: int,
-    report: Report,
-) -> Result:
-    """A call, in its worker."""
+def perform(job: Callable[[Report], Result], threads: int, report: Report) -> Result:
+    """A job, in its worker."""
     import torch
 
     torch.set_num_threads(threads)
-    return function(*args, report)
+    return job(report)
 
 
-def _run(
-    function: Callable[[*Arguments, Report], Result], args: tuple[*Arguments], threads: int
-) -> Result:
-    return perform(function, args, threads, lambda *report: _reports.send(report))
+def _run(job: Callable[[Report], Result], threads: int) -> Result:
+    return perform(job, threads, lambda *report: _reports.send(report))
 
 
 def _end_with_parent() -> None:

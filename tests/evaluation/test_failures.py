@@ -20,11 +20,11 @@ POOL = "[{method: rtn, bits: [3, 8]}, {method: gptq, bits: [3, 4]}]"
 WORST, WORSE = "rtn-3b-g32-s0", "gptq-4b-g32-s0"
 
 
-def concerned(function: Any, args: tuple[Any, ...]) -> list[str]:
+def concerned(job: partial[Any]) -> list[str]:
     """The variants that a call builds or evaluates."""
-    if isinstance(function, partial):
-        return [variant.label for variant in args[1]]
-    return [args[0].label] if function.__name__ == "run" else []
+    if job.func.__name__ == "build_pool":
+        return [variant.label for variant in job.args[1]]
+    return [job.args[0].label] if job.func.__name__ == "run" else []
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """
     killed, call = list[list[str]](), Processes.call
 
-    def deadly(self: Processes, function: Any, *args: Any, report: Report, bounds=ANY) -> Any:
-        labels = concerned(function, args)
+    def deadly(self: Processes, job: partial[Any], report: Report, bounds=ANY) -> Any:
+        labels = concerned(job)
         if doomed := WORST in labels or labels == [WORSE]:
             killed.append(labels)
 
@@ -47,7 +47,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
                         if "popen_loky_posix" in " ".join(child.cmdline()):
                             os.kill(child.pid, signal.SIGKILL)
 
-        return call(self, function, *args, report=told, bounds=bounds)
+        return call(self, job, told, bounds)
 
     monkeypatch.setattr(Processes, "call", deadly)
     return killed

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,10 +43,10 @@ def test_results_reports_and_errors_arrive(tasks: RayTasks) -> None:
         return x * x
 
     seen: list[tuple[object, ...]] = []
-    assert tasks.call(work, 7, report=lambda *event: seen.append(event)) == 49
+    assert tasks.call(partial(work, 7), report=lambda *event: seen.append(event)) == 49
     assert seen == [("squaring", 7, 9)]
     with pytest.raises(ValueError, match=r"^x must not be 3$"):
-        tasks.call(work, 3, report=nothing)
+        tasks.call(partial(work, 3), report=nothing)
 
 
 def test_a_task_whose_process_is_lost_runs_again_and_one_that_kills_it_is_told(
@@ -57,9 +58,9 @@ def test_a_task_whose_process_is_lost_runs_again_and_one_that_kills_it_is_told(
             os.kill(os.getpid(), signal.SIGKILL)
         return len(list(tmp_path.iterdir()))
 
-    assert tasks.call(fragile, 1, report=nothing) == 2
+    assert tasks.call(partial(fragile, 1), report=nothing) == 2
     with pytest.raises(WorkerError, match="a worker process ended"):
-        tasks.call(fragile, 99, report=nothing)
+        tasks.call(partial(fragile, 99), report=nothing)
 
 
 def test_a_task_that_hangs_is_told(tasks: RayTasks) -> None:

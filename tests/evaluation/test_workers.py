@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -79,10 +80,10 @@ def nothing(*_: object) -> None:
 
 def test_a_call_runs_elsewhere_and_reports(pool: Processes) -> None:
     seen: list[tuple[object, ...]] = []
-    result, pid = pool.call(work, 7, report=lambda *event: seen.append(event))
+    result, pid = pool.call(partial(work, 7), report=lambda *event: seen.append(event))
     assert (result, seen) == (49, [("squaring", 1, 1)])
     assert pid != os.getpid()
-    assert pool.call(work, 3, report=nothing)[1] == pid  # the worker stays
+    assert pool.call(partial(work, 3), report=nothing)[1] == pid  # the worker stays
 
 
 def test_an_error_arrives_as_itself(pool: Processes) -> None:
@@ -93,15 +94,15 @@ def test_an_error_arrives_as_itself(pool: Processes) -> None:
 def test_a_killed_worker_is_told_and_replaced(pool: Processes) -> None:
     with pytest.raises(WorkerError, match="lack of memory"):
         pool.call(die, report=nothing)
-    assert pool.call(work, 2, report=nothing)[0] == 4
+    assert pool.call(partial(work, 2), report=nothing)[0] == 4
 
 
 @pytest.mark.parametrize("how", [stop, loop])
 def test_a_worker_that_hangs_is_told_and_replaced(pool: Processes, how) -> None:
-    pool.call(work, 2, report=nothing)
+    pool.call(partial(work, 2), report=nothing)
     with pytest.raises(WorkerError, match="no progress in 2 seconds"):
         pool.call(how, report=nothing, bounds=Bounds(silence=2))
-    assert pool.call(work, 2, report=nothing)[0] == 4
+    assert pool.call(partial(work, 2), report=nothing)[0] == 4
 
 
 def test_a_slow_worker_that_makes_progress_is_waited_for(pool: Processes) -> None:
@@ -138,7 +139,9 @@ def test_the_gpus_that_workers_get_are_the_visible_ones(monkeypatch) -> None:
 
 
 def test_map_keeps_the_order(pool: Processes) -> None:
-    found = each(pool, lambda n, report: pool.call(work, n, report=report), range(4), nothing)
+    found = each(
+        pool, lambda n, report: pool.call(partial(work, n), report=report), range(4), nothing
+    )
     assert [square for square, _ in found] == [0, 1, 4, 9]
 
 
@@ -162,5 +165,5 @@ def test_a_worker_ends_with_its_parent() -> None:
 
 
 def test_a_worker_whose_memory_grows_as_models_do_stays(pool: Processes) -> None:
-    pool.call(work, 1, report=nothing)
+    pool.call(partial(work, 1), report=nothing)
     assert len({pool.call(grow, report=nothing) for _ in range(2)}) == 1
