@@ -91,6 +91,7 @@ def test_the_export_stands_alone(pick: str, finished, monkeypatch, tmp_path) -> 
     assert store.verify_folder(out) == []
     described = yaml.safe_load((out / "ensemble.yaml").read_text())
     assert described["vote"]["rule"] == "majority"
+    assert (described["chat"]["prompt"], described["chat"]["texts"]) == ("chat", "text")
     assert set(described["vote"]["order"]) == {m["label"] for m in described["members"]}
     for member in described["members"]:
         folder = out / member["folder"]

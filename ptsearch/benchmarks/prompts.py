@@ -78,6 +78,18 @@ def ct_llama2(turns: Sequence[Turn]) -> list[str]:
 PIECES = {"raw": raw, "ct_llama2": ct_llama2}
 
 
+def as_text(turns: Sequence[Turn], form: str) -> str:
+    """The turns as one prompt in a form other than `chat`."""
+    return "".join(PIECES[form](turns))
+
+
+def was_turns(prompt: Prompt, form: str) -> bool:
+    """Whether a rendered prompt was made of turns: text then ends as the form ends a question."""
+    if not isinstance(prompt, str):
+        return True
+    return form in PIECES and prompt.endswith(as_text([Turn("user", "\0")], form).split("\0")[1])
+
+
 def _rendered_sample(benchmark: Benchmark, sample: Sample, form: str) -> Sample:
     if isinstance(sample.prompt, str):
         return sample
@@ -99,7 +111,7 @@ def _rendered_sample(benchmark: Benchmark, sample: Sample, form: str) -> Sample:
 
 def _rendered_scenario(scenario: Scenario, form: str) -> Scenario:
     def text(prompt: Prompt) -> Prompt:
-        return prompt if isinstance(prompt, str) else "".join(PIECES[form](prompt))
+        return prompt if isinstance(prompt, str) else as_text(prompt, form)
 
     calibration = {key: tuple(map(text, asked)) for key, asked in scenario.calibration.items()}
     scenario = replace(scenario, calibration=calibration)

@@ -36,8 +36,10 @@ class VoteInfo(Record):
 
 
 class ChatInfo(Record):
-    """How chat turns become a prompt."""
+    """How the study asked: what `answer` does with a text, and how chat turns become a prompt."""
 
+    texts: str = "text"  # most of its prompts were text as it is | turns: a text is a user's turn
+    prompt: str = "chat"  # benchmarks.prompt: turns go through the template | raw | ct_llama2
     arguments: dict[str, object] = Field(default_factory=dict)  # of the chat template
     form: list[str] = Field(default_factory=list)  # what turns must be changed to
 

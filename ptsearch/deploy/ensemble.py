@@ -4,11 +4,11 @@ ensemble = PrecisionEnsemble.from_pretrained("chosen")
 ensemble.answer(["Review: dull.\\nSentiment:"], ["negative", "positive"])[0].label
 """
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +22,7 @@ from ptsearch.deploy.description import Description
 from ptsearch.deploy.query import MemberAnswer, Query, Turns
 from ptsearch.engine import Engine, lanes, memory
 from ptsearch.models.prompting import Prompter
+from ptsearch.shared import one_of
 from ptsearch.voting.votes import decided, vote
 
 if TYPE_CHECKING:
@@ -94,16 +95,38 @@ class PrecisionEnsemble:
         max_new_tokens: int = 0,
         lazy: bool = False,
         lead: str | None = None,
+        texts: str = "",
     ) -> list[Answer]:
-        """One of `labels` for each prompt: text as it is, or chat turns ({role, content}).
+        """One of `labels` for each prompt: a text, or chat turns ({role, content}).
 
-        `max_new_tokens=0` compares the labels' log-probabilities; more lets the members reply and
-        reads the replies, in which case they may refuse. `lazy` stops asking when the vote is
-        decided; labels are the same. `lead` stands between prompt and label (None = a space after
-        text, nothing after chat turns). ValueError: an empty prompt, one beyond the context.
+        Prompts are made as the study made them: turns by its `benchmarks.prompt`; a text is a
+        user's turn if most of the study's prompts were turns (`texts="turns"`), else it is asked
+        as it is (`texts="text"`). `max_new_tokens=0` compares the labels' log-probabilities; more
+        lets the members reply and reads the replies, in which case they may refuse. `lazy` stops
+        asking when the vote is decided; labels are the same. `lead` stands between prompt and label
+        (None = a space after text, nothing after chat turns). ValueError: prompts or labels that
+        are none, a prompt beyond the context, a label that begins another.
         """
-        question = Question(tuple(labels))
-        return self.ask([Query(p, question, lead, max_new_tokens) for p in prompts], lazy)
+        if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
+            raise ValueError(f"prompts must be a list, such as [prompt], got {prompts!r}")
+        question = query.question_of(labels)
+        asked = [self.query(each, question, lead, max_new_tokens, texts) for each in prompts]
+        return self.ask(asked, lazy)
+
+    def query(
+        self,
+        prompt: str | Turns,
+        question: Question,
+        lead: str | None = None,
+        max_new_tokens: int = 0,
+        texts: str = "",
+    ) -> Query:
+        """The prompt as the study would ask it, see `answer`."""
+        chat = self.description.chat
+        one_of("texts", texts or chat.texts, ("text", "turns"))
+        if isinstance(prompt, str) and (texts or chat.texts) == "turns":
+            prompt = [{"role": "user", "content": prompt}]
+        return query.with_form(Query(prompt, question, lead, max_new_tokens, apart=True), chat)
 
     def ask(
         self,
@@ -216,7 +239,15 @@ def tokenized(prompter: Prompter, asked: Query) -> TokenizedQuery:
     prompt = asked.prompt
     turns = prompt if isinstance(prompt, str) else tuple((t["role"], t["content"]) for t in prompt)
     labels = () if asked.max_new_tokens else tuple(asked.continuations)
-    return TokenizedQuery(*_choices(prompter, turns, labels), asked.max_new_tokens)
+    ids, continuations = _choices(prompter, turns, labels)
+    in_order = sorted(zip(continuations, labels, strict=True)) if asked.apart else ()
+    for (short, one), (long, other) in pairwise(in_order):
+        if long[: len(short)] == short:
+            raise ValueError(
+                f"the label {other.strip()!r} begins as {one.strip()!r} does, which always beats "
+                "it: choose other words, or max_new_tokens=8 to read replies"
+            )
+    return TokenizedQuery(ids, continuations, asked.max_new_tokens)
 
 
 class _UnwantedError(Exception):
@@ -268,7 +299,7 @@ def shares(members: Sequence[str], queries: int, lanes: int) -> list[tuple[str, 
     whole = len(members) - len(members) % lanes
     parts = [(member, range(queries)) for member in members[:whole]]
     cuts = [queries * lane // lanes for lane in range(lanes + 1)]
-    runs = [range(*run) for run in itertools.pairwise(cuts) if run[0] < run[1]]
+    runs = [range(*run) for run in pairwise(cuts) if run[0] < run[1]]
     return parts + [(member, run) for member in members[whole:] for run in runs]
 
 
@@ -303,7 +334,7 @@ class _Registered:
     def predict(self, rows: Any, params: dict[str, Any] | None = None) -> list[str | None]:
         """The label of each row {prompt, labels} of a DataFrame; `params`: max_new_tokens."""
         asked = [
-            Query(row["prompt"], Question(tuple(row["labels"])), **(params or {}))
+            self.ensemble.query(row["prompt"], query.question_of(row["labels"]), **(params or {}))
             for row in rows.to_dict("records")
         ]
         return [answer.label for answer in self.ensemble.ask(asked)]

@@ -144,7 +144,7 @@ def _description(
             license=manifests.license_of(base.source, Path(base.path)),
         ),
         vote=VoteInfo(order=list(forms), ask=study.ask[row.run_id]),
-        chat=_chat(settings, folder / members[next(iter(forms))].folder),
+        chat=_chat(study, folder / members[next(iter(forms))].folder),
         members=list(members.values()),
         scores=HalfScores(
             search={key: row.search[key] for key in row.search if key not in (*costs(), *LAZY)},
@@ -159,16 +159,18 @@ def _description(
     )
 
 
-def _chat(settings: Mapping[str, object], checkpoint: Path) -> ChatInfo:
-    """How the study made prompts of chat turns, for engines that apply the template themselves."""
-    tokenizer = loading.load_tokenizer(checkpoint)
+def _chat(study: StudyRecord, checkpoint: Path) -> ChatInfo:
+    """How the study made prompts, for engines that apply the template themselves too."""
+    settings, tokenizer = study.settings, loading.load_tokenizer(checkpoint)
+    asked = ChatInfo(texts=study.base.texts, prompt=str(settings.get("benchmarks.prompt", "chat")))
     if not tokenizer.chat_template:
-        return ChatInfo()
+        return asked
     given = {
         key.removeprefix(TEMPLATE): v for key, v in settings.items() if key.startswith(TEMPLATE)
     }
     prompter = Prompter(tokenizer, given)
-    return ChatInfo(arguments=prompter.template_arguments, form=sorted(prompter.form))
+    found = {"arguments": prompter.template_arguments, "form": sorted(prompter.form)}
+    return asked.model_copy(update=found)
 
 
 def _member(study: StudyRecord, label: str, form: Form, folder: Path) -> MemberInfo:

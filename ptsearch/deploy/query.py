@@ -4,14 +4,15 @@ Nothing here needs torch: the gateway, which runs no model, reads its members' r
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 from ptsearch.benchmarks import Turn
 from ptsearch.benchmarks.parsing import Question, best, margin, without_thoughts
-from ptsearch.benchmarks.prompts import TurnForm, formed
+from ptsearch.benchmarks.prompts import RAW_LEAD, RAW_STOP, as_text, formed
 from ptsearch.benchmarks.registry import RULES
+from ptsearch.deploy.description import ChatInfo
 
 Turns = Sequence[Mapping[str, str]]  # [{"role": "user", "content": "..."}]
 
@@ -34,16 +35,19 @@ class Query:
     parse: str = "words"
     rules: str = "clean"
     offsets: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    apart: bool = False  # refuse labels of which one begins another, which it always beats
 
     def __post_init__(self) -> None:
         labels = self.question.labels
         if not labels or len(set(labels)) < len(labels) or not all(labels):
-            raise ValueError(f"labels must be distinct and not empty, got {list(labels)}")
+            raise ValueError(f"labels must be distinct texts, got {list(labels)}")
         texts = [self.prompt] if isinstance(self.prompt, str) else contents(self.prompt)
         if not any(text.strip() for text in texts):
             raise ValueError("the prompt is empty")
-        if self.max_new_tokens < 0:
-            raise ValueError(f"max_new_tokens must be at least 0, got {self.max_new_tokens}")
+        if not isinstance(self.lead, str | None):
+            raise ValueError(f"lead must be a text, got {self.lead!r}")
+        if type(self.max_new_tokens) is not int or self.max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens must be at least 0, got {self.max_new_tokens!r}")
 
     @property
     def size(self) -> int:
@@ -72,8 +76,21 @@ class MemberAnswer(NamedTuple):
     reply: str = ""
 
 
+def question_of(labels: Iterable[str]) -> Question:
+    """The question that has these labels. ValueError: not two or more different texts."""
+    given = () if isinstance(labels, str | bytes | Mapping) else labels
+    words = tuple(given) if isinstance(given, Iterable) else ()
+    different = {" ".join(word.split()) for word in words if isinstance(word, str)} - {""}
+    if len(words) < 2 or len(different) < len(words):
+        said = repr(labels)[:200]
+        raise ValueError(f"labels must be a list of two or more distinct texts, got {said}")
+    return Question(words)
+
+
 def contents(turns: Turns) -> list[str]:
     """The texts of chat turns; ValueError unless each is {role, content}, both text."""
+    if isinstance(turns, bytes | Mapping) or not isinstance(turns, Sequence):
+        raise ValueError(f"a prompt must be a text or a list of chat turns, got {turns!r}")
     for turn in turns:
         if not isinstance(turn, Mapping) or not all(
             isinstance(turn.get(key), str) for key in ("role", "content")
@@ -82,12 +99,19 @@ def contents(turns: Turns) -> list[str]:
     return [turn["content"] for turn in turns]
 
 
-def with_form(query: Query, form: TurnForm) -> Query:
-    """The query with its turns in a form that the members' chat template takes."""
-    if not form or isinstance(query.prompt, str):
+def with_form(query: Query, chat: ChatInfo) -> Query:
+    """The query with its turns as the study asked: in a form that the members' chat template takes,
+    or as text.
+    """
+    if isinstance(query.prompt, str):
         return query
-    turns = formed([Turn(turn["role"], turn["content"]) for turn in query.prompt], form)
-    return replace(query, prompt=tuple(turn._asdict() for turn in turns))
+    turns = [Turn(turn["role"], turn["content"]) for turn in query.prompt]
+    if chat.prompt == "chat":
+        turns = formed(turns, frozenset(chat.form))
+        return replace(query, prompt=tuple(turn._asdict() for turn in turns))
+    lead, stop = (RAW_LEAD, RAW_STOP) if chat.prompt == "raw" else ("", "")
+    lead = lead if query.lead is None else query.lead
+    return replace(query, prompt=as_text(turns, chat.prompt), lead=lead, stop=query.stop or stop)
 
 
 def code(query: Query, member: str, said: MemberAnswer) -> int:

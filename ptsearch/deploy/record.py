@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from ptsearch.benchmarks.prompts import was_turns
 from ptsearch.deploy import replay_log
 from ptsearch.deploy.description import Record, Scores
 from ptsearch.evaluation.table import DENSE, Table
@@ -26,6 +27,7 @@ class BaseRecord(Record):
     memory_gb: float
     kv_bytes: int
     benchmarks: str
+    texts: str = "text"  # what most samples were, see `ChatInfo`
 
 
 class FrontRecord(Record, extra="ignore"):
@@ -75,6 +77,13 @@ def read_record(attributes: Mapping[str, object], name: str) -> StudyRecord:
         ) from None
 
 
+def _asked_in_turns(table: Table) -> bool:
+    """Whether most samples are chat turns, or were before `benchmarks.prompt` made text of them."""
+    form = table.config.benchmarks.prompt
+    turns = [was_turns(sample.prompt, form) for b in table.benchmarks for sample in b.samples]
+    return 2 * sum(turns) > len(turns)
+
+
 def for_export(table: Table, scorer: EnsembleScorer, result: Result) -> dict[str, object]:
     """The attributes that `read_record` reads; the study has `settings` already."""
     config, dense = table.config, result.compared[0]
@@ -88,6 +97,7 @@ def for_export(table: Table, scorer: EnsembleScorer, result: Result) -> dict[str
             "memory_gb": dense.search["memory_gb"],
             "kv_bytes": table.entries[DENSE].cost.kv_bytes,
             "benchmarks": config.benchmarks.name,
+            "texts": "turns" if _asked_in_turns(table) else "text",
         },
         "verify": replay_log.record(table),
         "ask": {

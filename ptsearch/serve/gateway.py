@@ -86,7 +86,7 @@ async def members(
         await asyncio.gather(*(_meet(session, engine, labels, settings.wait) for engine in engines))
 
         async def ask(asked: Query) -> list[Reply]:
-            asked = query.with_form(asked, frozenset(chat.form))
+            asked = query.with_form(asked, chat)
             if settings.lazy:
                 return await _one_by_one(session, engines, in_turn, asked, settings)
             return await asyncio.gather(

@@ -22,7 +22,7 @@ from ptsearch.benchmarks.parsing import UNUSABLE, Question
 from ptsearch.config import EngineConfig, ServeConfig
 from ptsearch.deploy.ensemble import Answer, PrecisionEnsemble, tokenized
 from ptsearch.deploy.folder import Exported
-from ptsearch.deploy.query import Query, code
+from ptsearch.deploy.query import Query, code, with_form
 from ptsearch.serve.openai_api import ApiError
 from ptsearch.serve.replies import NOT_ASKED, Members, Reply, answered
 
@@ -69,6 +69,7 @@ async def members(
     numbers = itertools.count()
 
     async def ask(query: Query) -> list[Reply]:
+        query = with_form(query, folder.description.chat)
         waiting, work = Waiting(query, loop.create_future()), _work([query])
         line = lines[work > quick].line
         line.put_nowait((loop.time() + work / PREFERRED, next(numbers), waiting))

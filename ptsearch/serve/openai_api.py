@@ -13,16 +13,18 @@ import math
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import NamedTuple, TypedDict
 
 from ptsearch.benchmarks.parsing import Question
-from ptsearch.deploy.query import Query, Turns
+from ptsearch.deploy.query import Query, Turns, question_of
 from ptsearch.serve.replies import Reply, VoteResult
 
 MAX_LABELS = 256
 MAX_LABEL = 1000  # characters: what scoring a label takes grows with their square
 MAX_LABELS_TEXT = 20_000  # characters of all labels: replies are read with a pattern of them
 MAX_REPLY = 256  # tokens
+OPTIONS = ("lead", "max_new_tokens")  # of the extension field
 NEVER = -9999.0  # OpenAI's log-probability of what did not occur
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 NO_VOTE = "no member of the ensemble gave a usable answer"
@@ -80,7 +82,7 @@ def parse(body: bytes, chat: bool, model: str, max_prompt: int) -> tuple[Query, 
         raise ApiError(400, "n must be 1: a vote has one outcome", "unsupported")
     labels, json_key = _labels(asked)
     prompt = _turns(asked) if chat else _text(asked)
-    query = _query(prompt, labels, asked.get("ptsearch") or {})
+    query = _query(prompt, labels, asked.get("ptsearch"))
     if query.size > max_prompt:
         raise ApiError(
             400,
@@ -188,13 +190,10 @@ def _labels(asked: Mapping[str, object]) -> tuple[tuple[str, ...], str | None]:
         labels = asked["guided_choice"]
     else:
         labels, json_key = _schema(asked.get("response_format"))
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise ApiError(400, f"the labels must be a list of strings; {HOW}", "invalid_labels")
-    different = {" ".join(label.split()) for label in labels} - {""}
-    if len(different) != len(labels) or len(labels) < 2:
-        raise ApiError(
-            400, "the labels must be two or more, different, not empty", "invalid_labels"
-        )
+    try:
+        labels = question_of(labels).labels
+    except ValueError as error:
+        raise ApiError(400, f"{error}; {HOW}", "invalid_labels") from None
     if len(labels) > MAX_LABELS:
         raise ApiError(400, f"more than {MAX_LABELS} labels", "invalid_labels")
     if max(map(len, labels)) > MAX_LABEL or sum(map(len, labels)) > MAX_LABELS_TEXT:
@@ -203,7 +202,7 @@ def _labels(asked: Mapping[str, object]) -> tuple[tuple[str, ...], str | None]:
             f"a label may have {MAX_LABEL} characters, all together {MAX_LABELS_TEXT}",
             "invalid_labels",
         )
-    return tuple(labels), json_key
+    return labels, json_key
 
 
 def _schema(form: object) -> tuple[object, str]:
@@ -264,15 +263,21 @@ def _text(asked: Mapping[str, object]) -> str:
 
 
 def _query(prompt: str | Turns, labels: tuple[str, ...], options: object) -> Query:
-    lead = options.get("lead") if isinstance(options, dict) else 0
-    new = options.get("max_new_tokens", 0) if isinstance(options, dict) else 0
+    options = {} if options is None else options
+    may = f"ptsearch may hold lead, a text, and max_new_tokens, 0 to {MAX_REPLY}"
+    if not isinstance(options, dict):
+        raise ApiError(400, may)
+    for key in options.keys() - set(OPTIONS):
+        near = get_close_matches(key, OPTIONS, 1, 0.0)[0]
+        raise ApiError(400, f"ptsearch has no {key!r}: did you mean {near}? {may}")
+    lead, new = options.get("lead"), options.get("max_new_tokens", 0)
     if not isinstance(lead, str | None) or type(new) is not int or new > MAX_REPLY:
-        raise ApiError(400, f"ptsearch may hold lead, a text, and max_new_tokens, 0 to {MAX_REPLY}")
+        raise ApiError(400, may)
     if lead is None and isinstance(prompt, str):
         spaced = prompt[-1:].isspace() or any(label[0].isspace() for label in labels)
         lead = "" if spaced else " "
     try:
-        return Query(prompt, Question(labels), lead=lead, max_new_tokens=new)
+        return Query(prompt, Question(labels), lead=lead, max_new_tokens=new, apart=True)
     except ValueError as error:
         raise ApiError(400, str(error)) from None
 

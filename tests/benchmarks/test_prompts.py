@@ -134,6 +134,15 @@ def test_raw_replies_end_before_the_next_question() -> None:
     assert (scenario.lead, scenario.stop) == (" ", "\nUser:")
 
 
+@pytest.mark.parametrize("form", PROMPTS)
+def test_a_prompt_tells_whether_it_was_made_of_turns(form: str) -> None:
+    for turns in (ZERO_SHOT, FEW_SHOT):
+        sample = prompts.rendered(of("ethics", turns, ()), form).samples[0]
+        assert prompts.was_turns(sample.prompt, form)
+    for sample in prompts.rendered(pocket.ethics(), form).samples:
+        assert not prompts.was_turns(sample.prompt, form)
+
+
 def test_a_tokenizer_without_template_names_the_way_out() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = None

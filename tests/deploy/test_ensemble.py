@@ -1,8 +1,10 @@
 """An exported ensemble answers as its members do, and does not load when it is not whole."""
 
+import shutil
 from pathlib import Path
 
 import members as exported_members
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -11,7 +13,7 @@ from ptsearch import engine as engines
 from ptsearch import store
 from ptsearch.benchmarks.parsing import Question
 from ptsearch.config import EngineConfig
-from ptsearch.deploy.ensemble import PrecisionEnsemble, shares
+from ptsearch.deploy.ensemble import PrecisionEnsemble, _Registered, shares
 from ptsearch.deploy.query import Query
 from ptsearch.models.prompting import Prompter
 from ptsearch.voting.votes import vote
@@ -80,8 +82,23 @@ def test_equal_tensors_are_in_memory_once(ensemble) -> None:
 @pytest.mark.parametrize(
     ("prompts", "labels", "message"),
     [
-        (["x"], [], "labels must be distinct"),
-        (["x"], ["yes", "yes"], "labels must be distinct"),
+        (["x"], [], "labels must be a list"),
+        (["x"], ["yes"], "labels must be a list"),
+        (["x"], ["yes", "yes"], "labels must be a list"),
+        (["x"], ["yes", "yes "], "labels must be a list"),
+        (["x"], "yes", "labels must be a list .*, got 'yes'"),
+        (["x"], b"yes", "labels must be a list"),
+        (["x"], [1, 2], "labels must be a list"),
+        (["x"], {"yes": 1, "no": 0}, "labels must be a list"),
+        (["x"], None, "labels must be a list"),
+        (["x"], ["yes", "no", "not so"], "'not so' begins as 'no' does, which always beats it"),
+        ("Is it?", LABELS, "prompts must be a list, .* got 'Is it"),
+        (b"Is it?", LABELS, "prompts must be a list"),
+        (None, LABELS, "prompts must be a list"),
+        ([b"Is it?"], LABELS, "a prompt must be a text or a list of chat turns, got b'Is it"),
+        ([7], LABELS, "a prompt must be"),
+        ([None], LABELS, "a prompt must be"),
+        ([{"role": "user", "content": "x"}], LABELS, "a prompt must be"),  # one conversation
         (["x", ""], LABELS, "the prompt is empty"),
         ([[{"role": "user", "content": " "}]], LABELS, "the prompt is empty"),
         ([[{"content": "x"}]], LABELS, "a chat turn must be"),
@@ -91,6 +108,47 @@ def test_equal_tensors_are_in_memory_once(ensemble) -> None:
 def test_bad_questions(ensemble, prompts, labels, message) -> None:
     with pytest.raises(ValueError, match=message):
         ensemble.answer(prompts, labels)
+
+
+def test_no_prompts_are_no_answers(ensemble) -> None:
+    assert ensemble.answer([], LABELS) == []
+
+
+@pytest.mark.parametrize("options", [{"lead": 1}, {"max_new_tokens": "8"}, {"max_new_tokens": -1}])
+def test_bad_options(ensemble, options) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        ensemble.answer(["x"], LABELS, **options)
+
+
+AS_RAW = "User: Is it?\nAssistant:"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "texts", "asked"),
+    [
+        ("chat", "text", "Is it?"),
+        ("raw", "text", "Is it?"),
+        ("chat", "turns", [{"role": "user", "content": "Is it?"}]),
+        ("raw", "turns", AS_RAW),
+    ],
+)
+def test_a_text_is_asked_as_the_study_asked(folder, tmp_path, prompt, texts, asked) -> None:
+    """Judged by an ensemble that asks texts as they are and turns through the template."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    plain = PrecisionEnsemble.from_pretrained(folder)
+    studied = PrecisionEnsemble.from_pretrained(
+        edit(copy, lambda d: d.update(chat={"prompt": prompt, "texts": texts}))
+    )
+    assert studied.answer(["Is it?"], LABELS) == plain.answer([asked], LABELS)
+    assert studied.answer(["Is it?"], LABELS, texts="text") == plain.answer(["Is it?"], LABELS)
+    turns = [{"role": "user", "content": "Is it?"}]
+    as_turns = plain.answer([AS_RAW if prompt == "raw" else turns], LABELS)
+    assert studied.answer([turns], LABELS) == as_turns
+    assert as_turns != plain.answer(["Is it?"], LABELS)
+    rows = pd.DataFrame({"prompt": ["Is it?"], "labels": [LABELS]})
+    said = studied.answer(["Is it?"], LABELS)[0].label
+    assert _Registered(studied).predict(rows) == [said]
 
 
 def edit(folder: Path, change) -> Path:
@@ -117,16 +175,12 @@ def edit(folder: Path, change) -> Path:
     ],
 )
 def test_a_description_that_is_not_ours(folder, tmp_path, change, message) -> None:
-    import shutil
-
     copy = edit(Path(shutil.copytree(folder, tmp_path / "copy")), change)
     with pytest.raises(ValueError, match=message):
         PrecisionEnsemble.from_pretrained(copy)
 
 
 def test_an_altered_or_incomplete_folder(folder, tmp_path) -> None:
-    import shutil
-
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     weights = copy / "members" / "low" / "model.safetensors"
     content = weights.read_bytes()

@@ -357,6 +357,14 @@ def test_a_rounded_cache_is_exported_with_what_it_was_calibrated_to(
     )
 
 
+def test_the_folder_holds_how_the_study_asked(study, cache, tmp_path) -> None:
+    before = write(study, cache, tmp_path / "before").description.chat
+    assert (before.prompt, before.texts) == ("chat", "text")
+    study["settings"]["benchmarks.prompt"], study["base"]["texts"] = "raw", "turns"
+    chat = write(study, cache, tmp_path / "out").description.chat
+    assert (chat.prompt, chat.texts) == ("raw", "turns")
+
+
 def test_a_study_that_cannot_be_exported(study, cache, tmp_path) -> None:
     study["settings"]["vote.rule"] = "soft"
     with pytest.raises(ValueError, match="only vote=majority is served"):

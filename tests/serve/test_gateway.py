@@ -130,6 +130,19 @@ def test_turns_go_to_the_engines_as_the_search_rendered_them(tmp_path) -> None:
     assert asked["messages"] == [{"role": "user", "content": "Be kind.\n\nIs it?"}]
 
 
+def test_turns_go_to_the_engines_as_text_where_the_study_made_text_of_them(tmp_path) -> None:
+    folder = write_folder(tmp_path / "out", {"high": None}, chat={"prompt": "raw"})
+    members = engines("yes")
+    with (
+        running(*members) as urls,
+        live(ServeConfig("gateway", str(folder), port=0, engines=urls)) as url,
+    ):
+        assert ask(url).json()["choices"][0]["message"]["content"] == "yes"
+    (asked,) = members[0].asked
+    assert asked["prompt"] == "User: Is it?\nAssistant:"
+    assert asked["structured_outputs"] == {"choice": [" no", " yes", " maybe"]}
+
+
 @pytest.mark.parametrize("constrain", ["structured_outputs", "response_format"])
 def test_the_answer_is_the_members_vote(constrain, tmp_path) -> None:
     members = [FakeEngine(name, by_checksum(name)) for name in NAMES]

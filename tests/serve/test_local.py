@@ -83,6 +83,19 @@ def test_the_openai_client_works_unchanged(url, ensemble) -> None:
         client.chat.completions.create(model="out", messages=turns)
 
 
+def test_turns_are_asked_as_text_where_the_study_made_text_of_them(ensemble, tmp_path) -> None:
+    out = write_folder(tmp_path / "out", ensemble.folder.members, chat={"prompt": "raw"})
+    prompts = [f"Is it {n}" for n in range(8)]
+    offline = ensemble.answer([f"User: {each}\nAssistant:" for each in prompts], LABELS)
+    as_turns = ensemble.answer([[{"role": "user", "content": each}] for each in prompts], LABELS)
+    assert [answer.label for answer in offline] != [answer.label for answer in as_turns]
+    with live(ServeConfig(dir=str(out), port=0)) as url:
+        for prompt, answer in zip(prompts, offline, strict=True):
+            body = {"messages": [{"role": "user", "content": prompt}], **CHOICE}
+            said = post(url, body, "chat/completions").json()
+            assert said["ptsearch"]["vote"] == answer.label
+
+
 def test_members_may_refuse_where_they_reply(url, ensemble) -> None:
     body = {"prompt": "Is it?", **CHOICE, "ptsearch": {"max_new_tokens": 3}}
     said = post(url, body).json()
@@ -112,9 +125,18 @@ TURN = {"role": "user", "content": "Is it?"}
         ("completions", {"prompt": "x", "guided_choice": ["a", "\ud800"]}, 400, "surrogate"),
         ("completions", {**CHOICE}, 400, "prompt must be one text"),
         ("completions", {"prompt": "x"}, 400, "free text"),
-        ("completions", {"prompt": "x", "guided_choice": ["a", "a "]}, 400, "different"),
-        ("completions", {"prompt": "x", "guided_choice": [1, 2]}, 400, "list of strings"),
-        ("completions", {"prompt": "x", "guided_choice": ["a b", "a  b"]}, 400, "different"),
+        ("completions", {"prompt": "x", "guided_choice": ["a", "a "]}, 400, "distinct"),
+        ("completions", {"prompt": "x", "guided_choice": [1, 2]}, 400, "distinct texts"),
+        ("completions", {"prompt": "x", "guided_choice": "yes"}, 400, "distinct texts"),
+        ("completions", {"prompt": "x", "guided_choice": ["1", "10"]}, 400, "'10' begins as '1'"),
+        ("completions", {"prompt": "x", **CHOICE, "ptsearch": []}, 400, "ptsearch may hold"),
+        (
+            "completions",
+            {"prompt": "x", **CHOICE, "ptsearch": {"max_new_token": 3}},
+            400,
+            "ptsearch has no 'max_new_token': did you mean max_new_tokens?",
+        ),
+        ("completions", {"prompt": "x", "guided_choice": ["a b", "a  b"]}, 400, "distinct"),
         ("completions", {"prompt": "x", "guided_choice": ["a", "b" * 1001]}, 400, "may have 1000"),
         ("completions", {"prompt": "x", "n": 2, **CHOICE}, 400, "n must be 1"),
         ("completions", {"prompt": "x", "logprobs": -1, **CHOICE}, 400, "log-probabilities"),
