@@ -253,8 +253,8 @@ class StudyConfig:
     min: dict[str, float | None] = field(default_factory=dict)
     max: dict[str, float | None] = field(default_factory=dict)
     baselines: list[str] = field(default_factory=list)  # names from conf/model
-    # Every perspective above the majority class.
-    min_skill: str = choice("flag", "off", "require")
+    # In every benchmark in which the dense model shows skill.
+    min_skill: str = choice("require", "flag")
     need_skill: bool = True  # stop where the dense model shows no skill
 
     def __post_init__(self) -> None:

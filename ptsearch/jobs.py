@@ -41,8 +41,7 @@ def run_study(config: Config) -> None:
     for url in (optuna_url(config), mlflow_url(config)):
         database.reach(url)
     with tables(config, terminal.progress(screen)) as (table, *others):
-        parts = scorers(table)
-        skill.check(table, parts["search"])
+        parts = skill.check(table)
         name = studies.study_config(config).name
         mlflow = tracking.legible(mlflow_url(config))
         with mlflow, database.shared(optuna_url(config), name) as locks:
@@ -124,7 +123,7 @@ def _pareto(run: Search) -> Front:
     exact = exact_front.complete(run)
     left_out = table.left_out()  # here, if not in another process
     chosen = [each for each in studies.front(run.study) if left_out.keys().isdisjoint(each.members)]
-    if not chosen and exact.everything is not None and search.min_skill != "require":
+    if not chosen and exact.everything is not None:
         limits.within_limits(table, run.scorer)  # reports how to relax them
     return Front(exact, chosen)
 

@@ -76,7 +76,7 @@ def fake_table(
         seconds = [share * cost.latency_ms / 1000 for share in (0.9, 1, 2)]
         entries[label] = Entry(variant, codes, cost, Timed([3, 70, 140], seconds))
     config = Config(
-        study=StudyConfig(**{"name": "fake", "trials": 20, **study}),
+        study=StudyConfig(**{"name": "fake", "trials": 20, "min_skill": "flag", **study}),
         runs_dir=str(folder),
         cache_dir=str(folder / "cache"),
     )

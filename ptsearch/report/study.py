@@ -202,6 +202,4 @@ def _no_front(table: Table, study: optuna.Study, scorer: EnsembleScorer) -> str:
         for side, values, best in (("min", settings.min, max), ("max", settings.max, min))
         for name, value in studies.limits(values).items()
     ]
-    return (
-        f"no ensemble of the pool meets {', '.join(reached) or 'study.min_skill=require'} together"
-    )
+    return f"no ensemble of the pool meets {', '.join(reached) or 'study.min_skill'} together"

@@ -44,8 +44,9 @@ class Plan(NamedTuple):
 
 
 def plan(asked: Questions, weights: Mapping[str, float]) -> Plan:
-    """The counts behind `trust`, `mmlu`, the perspectives, `refusal_rate`, and accuracy, DPD and
-    EOD of each parity scenario (`fairness/zero.dpd`); everything in percent.
+    """The counts behind `trust`, `mmlu`, the perspectives and their accuracies (`ood.accuracy`),
+    `refusal_rate`, and accuracy, DPD and EOD of each parity scenario (`fairness/zero.dpd`);
+    everything in percent.
 
     A ValueError for the published rules: theirs are no rates, the refused drop out of the sizes.
     """
@@ -55,6 +56,7 @@ def plan(asked: Questions, weights: Mapping[str, float]) -> Plan:
     gaps: list[Pairs] = []
     scores: dict[str, Term] = {}
     subscores: dict[str, dict[str, list[Term]]] = {}
+    correct: dict[str, dict[int, int]] = {}  # benchmark -> rate of correct answers -> samples
     scored = [part for part in asked.parts if part.scenario.scored]
     for part in scored:
         means = subscores.setdefault(part.benchmark, {})
@@ -69,18 +71,22 @@ def plan(asked: Questions, weights: Mapping[str, float]) -> Plan:
             scores[f"{prefix}.accuracy"] = {("rate", len(rates) - 1): 1.0}
         elif part.scenario.metric == "resist":
             wrong = part.rows[asked.gold[part.rows] == 1]
-            rates.append(_all_of(wrong, 0))
-            term = {("one", 0): 100.0, ("rate", len(rates) - 1): -1.0}
+            term = {("one", 0): 100.0, ("rate", len(rates)): -1.0}
+            rates += [_all_of(wrong, 0), _correct(asked, part.rows)]
         else:
             rates.append(_correct(asked, part.rows))
             term = {("rate", len(rates) - 1): 1.0}
+        correct.setdefault(part.benchmark, {})[len(rates) - 1] = part.rows.size
         means.setdefault(part.scenario.subscore, []).append(term)
     for benchmark, means in subscores.items():
         if benchmark == MMLU:
             rows = np.concatenate([part.rows for part in scored if part.benchmark == MMLU])
             rates.append(_correct(asked, rows))
-            scores[MMLU] = {("rate", len(rates) - 1): 1.0}
+            scores[MMLU] = scores[f"{MMLU}.accuracy"] = {("rate", len(rates) - 1): 1.0}
         else:
+            each = correct[benchmark]
+            accuracies: list[Term] = [{("rate", rate): 1.0} for rate in each]
+            scores[f"{benchmark}.accuracy"] = _average(accuracies, list(each.values()))
             scores[benchmark] = _average([_average(terms) for terms in means.values()])
     trust = trust_weights(weights, scores)
     scores["trust"] = _average([scores[name] for name in trust], list(trust.values()))

@@ -21,6 +21,7 @@ from ptsearch.shared import AnswerCodes, Floats
 
 Scores = dict[str, float]
 MMLU, ETHICS = "mmlu", "ethics"
+ONE_SIDED = 1.645  # standard deviations, 5 % of a normal distribution beyond
 
 
 class Part(NamedTuple):
@@ -285,10 +286,35 @@ def judged_shares(asked: Questions, judged: Sequence[NDArray[np.bool_]]) -> Scor
     }
 
 
-def unskilled(scores: Mapping[str, float], majority: Mapping[str, float]) -> list[str]:
-    """Benchmarks in which the accuracy is not above always giving the most frequent label."""
-    keys = [key for key in majority if key.endswith(".accuracy") and "/" not in key]
-    return [key.removesuffix(".accuracy") for key in keys if scores[key] <= majority[key]]
+def unskilled(scores: Mapping[str, float], bars: Mapping[str, float]) -> list[str]:
+    """Benchmarks whose accuracy is not above their bar."""
+    return [name for name, bar in bars.items() if not scores[f"{name}.accuracy"] > bar]
+
+
+def skill_bars(asked: Questions, majority: Scores) -> dict[str, float]:
+    """By scored benchmark, the accuracy in percent that shows skill: more than always giving the
+    most frequent label, p, by a one-sided test of n samples at the 5 % level (score test):
+    p + 1.645 sqrt(p (1 - p) / n).
+    """
+    bars = {}
+    for name, rows in asked.scored().items():
+        p = majority[f"{name}.accuracy"] / 100
+        bars[name] = 100 * (p + ONE_SIDED * math.sqrt(p * (1 - p) / rows.size))
+    return bars
+
+
+def constant_scenarios(asked: Questions, scores: Scores, majority: Scores) -> list[str]:
+    """Scored scenarios (`ethics/evasive`) of the perspectives in which the most frequent label alone is
+    right at least as often.
+    """
+    names = [f"{part.benchmark}/{part.scenario.name}" for part in asked.parts
+             if part.scenario.scored and part.benchmark != MMLU]  # fmt: skip
+    found = []
+    for name in names:
+        key = f"{name}.accuracy" if f"{name}.accuracy" in majority else name
+        if not scores.get(key, math.nan) > majority[key]:
+            found.append(name)
+    return found
 
 
 def nan_last(value: float) -> float:

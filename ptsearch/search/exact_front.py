@@ -85,11 +85,9 @@ def complete(run: Search) -> ExactFront:
 def find_exact_front(table: Table, scorer: EnsembleScorer) -> ExactFront:
     """Enumerate all ensembles of the evaluated variants on the scorer's half.
 
-    ValueError: too many to enumerate, or a limit that only single ensembles can be tested for.
+    ValueError: too many to enumerate.
     """
     settings = study_config(table.config)
-    if settings.min_skill == "require":
-        raise ValueError("study.min_skill=require is tested for the trials alone")
     everything, names = enumerate_scores(table, scorer), chosen_objectives(settings)
     scores = everything.scores
     allowed = np.asarray(np.isfinite([scores[name] for name in names]).all(axis=0))
@@ -105,7 +103,8 @@ def find_exact_front(table: Table, scorer: EnsembleScorer) -> ExactFront:
 
 
 def enumerate_scores(table: Table, scorer: EnsembleScorer) -> Everything:
-    """All permitted ensembles under the study's vote on the scorer's half, as `scorer` scores each.
+    """All ensembles of permitted size and skill under the study's vote on the scorer's half, as
+    `scorer` scores each.
 
     ValueError: there are none, or too many; one by one under the published rules and under other
     votes than the majority.
@@ -125,9 +124,8 @@ def enumerate_scores(table: Table, scorer: EnsembleScorer) -> Everything:
     if not rule.enumerable:
         each = [scorer(table, everything.members(place)) for place in range(masks.size)]
         keys = [key for key in each[0] if all(key in scores for scores in each)]
-        return everything._replace(
-            scores={key: np.array([scores[key] for scores in each]) for key in keys}
-        )
+        columns = {key: np.array([scores[key] for scores in each]) for key in keys}
+        return _skilled(everything._replace(scores=columns), scorer)
     codes, precision = scorer.answers(table, labels)
     scores = enumeration.score_all(
         scorer.asked, codes, precision, table.config.trust.weights, masks
@@ -135,7 +133,14 @@ def enumerate_scores(table: Table, scorer: EnsembleScorer) -> Everything:
     costs, mode = [table.entries[label].cost for label in labels], table.config.latency.mode
     cost = enumeration.cost_all(costs, mode, masks, (codes, precision))
     scores |= dict(zip(Cost._fields, cost, strict=True))
-    return everything._replace(scores=with_objectives(scores))
+    return _skilled(everything._replace(scores=with_objectives(scores)), scorer)
+
+
+def _skilled(everything: Everything, scorer: EnsembleScorer) -> Everything:
+    """Those that `study.min_skill` permits."""
+    if study_config(scorer.config).min_skill != "require":
+        return everything
+    return everything.where(scorer.keep_skill(everything.scores))
 
 
 def approximate_front(table: Table, scorer: EnsembleScorer, why: str) -> ExactFront:

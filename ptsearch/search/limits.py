@@ -49,16 +49,17 @@ class UnmetError(ValueError):
 def within_limits(table: Table, scorer: EnsembleScorer) -> Answer:
     """The most trusted of all ensembles of the pool that meet the limits.
 
-    UnmetError: none does. ValueError: too many ensembles, or a limit that they cannot all be
-    tested for.
+    UnmetError: none does. ValueError: too many ensembles, or none keeps the dense model's skill.
     """
     search = study_config(table.config)
-    if search.min_skill == "require":
-        raise ValueError(
-            "study=slo does not support study.min_skill=require: unskilled ensembles are marked *"
-        )
     table.ensure(table.variants)
-    best = answer(enumerate_scores(table, scorer), search)
+    every = enumerate_scores(table, scorer)
+    if not every.masks.size:
+        raise ValueError(
+            f"no ensemble keeps the dense model's skill in {', '.join(scorer.required)}: use more "
+            "bits, or study.min_skill=flag"
+        )
+    best = answer(every, search)
     if best.pick is None:
         raise UnmetError(best)
     return best

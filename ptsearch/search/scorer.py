@@ -1,18 +1,18 @@
 """What an ensemble is worth: members' answers voted and scored, and what they cost."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptsearch.config import Config
-from ptsearch.evaluation.table import Table
+from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.scoring import scores
 from ptsearch.scoring.cost import total_cost
 from ptsearch.scoring.scores import Questions, Scores
 from ptsearch.search.objectives import with_objectives
-from ptsearch.shared import AnswerCodes
+from ptsearch.shared import AnswerCodes, Floats
 from ptsearch.voting import VOTES, Fitted, VoteInputs, VoteRule, lazy
 
 
@@ -24,6 +24,8 @@ class EnsembleScorer:
     mask: NDArray[np.bool_]  # (samples,) which half
     config: Config
     majority: Scores  # of always giving each scenario's most frequent label
+    bars: dict[str, float]  # benchmark -> accuracy that shows skill, `scores.skill_bars`
+    required: tuple[str, ...]  # benchmarks in which the dense model shows skill
     search: "EnsembleScorer | None" = None  # on whose half votes are fitted; None = on its own
 
     def __call__(self, table: Table, members: Sequence[str]) -> Scores:
@@ -103,8 +105,19 @@ class EnsembleScorer:
         }
         return {way: percentiles(times) for way, times in ways.items()}
 
-    def unskilled(self, found: Mapping[str, float]) -> list[str]:
-        return scores.unskilled(found, self.majority)
+    def unskilled(self, found: Scores) -> list[str]:
+        """Benchmarks that show no skill, and scenarios in which one constant answer is as good."""
+        constant = scores.constant_scenarios(self.asked, found, self.majority)
+        return scores.unskilled(found, self.bars) + constant
+
+    def lost_skill(self, found: Scores) -> list[str]:
+        """Benchmarks that show no skill although the dense model does."""
+        return [name for name in scores.unskilled(found, self.bars) if name in self.required]
+
+    def keep_skill(self, found: Mapping[str, Floats]) -> NDArray[np.bool_]:
+        """(ensembles,): `lost_skill` of none."""
+        above = [found[f"{name}.accuracy"] > self.bars[name] for name in self.required]
+        return np.logical_and.reduce([np.ones_like(found["trust"], dtype=bool), *above])
 
 
 def percentiles(times: NDArray[np.float64]) -> dict[str, float]:
@@ -114,6 +127,7 @@ def percentiles(times: NDArray[np.float64]) -> dict[str, float]:
 def scorers(table: Table) -> dict[str, EnsembleScorer]:
     """The scorers of `search` and `holdout`, and of `all` samples, as in published scores.
 
+    Which skills are required is known once the dense model is evaluated; none before.
     ValueError: a half has no samples of some benchmark.
     """
     settings = table.config.benchmarks
@@ -121,8 +135,13 @@ def scorers(table: Table) -> dict[str, EnsembleScorer]:
 
     def scorer(mask: NDArray[np.bool_], search: EnsembleScorer | None = None) -> EnsembleScorer:
         part = questions.where(mask)
-        constant = scores.constant_scores(part, table.config.trust.weights)
-        return EnsembleScorer(part, mask, table.config, constant["majority class"], search)
+        majority = scores.constant_scores(part, table.config.trust.weights)["majority class"]
+        bars = scores.skill_bars(part, majority)
+        made = EnsembleScorer(part, mask, table.config, majority, bars, (), search)
+        if DENSE not in table.entries or DENSE in table.degenerate():
+            return made
+        lacking = scores.unskilled(made(table, [DENSE]), bars)
+        return replace(made, required=tuple(name for name in bars if name not in lacking))
 
     for half, mask in (("search", ~questions.holdout), ("held-out", questions.holdout)):
         for name, rows in questions.scored().items():

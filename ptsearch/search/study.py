@@ -147,7 +147,7 @@ def constraints(
     for name, limit in limits(search.max).items():
         violations[f"max.{name}"] = scores[name] - limit
     if search.min_skill == "require":
-        violations["unskilled"] = float(len(scorer.unskilled(scores)))
+        violations["skill"] = float(len(scorer.lost_skill(scores)))
     return violations
 
 

@@ -60,7 +60,21 @@ def test_always_no_is_fair_and_unskilled() -> None:
     majority = scores.constant_scores(asked, weights)["majority class"]
     found = scores.score(asked, np.zeros(4, dtype=np.int16), weights)
     assert found["fairness"] == 100.0
-    assert scores.unskilled(found, majority) == ["fairness"]
+    assert scores.unskilled(found, scores.skill_bars(asked, majority)) == ["fairness"]
+    assert scores.constant_scenarios(asked, found, majority) == ["fairness/p"]
+
+
+def test_skill_needs_more_than_luck_above_the_most_frequent_label() -> None:
+    gold = [1] * 42 + [0] * 58
+    asked = asked_of(("fairness", Scenario("p", "p", "parity"), gold, [1, 0] * 50))
+    weights = {"fairness": 1.0}
+    majority = scores.constant_scores(asked, weights)["majority class"]
+    bars = scores.skill_bars(asked, majority)
+    lucky = np.array([1] * 2 + [0] * 98, dtype=np.int16)  # 60 of 100, with 58 for always "no"
+    able = np.array([1] * 12 + [0] * 88, dtype=np.int16)  # 70 of 100
+    assert bars == pytest.approx({"fairness": 58 + 164.5 * (0.58 * 0.42 / 100) ** 0.5})
+    assert scores.unskilled(scores.score(asked, lucky, weights), bars) == ["fairness"]
+    assert scores.unskilled(scores.score(asked, able, weights), bars) == []
 
 
 def test_a_weighted_perspective_without_data_is_an_error() -> None:

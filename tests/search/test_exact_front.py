@@ -1,6 +1,7 @@
 """The exact front against brute force, the shares of its hypervolume, gains on holdout."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,6 +28,25 @@ def test_the_front_is_what_brute_force_finds(mode: str, tmp_path) -> None:
     exact = find_exact_front(table, scorer)
     assert set(exact.front) == undominated(table, everything(table))
     assert exact.ensembles == len(everything(table))
+
+
+def test_what_loses_skill_is_not_on_the_front(tmp_path) -> None:
+    table = fake_table(tmp_path, max_members=3, min_skill="require", samples=240)
+    scorer, _ = search_and_holdout(table)
+    skilled = [m for m in everything(table) if not scorer.lost_skill(scorer(table, m))]
+    exact = find_exact_front(table, scorer)
+    assert 0 < len(skilled) < len(everything(table))
+    assert set(exact.front) == undominated(table, skilled)
+    assert exact.ensembles == len(skilled)
+
+
+def test_no_skill_is_required_that_the_dense_model_lacks(tmp_path) -> None:
+    table = fake_table(tmp_path, max_members=3, min_skill="require", samples=240)
+    dense = table.entries["none"]
+    table.entries["none"] = replace(dense, codes=np.zeros_like(dense.codes))
+    scorer, _ = search_and_holdout(table)
+    assert scorer.required == ()
+    assert find_exact_front(table, scorer).ensembles == len(everything(table))
 
 
 def test_shares_grow_to_the_whole_when_everything_was_tried(tmp_path) -> None:

@@ -1,6 +1,7 @@
 """Limits first: the pick meets them and nothing better does; relaxed limits can be met."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -126,10 +127,14 @@ def test_an_unknown_value_meets_no_limit() -> None:
     assert [each.limits for each in told.relaxations] == [{"study.max.latency_ms": 9.0}]
 
 
-def test_skill_is_not_a_limit_here(tmp_path) -> None:
-    table = fake_table(tmp_path, kind="slo", min_skill="require")
-    with pytest.raises(ValueError, match=r"study=slo does not support study.min_skill=require"):
-        within_limits(table, search_and_holdout(table)[0])
+def test_without_skill_no_limit_helps(tmp_path) -> None:
+    table = fake_table(tmp_path, bits=(3, 3), kind="slo", min_skill="require", samples=240)
+    for label in table.variants:  # always the first label
+        entry = table.entries[label]
+        table.entries[label] = replace(entry, codes=np.zeros_like(entry.codes))
+    scorer, _ = search_and_holdout(table)
+    with pytest.raises(ValueError, match=r"no ensemble keeps the dense model's skill in mmlu, adv"):
+        within_limits(table, scorer)
 
 
 def test_a_limit_on_what_is_not_measured(tmp_path) -> None:
