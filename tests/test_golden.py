@@ -69,7 +69,11 @@ def table(golden, tmp_path_factory) -> Table:
         label: Entry(from_fields(each["fields"]), answers[label].astype(np.int16), cost_of(each))
         for label, each in golden["variants"].items()
     }
-    config = Config(study=StudyConfig(name="golden", min_skill="flag"), cache_dir=str(folder), runs_dir=str(folder))
+    config = Config(
+        study=StudyConfig(name="golden", min_skill="flag"),
+        cache_dir=str(folder),
+        runs_dir=str(folder),
+    )
     pool = {label: entries[label].variant for label in answers.files if label != DENSE}
     base = BaseModel(entries[DENSE].variant.model, entries[DENSE].variant.revision, folder)
     return Table(config, base, pool, benchmarks, None, lambda *_: None, entries)  # type: ignore[arg-type]
