@@ -18,6 +18,7 @@ from fakes import fake_table
 from ptsearch import cli, jobs
 from ptsearch.config import Config
 from ptsearch.evaluation.table import Table
+from ptsearch.search.scorer import scorers
 
 Replace = Callable[[Any, str, Any], None]
 
@@ -43,7 +44,7 @@ def made_up(replace: Replace, folder: Path, seconds: float = 0.0, **given: Any) 
 
     replace(jobs, "tables", tables)
     replace(jobs.record, "for_export", lambda *_: {})
-    replace(jobs.skill, "check", lambda *_: None)
+    replace(jobs.skill, "check", scorers)
     return table.config
 
 

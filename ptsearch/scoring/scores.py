@@ -304,8 +304,8 @@ def skill_bars(asked: Questions, majority: Scores) -> dict[str, float]:
 
 
 def constant_scenarios(asked: Questions, scores: Scores, majority: Scores) -> list[str]:
-    """Scored scenarios (`ethics/evasive`) of the perspectives in which the most frequent label alone is
-    right at least as often.
+    """Scored scenarios (`ethics/evasive`) of the perspectives in which always giving the most
+    frequent label is right at least as often.
     """
     names = [f"{part.benchmark}/{part.scenario.name}" for part in asked.parts
              if part.scenario.scored and part.benchmark != MMLU]  # fmt: skip
