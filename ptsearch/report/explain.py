@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ptsearch.evaluation.table import Table
-from ptsearch.report import diversity, plots, rows
+from ptsearch.report import diversity, rows
 from ptsearch.report.diversity import ALL, FIELDS, Diversity
 from ptsearch.report.gain_split import Split, gain_splits
 from ptsearch.report.rows import BEST_SINGLE, CsvRow, Row
@@ -72,14 +72,11 @@ def voters(table: Table) -> dict[str, Variant]:
     return dict(sorted(variants, key=lambda item: [getattr(item[1], field) for field in FIELDS]))
 
 
-def write(explained: Explanation, folder: Path, study: str) -> list[Path]:
-    """CSV tables and heat maps of error correlations."""
+def write(explained: Explanation, folder: Path) -> list[Path]:
+    """The tables as CSV."""
     for name, table in explained.tables.items():
         rows.write_rows(table, folder / name)
-    html = folder / "diversity.html"
-    title = f"{study}: correlation of errors, search half (grey: undefined)"
-    plots.draw_heat_maps(explained.correlations, explained.names, html, title)
-    return [*(folder / name for name in explained.tables), html]
+    return [folder / name for name in explained.tables]
 
 
 def _about_diversity(of_all: Diversity, variants: Sequence[Variant]) -> list[str]:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ptsearch.config import Config
 from ptsearch.evaluation.table import Table
-from ptsearch.report import certificate, explain, paper, plots, terminal, tracking
+from ptsearch.report import certificate, explain, page, paper, plots, terminal, tracking
 from ptsearch.report import rows as results
 from ptsearch.report.certificate import NO_EVIDENCE
 from ptsearch.report.rows import BEST_SINGLE
@@ -21,6 +21,7 @@ from ptsearch.scoring.scores import Scores
 from ptsearch.search import limits
 from ptsearch.search.exact_front import ExactFront
 from ptsearch.search.limits import Answer, Relaxation
+from ptsearch.search.objectives import chosen_objectives
 from ptsearch.search.study import CompletedTrial, study_config
 
 HEADINGS = {  # by kind of study
@@ -96,19 +97,29 @@ def _write_files(table: Table, result: Result, folder: Path) -> list[Path]:
     config, name = table.config, study_config(table.config).name
     title = f"{name}: {len(result.front)} of {len(result.trials)} trials on the front"
     title += "".join(f"\n{line}" for line in _gain_line(result))
-    names = ("pareto.html", "pareto.png", "front.csv", "scenarios.csv", "config.json", "data.json")
-    html, png, front, scenarios, resolved, data = files = [folder / name for name in names]
+    names = ("pareto.png", "front.csv", "scenarios.csv", "config.json", "data.json")
+    png, front, scenarios, resolved, data = files = [folder / name for name in names]
     scores = [each for _, each in result.trials]
-    plots.draw_front(scores, result.rows, html, title)
     plots.draw_front_png(scores, result.rows, png, title)
-    if result.shares:
-        files.append(folder / "regret.html")
-        plots.draw_regret(result.shares, files[-1], f"{name}: regret")
     results.write_csv(result.rows, front)
     results.write_scenarios(result.scenarios, scenarios)
     resolved.write_text(json.dumps(asdict(config), indent=2), encoding="utf-8")
     data.write_text(json.dumps(results.data_hashes(table), indent=2), encoding="utf-8")
-    return [*files, *explain.write(result.explained, folder, name)]
+    pages = page.write(table, result, *answer_of(table, result), report_folder(config))
+    return [*pages, *files, *explain.write(result.explained, folder)]
+
+
+def report_folder(config: Config) -> Path:
+    """Where the page of a study is kept, beside the artifact of its run."""
+    return Path(config.runs_dir) / "reports" / study_config(config).name
+
+
+def answer_of(table: Table, result: Result) -> tuple[list[str], dict[str, results.Row]]:
+    front = [row.search for row in result.front]
+    best = max(result.front, key=lambda row: row.search["trust"])
+    names = chosen_objectives(study_config(table.config))
+    picks = {"knee": result.front[results.knee(front, names)], "best_trust": best}
+    return [_note(result), *_gain_line(result)], picks
 
 
 def show_result(screen: Console, tracker: Tracker, config: Config, result: Result) -> None:
@@ -126,8 +137,9 @@ def show_result(screen: Console, tracker: Tracker, config: Config, result: Resul
         screen.print("no smaller dense model configured (study.baselines=[NAME])", style="dim")
     for line in _footnotes(config, result):
         screen.print(line, style="dim")
+    screen.print(f"\nreport: {report_folder(config) / page.PAGE}", soft_wrap=True)
     how = "make ui, then all" if tracker.page == tracking.LOCAL_PAGE else "all"
-    screen.print(f"\n{how} runs: {tracking.runs_link(tracker)}", soft_wrap=True)
+    screen.print(f"{how} runs: {tracking.runs_link(tracker)}", soft_wrap=True)
     screen.print("and the front compared:", soft_wrap=True)
     link = tracking.compare_link(tracker, [row.run_id for row in result.front])
     screen.print(link, soft_wrap=True, style="bold")

@@ -127,11 +127,12 @@ def slopes(plan: Plan, hits: ArrayLike) -> Floats:
 
 
 def contrasts(
-    plan: Plan, sums: ClusterSums, keys: Sequence[str], pairs: Iterable[tuple[int, int]]
+    plan: Plan, sums: ClusterSums, keys: Sequence[str], pairs: Iterable[tuple[int, int | None]]
 ) -> Floats:
     """Coefficients (pairs x keys, systems, rates) of each pair's difference in each key.
 
-    A pair (a, b) means score of system a minus score of system b, as in `sums`.
+    A pair (a, b) means score of system a minus score of system b, as in `sums`; (a, None) that of a
+    alone, less what is the same for all systems.
     """
     slope = slopes(plan, sums.hits.sum(axis=1))
     columns = [plan.keys.index(key) for key in keys]
@@ -139,7 +140,8 @@ def contrasts(
     found = np.zeros((len(pairs), len(columns), *sums.hits.shape[::2]))
     for place, (a, b) in enumerate(pairs):
         found[place, :, a] += slope[a, columns]
-        found[place, :, b] -= slope[b, columns]
+        if b is not None:
+            found[place, :, b] -= slope[b, columns]
     return found.reshape(-1, *sums.hits.shape[::2])
 
 

@@ -51,11 +51,12 @@ def differences(
     table: Table,
     scorer: EnsembleScorer,
     votes: AnswerCodes,
-    pairs: Sequence[tuple[int, int]],
+    pairs: Sequence[tuple[int, int | None]],
     chosen: Sequence[str] = (),
 ) -> list[dict[str, Gain]]:
     """For each pair (a, b) of `votes` (systems, samples), score a less score b by key: those that
-    are `wanted`, else all. Intervals and errors as `gains`.
+    are `chosen`, else all; of (a, None) only the width means something, that of a's interval.
+    Intervals and errors as `gains`.
     """
     plan = rates.plan(scorer.asked, table.config.trust.weights)
     keys = [key for key in chosen or plan.keys if key in plan.keys]

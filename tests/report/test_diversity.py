@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from tables import random_asked, random_codes
 
-from ptsearch.report import plots
 from ptsearch.report.diversity import (
     ALL,
     Diversity,
@@ -134,9 +133,3 @@ def test_tables_hold_every_pair_and_their_means(tmp_path) -> None:
     assert row["voters"] == 5
     for key in ("correlation", "q", "agreement"):
         assert row[key] == pytest.approx(np.mean([pair[key] for pair in pairs]))
-
-
-def test_heat_maps_are_written(tmp_path) -> None:
-    panels = {name: np.array([[1.0, 0.2], [0.2, np.nan]]) for name in "abcd"}
-    plots.draw_heat_maps(panels, ["one", "two"], tmp_path / "x.html", "title")
-    assert "cdn" not in (tmp_path / "x.html").read_text()[:2000]

@@ -32,7 +32,7 @@ def test_a_run_for_every_line_and_its_files(kind: str, finished: Path) -> None:
     table = next((finished / "mlruns" / "artifacts" / kind).rglob("front.csv"))
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    files = {"pareto.html", "config.json", "scenarios.csv"}
+    files = {"report.html", "config.json", "scenarios.csv"}
     assert files <= {path.name for path in table.parent.iterdir()}
     data = json.loads((table.parent / "data.json").read_text())
     assert data.keys() == {"adversarial", "ethics", "fairness", "mmlu", "ood"}

@@ -8,7 +8,7 @@ from fakes import fake_table, search_and_holdout
 from rich.console import Console
 
 from ptsearch.config import StudyConfig
-from ptsearch.report import plots, terminal
+from ptsearch.report import page, terminal
 from ptsearch.report import rows as results
 from ptsearch.search import objectives
 from ptsearch.search.exact_front import enumerate_scores, find_exact_front
@@ -34,7 +34,7 @@ def test_one_record_adds_an_objective(tmp_path, monkeypatch) -> None:
 
 
 def test_what_people_see_follows_the_records(tmp_path, monkeypatch) -> None:
-    """Table, CSV, plots and the search within limits."""
+    """Table, CSV, page and the search within limits."""
     pages = Objective("pages", "minimize", "pp", lambda s: 20 * s["memory_gb"], digits=2)
     monkeypatch.setitem(OBJECTIVES, "pages", pages)
     table = fake_table(tmp_path)
@@ -46,8 +46,8 @@ def test_what_people_see_follows_the_records(tmp_path, monkeypatch) -> None:
     assert f"{20 * rows[0].search['memory_gb']:.2f}" in screen.file.getvalue()
     results.write_csv(rows, tmp_path / "front.csv")
     assert ",pages," in (tmp_path / "front.csv").read_text()
-    plots.draw_front([], rows, tmp_path / "front.html", "title")
-    assert "pages (pp, search half)" in (tmp_path / "front.html").read_text()
+    drawn = {score.key: score for score in page._scores(StudyConfig(), rows[0].search)}
+    assert drawn["pages"][1:5] == ("Pages", "pp", 2, False)
 
 
 def test_an_objective_that_is_off_until_it_is_chosen(monkeypatch) -> None:

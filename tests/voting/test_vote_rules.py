@@ -160,7 +160,7 @@ def test_what_is_written_and_said_of_a_vote(rule: str, tmp_path) -> None:
         table, parts["search"], [CompletedTrial(0, THREE, "r0"), CompletedTrial(1, THREE[:1], "r1")]
     )
     explained = explain.explain(table, parts, front, {"dense": (DENSE,)})
-    files = {path.name: path for path in explain.write(explained, tmp_path, "fake")}
+    files = {path.name: path for path in explain.write(explained, tmp_path)}
     assert all(path.stat().st_size for path in files.values())
     assert explained.lines
     assert front[1].fitted == ({"margin": [0.5]} if rule == "selective" else {})
