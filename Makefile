@@ -29,6 +29,7 @@ test-faults: $(READY)
 	$(RUN) -m pytest -m faults $(ARGS)
 
 ui: $(READY)
+	@sed 's|:5000/|:$(PORT)/|' mlruns/page.txt 2>/dev/null || echo "no study has finished yet: make pareto"
 	MLFLOW_DISABLE_TELEMETRY=true $(VENV)/bin/mlflow ui --port $(PORT) \
 		--backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db
 

@@ -19,7 +19,8 @@ from ptsearch.deploy import folder as exported
 from ptsearch.evaluation import predictions
 from ptsearch.evaluation.table import DENSE, Table, open_table
 from ptsearch.evaluation.workers import workers
-from ptsearch.report import cache, paper, study_output, terminal, tracking
+from ptsearch.report import cache, paper, run_records, study_output, terminal, tracking
+from ptsearch.report.page import PAGE
 from ptsearch.report.study import Front, Result, compile_result
 from ptsearch.scoring import scores as scoring
 from ptsearch.scoring.rescore import rescore
@@ -30,6 +31,7 @@ from ptsearch.search.scorer import EnsembleScorer, scorers
 from ptsearch.search.trials import Search
 from ptsearch.shared import Report, database_url
 
+LINK = "page.txt"  # beside the runs: what `make ui` prints
 LOGGED_IN = "logged_in"  # user attribute of a study: the run in which all its trials are logged
 
 
@@ -64,10 +66,12 @@ def run_study(config: Config) -> None:
                     if not trials.at_work(run, leaving=True):
                         tracking.fail(tracker)
                 raise
+    link = tracking.link(tracker, PAGE)
+    (runs(config) / LINK).write_text(f"{link}\n", encoding="utf-8")
     if result:
         study_output.show_result(screen, tracker, config, result)
     else:
-        screen.print(f"another process reported it: {tracking.runs_link(tracker)}", soft_wrap=True)
+        screen.print(f"another process reported it: {link}", soft_wrap=True)
 
 
 def _log_again(run: Search, tracker: tracking.Tracker) -> None:
@@ -85,7 +89,6 @@ def _log_again(run: Search, tracker: tracking.Tracker) -> None:
                 feasible = studies.permits(search, trial.members, scores, scorer)
                 ids[trial.number] = run.on_trial(trial, scores, feasible)
         study.set_user_attr(studies.LOGGED_AGAIN, ids)
-        study.set_user_attr("front_runs", [])
         study.set_user_attr(LOGGED_IN, tracker.run_id)
 
 
@@ -108,7 +111,7 @@ def _report(
     ]
     parts = scorers(table)
     result = compile_result(table, others, study, parts, replace(found, chosen=logged))
-    study_output.log_result(tracker, table, study, result)
+    study_output.log_result(tracker, table, result)
     _keep(study, record.for_export(table, parts["search"], result))
     study.set_user_attr("reported", [*mark, result.holdout_reads])
     return result
@@ -183,7 +186,7 @@ def _recorder(table: Table, tracker: tracking.Tracker) -> trials.Seen:
 
     def on_trial(trial: studies.CompletedTrial, scores: Scores, feasible: bool) -> str:
         table.report("trials", min(trial.number + 1, total), total)
-        return tracking.log_run(tracker, study_output.trial_record(table, trial, scores, feasible))
+        return tracking.log_run(tracker, run_records.of_trial(table, trial, scores, feasible))
 
     return on_trial
 

@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from small_study import STUDY, files_under
 from tiny import write_tiny_model
 
-from ptsearch import store
+from ptsearch import jobs, store
 from ptsearch.benchmarks.registry import NAMES
 from ptsearch.deploy import folder as exported
 from ptsearch.deploy.ensemble import PrecisionEnsemble
+from ptsearch.report.page import PAGE
 
 POOL = "[{method: [rtn, gptq], bits: [3, 4], sym: false}, {method: gptq, bits: 8}]"
 
@@ -65,7 +66,10 @@ def test_again_builds_and_evaluates_nothing(finished, tiny_model, monkeypatch, c
     assert files_under(cache) == before
     said = capfd.readouterr().out
     assert "Pareto front of tiny" in said
-    assert "compare-runs?runs=" in said
+    assert f"/artifacts/{PAGE}?workflowType=machine_learning\n" in said
+    link = (finished / "mlruns" / jobs.LINK).read_text()
+    assert f"make ui, then {link}" in said
+    assert f"mlruns/{jobs.LINK}" in (Path(__file__).parents[1] / "Makefile").read_text()
     assert "evaluating" not in said
 
 

@@ -185,13 +185,13 @@ def knee(front: Sequence[Scores], objectives: Sequence[str]) -> int:
     return int((scaled**2).sum(axis=1).argmin())
 
 
-def gain_columns(row: Row, keys: Iterable[str] | None = None) -> Scores:
+def gain_columns(row: Row) -> Scores:
     """Gains over each baseline, on the holdout half, with the ends of their intervals."""
     return {
         f"gain.{baseline}.{key}{end}": value
         for baseline, by_score in row.gains.items()
-        for key in keys or by_score
-        for end, value in zip(BOUNDS, by_score[key], strict=True)
+        for key, gain in by_score.items()
+        for end, value in zip(BOUNDS, gain, strict=True)
     }
 
 

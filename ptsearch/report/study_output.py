@@ -6,23 +6,30 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import optuna
 from rich.console import Console
 
 from ptsearch.config import Config
 from ptsearch.evaluation.table import Table
-from ptsearch.report import certificate, explain, page, paper, plots, terminal, tracking
+from ptsearch.report import (
+    certificate,
+    explain,
+    page,
+    paper,
+    plots,
+    run_records,
+    terminal,
+    tracking,
+)
 from ptsearch.report import rows as results
 from ptsearch.report.certificate import NO_EVIDENCE
 from ptsearch.report.rows import BEST_SINGLE
 from ptsearch.report.study import Result
-from ptsearch.report.tracking import RunRecord, Tracker
-from ptsearch.scoring.scores import Scores
+from ptsearch.report.tracking import Tracker
 from ptsearch.search import limits
 from ptsearch.search.exact_front import ExactFront
 from ptsearch.search.limits import Answer, Relaxation
 from ptsearch.search.objectives import chosen_objectives
-from ptsearch.search.study import CompletedTrial, study_config
+from ptsearch.search.study import study_config
 
 HEADINGS = {  # by kind of study
     "pareto": "Pareto front",
@@ -32,33 +39,10 @@ HEADINGS = {  # by kind of study
 }
 
 
-def trial_record(table: Table, trial: CompletedTrial, scores: Scores, feasible: bool) -> RunRecord:
-    """What MLflow keeps of a trial."""
-    variants = [table.variants[label] for label in trial.members]
-    members = " + ".join(trial.members)
-    return RunRecord(
-        name=f"trial {trial.number}: {members}",
-        params={
-            "members": members,
-            "size": len(trial.members),
-            "methods": " ".join(sorted({variant.method for variant in variants})),
-            "bits": " ".join(str(b) for b in sorted(variant.bits for variant in variants)),
-        },
-        metrics={key: value for key, value in scores.items() if "/" not in key},
-        tags={
-            "kind": "trial",
-            "trial": str(trial.number),
-            "proposed_by": "sampler" if trial.by_sampler else "enumeration",
-            "feasible": str(feasible).lower(),
-            "pareto": "false",
-        },
-    )
-
-
-def log_result(tracker: Tracker, table: Table, study: optuna.Study, result: Result) -> None:
-    """Tags, holdout scores, figures and tables to MLflow."""
-    _log_front(tracker, study, result)
-    tracking.log_steps(tracker, "hypervolume_share", enumerate(result.shares))
+def log_result(tracker: Tracker, table: Table, result: Result) -> None:
+    """Runs of what is reported, figures and tables to MLflow."""
+    runs, (answer, chosen) = _log_rows(tracker, table, result), answer_of(table, result)
+    picks = run_records.picks(result, chosen)
     config, search = table.config, study_config(table.config)
     with tempfile.TemporaryDirectory() as folder:
         sampler = {"sampler": search.sampler} if result.exact else {}
@@ -66,30 +50,45 @@ def log_result(tracker: Tracker, table: Table, study: optuna.Study, result: Resu
             tracker,
             params=results.run_params(config) | sampler,
             metrics={
+                **run_records.of_picks(picks),
                 "front_size": len(result.front),
                 "trials": len(result.trials),
                 "holdout_reads": result.holdout_reads,
-                **({"regret": 100 - result.shares[-1]} if result.shares else {}),
             },
             files=_write_files(table, result, Path(folder)),
-            note=_note(result),
+            note=run_records.parent_note(tracker, runs, picks, answer),
         )
+    tracking.log_steps(tracker, "sampler_hypervolume_pct", enumerate(result.shares))
 
 
-def _log_front(tracker: Tracker, study: optuna.Study, result: Result) -> None:
-    """Tag exactly the runs of the present front, with holdout scores, gains and certificate."""
-    before = set(study.user_attrs.get("front_runs", []))
-    study.set_user_attr("front_runs", [row.run_id for row in result.front])
-    for run_id in before - {row.run_id for row in result.front}:
-        tracking.add(tracker, run_id, {}, {"pareto": "false"})
-    for row in result.front:
-        numbers = results.number_columns(row).items()
-        metrics = {key: value for key, value in numbers if key.startswith(("holdout.", "all."))}
-        metrics |= results.gain_columns(row, [certificate.CLAIM])
-        tracking.add(tracker, row.run_id, metrics, {"pareto": "true"})
+def _log_rows(tracker: Tracker, table: Table, result: Result) -> dict[str, str]:
+    """A run for each ensemble of the front, single variant and the dense model, with its scores,
+    gains and certificate, tagged as reported: members -> id.
+    """
+    tried = {run_records.joined(trial.members): trial.run_id for trial, _ in result.trials}
+    before = tracking.with_tag(tracker, "reported")
+    tried |= {members: run_id for run_id, members in before.items()}
+    name, dense_gb = study_config(table.config).name, result.compared[0].search["memory_gb"]
+    runs: dict[str, str] = {}
+    rows = [row for row in result.rows if row.kind in ("front", "dense", "single")]
+    for row in rows:
+        members = run_records.joined(row.members)
+        run_id = row.run_id or runs.get(members) or tried.get(members)
+        if not run_id:
+            record = run_records.of_members(table, row.members, row.search, {})
+            run_id = tracking.log_run(tracker, record)
+        if members not in runs:
+            tags = {"pareto": str(row.kind == "front").lower(), "reported": "true"}
+            tags[tracking.NOTE] = run_records.note(row, run_id, name)
+            tracking.add(tracker, run_id, run_records.metrics(row, dense_gb), tags)
+        runs[members] = run_id
         if row.certificate:
             text = certificate.to_json(asdict(row.certificate))
-            tracking.log_text(tracker, row.run_id, "certificate.json", text)
+            tracking.log_text(tracker, run_id, "certificate.json", text)
+    for run_id in before.keys() - set(runs.values()):
+        tracking.add(tracker, run_id, {}, {"pareto": "false", "reported": "false"})
+    tracking.show_columns(tracker, run_records.table_columns(rows, dense_gb))
+    return runs
 
 
 def _write_files(table: Table, result: Result, folder: Path) -> list[Path]:
@@ -138,11 +137,8 @@ def show_result(screen: Console, tracker: Tracker, config: Config, result: Resul
     for line in _footnotes(config, result):
         screen.print(line, style="dim")
     screen.print(f"\nreport: {report_folder(config) / page.PAGE}", soft_wrap=True)
-    how = "make ui, then all" if tracker.page == tracking.LOCAL_PAGE else "all"
-    screen.print(f"{how} runs: {tracking.runs_link(tracker)}", soft_wrap=True)
-    screen.print("and the front compared:", soft_wrap=True)
-    link = tracking.compare_link(tracker, [row.run_id for row in result.front])
-    screen.print(link, soft_wrap=True, style="bold")
+    how = "make ui, then " if tracker.page == tracking.LOCAL_PAGE else ""
+    screen.print(f"{how}{tracking.link(tracker, page.PAGE)}", soft_wrap=True, style="bold")
 
 
 def _footnotes(config: Config, result: Result) -> list[str]:
@@ -201,7 +197,7 @@ def _note(result: Result) -> str:
     return (
         f"{len(result.front)} ensembles on the front of {len(result.trials)} trials. "
         f"Highest trust: {best.search['trust']:.1f} ({best.name}); "
-        f"dense: {dense.search['trust']:.1f}. Search half of the samples; holdout.* is the rest."
+        f"dense: {dense.search['trust']:.1f}, both on the search half of the samples."
     )
 
 

@@ -9,9 +9,8 @@ import math
 import os
 import tempfile
 import time
-import urllib.parse
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,7 +19,7 @@ from pathlib import Path
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from ptsearch.search.database import is_server, opening, shown, unusable
@@ -29,6 +28,10 @@ for chatty in ("mlflow", "alembic"):  # they report every database migration
     logging.getLogger(chatty).setLevel(logging.ERROR)
 
 PARENT_RUN, NOTE = "mlflow.parentRunId", "mlflow.note.content"  # MLflow's documented tags
+# A view of the table of runs that "Share" of MLflow's page makes: a tag, and a link with its key.
+VIEW = "mlflow.sharedViewState.ptsearch"
+RUNS = "workflowType=machine_learning"  # in links: pages about runs, not about traces
+TABLE = f"runs?viewStateShareKey=ptsearch&{RUNS}"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # runs, not traces
 LOCAL_PAGE = "http://127.0.0.1:5000"  # of `make ui`
 MAX_RUNS = 50_000  # that MLflow returns at once
@@ -115,9 +118,19 @@ def end_nested(tracker: Tracker, given_up: set[int], at_work: set[int]) -> None:
 
 def nested(tracker: Tracker) -> dict[int, str]:
     """Number of a trial -> id of its run, of those that are whole."""
-    mine = f"tags.{PARENT_RUN} = '{tracker.run_id}' and attributes.status = 'FINISHED'"
-    runs = tracker.client.search_runs([tracker.experiment_id], mine, max_results=MAX_RUNS)
-    return {int(run.data.tags["trial"]): run.info.run_id for run in runs}
+    found = _runs(tracker, "tags.trial LIKE '%'")
+    return {int(run.data.tags["trial"]): run.info.run_id for run in found}
+
+
+def with_tag(tracker: Tracker, tag: str) -> dict[str, str]:
+    """Id of a nested run -> its members, of those whose `tag` is true."""
+    found = _runs(tracker, f"tags.{tag} = 'true'")
+    return {run.info.run_id: run.data.params["members"] for run in found}
+
+
+def _runs(tracker: Tracker, which: str) -> list[Run]:
+    mine = f"tags.{PARENT_RUN} = '{tracker.run_id}' and attributes.status = 'FINISHED' and {which}"
+    return list(tracker.client.search_runs([tracker.experiment_id], mine, max_results=MAX_RUNS))
 
 
 def add(
@@ -201,18 +214,22 @@ def legible(uri: str) -> Iterator[None]:
         raise unusable(f"MLflow at {shown(uri)}", error) from error
 
 
-def compare_link(tracker: Tracker, run_ids: Iterable[str]) -> str:
-    """MLflow's page that compares the runs."""
-    lists = {"runs": list(run_ids), "experiments": [tracker.experiment_id]}
-    texts = {key: json.dumps(ids, separators=(",", ":")) for key, ids in lists.items()}
-    query = urllib.parse.urlencode(texts, quote_via=urllib.parse.quote)
-    return f"{tracker.page}/#/compare-runs?{query}"
+def show_columns(tracker: Tracker, metrics: Sequence[str]) -> None:
+    """The table of runs at `TABLE`: those of the report, the first metric's highest value first."""
+    shown = ["tags.`kind`", *(f"metrics.`{name}`" for name in metrics)]
+    order = ["attributes.`Run Name`", "runDateAndNestInfo", *shown]
+    pixels = {order[0]: 320, order[1]: 140} | {name: max(90, 7 * len(name) - 35) for name in shown}
+    view = {
+        "selectedColumns": shown, "columnOrder": order, "columnWidths": pixels,
+        "orderByKey": shown[1], "orderByAsc": False, "searchFilter": "tags.reported = 'true'",
+    }  # fmt: skip
+    tracker.client.set_experiment_tag(tracker.experiment_id, VIEW, json.dumps(view))
 
 
-def runs_link(tracker: Tracker) -> str:
-    """MLflow's table of the study's runs, in the view that shows runs and not traces."""
-    page = f"experiments/{tracker.experiment_id}/runs?workflowType=machine_learning"
-    return f"{tracker.page}/#/{page}"
+def link(tracker: Tracker, artifact: str) -> str:
+    """MLflow's page of an artifact of the parent run."""
+    page = f"experiments/{tracker.experiment_id}/runs/{tracker.run_id}/artifacts/{artifact}"
+    return f"{tracker.page}/#/{page}?{RUNS}"
 
 
 def _metrics(values: Mapping[str, float], step: int) -> list[Metric]:
