@@ -36,9 +36,12 @@ from ptsearch.search.study import Members, limits, study_config
 from ptsearch.variant import short_labels
 
 PAGE, SAMPLES = "report.html", "samples.parquet"
+MOST_INTERVALS = 60  # rows of which held-out scores have one: the roles, then the front
 MOST_ENSEMBLES = 65_535  # embedded; of more, those with the fewest members
 SEARCHES = ("pareto", "slo")  # the kinds of study that look at all ensembles
 KEPT = tuple(f"study.{name}=" for name in ("min_members", "max_members", "min_skill", "need_skill"))
+LIMITED = ("trust", MMLU, "adversarial", "fairness", "ethics", "ood", "refusal_rate", "memory_gb",
+           "latency_ms")  # in conf/study/slo.yaml; Hydra adds others  # fmt: skip
 TITLES = {MMLU: "MMLU", "ood": "Out of distribution", "refusal_rate": "Refusals",
           "memory_gb": "Memory", "latency_ms": "Latency"}  # fmt: skip
 BASELINES = {DENSE_MODEL: "the dense model", BEST_SINGLE: "the best single variant"}
@@ -123,8 +126,8 @@ def _values(
     settings, dense = study_config(table.config), result.compared[0]
     best = next((row for row in result.compared if row.kind == "single"), None)
     named = {**roles, "dense": dense} | ({"best single": best} if best else {})
-    rows = [*result.front, *(row for row in named.values() if row.kind != "front")]
-    margins = _margins(table, parts["holdout"], rows)
+    rows = list({row.members: row for row in (*named.values(), *result.front)}.values())
+    margins = _margins(table, parts["holdout"], rows[:MOST_INTERVALS])
     shown = [Shown(role, row, margins.get(row.members, {})) for role, row in named.items()]
     scores = _scores(settings, dense.search)
     every, incomplete = _everything(table, parts["search"])
@@ -151,7 +154,7 @@ def _values(
         "dense_gb": dense.search["memory_gb"],
         "data": {
             "scores": [score._asdict() for score in scores],
-            "points": [_point(row, roles, margins) for row in points],
+            "points": [_point(row, roles, margins, scores) for row in points],
             "labels": [short_labels(table.variants)[x] for x in every.labels] if every else [],
             "commands": [_command(table.config, job) for job in ("+study=slo", "+export=ensemble")],
             "errors": {n: each.tolist() for n, each in result.explained.correlations.items()},
@@ -170,7 +173,7 @@ def _scores(settings: StudyConfig, found: Scores) -> list[Score]:
         unit, digits = (record.unit, record.digits) if record else ("%", 1)
         higher = record.direction == "maximize" if record else name != "refusal_rate"
         side, given = ("min", settings.min) if higher else ("max", settings.max)
-        limit = f"{'' if name in given else '+'}study.{side}.{name}"
+        limit = f"{'' if name in LIMITED else '++'}study.{side}.{name}"
         limited = limits(given).get(name)
         scores.append(Score(name, _title(name), unit, digits, higher, limit, limited))
     return scores
@@ -229,15 +232,16 @@ def _remarks(result: Result) -> list[str]:
 
 
 def _point(
-    row: Row, roles: Mapping[str, Row], margins: Mapping[Members, Scores]
+    row: Row, roles: Mapping[str, Row], margins: Mapping[Members, Scores], scores: Sequence[Score]
 ) -> dict[str, object]:
     """What a figure shows of a row."""
+    keys = [score.key for score in scores]
     return {
         "kind": row.kind,
         "name": row.name,
         "role": ", ".join(role for role, pick in roles.items() if pick.members == row.members),
-        "search": row.search,
-        "holdout": row.holdout or {},
+        "search": {key: row.search[key] for key in keys},
+        "holdout": {key: row.holdout[key] for key in keys} if row.holdout else {},
         "margin": margins.get(row.members, {}) if row.kind != "baseline" else {},
     }
 

@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fakes import fake_table, search_and_holdout
+from test_conf import composed
 
 from ptsearch.config import Config
 from ptsearch.evaluation import predictions
@@ -181,6 +183,21 @@ def test_the_command_keeps_what_decides_the_answers() -> None:
     assert page._command(config, "+export=ensemble").endswith(
         "runs_dir=r export.study=x-limits export.out=chosen"
     )
+
+
+def test_the_command_composes_with_a_limit_on_anything(result: Result) -> None:
+    found = result.compared[0].search | {"bbq": 1.0, "bbq.refusal_rate": 0.0}
+    limits = [f"{score.limit}=50" for score in page._scores(studies.StudyConfig(), found)]
+    assert "++study.min.bbq=50" in limits
+    assert limits.count("study.max.memory_gb=50") == 1
+    given = ["+study=pareto", "model=path", "model.path=x", "+study.min.bbq=1"]
+    config = Config(study=studies.StudyConfig(), overrides=given)
+    search, export = (page._command(config, job) for job in ("+study=slo", "+export=ensemble"))
+    study = composed(*shlex.split(search)[3:], *limits).study
+    assert study.name == "pareto-limits"
+    assert (study.min["bbq"], study.max["memory_gb"]) == (50, 50)
+    assert {*study.min} - {"bbq"} == set(page.LIMITED)
+    assert composed(*shlex.split(export)[3:]).export.study == "pareto-limits"
 
 
 # In a browser

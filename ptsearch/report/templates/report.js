@@ -337,10 +337,10 @@
 
   async function setUpFigures() {
     const code = new TextDecoder().decode(await unpack("plotly"));
-    performance.mark("unzipped");
+    performance.mark("unpacked");
     document.head.append(make("script", { textContent: code }));
-    performance.mark("evaluated");
-    drawFront();
+    performance.mark("library");
+    drawAll();
     byId("regret")?.addEventListener("toggle", drawRegret);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
     addEventListener("beforeprint", () => paper(true));
@@ -445,10 +445,9 @@
   performance.mark("read");
   if (every.count) setUpLimits();
   performance.mark("limits");
-  await setUpFigures();
-  performance.mark("figures");
   await setUpSamples();
   performance.mark("samples");
-  drawHeat();
+  await setUpFigures();
+  performance.mark("figures");
   document.documentElement.dataset.ready = String(Math.round(performance.now()));
 })();
