@@ -3,7 +3,8 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ptsearch.config import CONF, JOBS, Config, ModelConfig
+from ptsearch.evaluation import early_check
 from ptsearch.evaluation.workers import WorkerError, quiet_libraries
-from ptsearch.shared import refuse_password
+from ptsearch.shared import did_you_mean, refuse_password
 
 USAGE = """ptsearch: which job? Append one of
 
@@ -33,6 +35,8 @@ USAGE = """ptsearch: which job? Append one of
   +cache=list|verify|prune                             what the cache holds, and free some of it
 
 and any overrides (model=, pool=, benchmarks=, study.trials=50); --help lists the choices."""
+FULL_ERROR = "HYDRA_FULL_ERROR"
+TRACEBACKS = os.environ.get(FULL_ERROR) == "1"  # asked for by the user
 FAILED = 2  # exit status of an error that the user can mend
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
@@ -44,34 +48,31 @@ def main() -> None:
     quiet_libraries()
     ConfigStore.instance().store(name="schema", node=Config)
     try:
-        for argument in sys.argv[1:]:  # before Hydra writes them into a folder of its own
+        for argument in sys.argv[1:]:  # before Hydra writes them into a file
             refuse_password(*argument.partition("=")[::2])
-        if not any(argument.startswith("-") for argument in sys.argv[1:]):
-            _make_runs(sys.argv[1:])
-    except (ValueError, OSError) as error:
+        _need_job(sys.argv[1:])
+    except ValueError as error:
         sys.exit(_complain(error))
     if not {"-m", "--multirun"} & set(sys.argv):  # there `a,b` is a sweep
         sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
+    os.environ[FULL_ERROR] = "1"  # Hydra then raises what it would print
     try:
         _composed()
-    except SystemExit as stop:  # Hydra ends with 1 for a config that does not compose
-        sys.exit(FAILED if stop.code == 1 else stop.code)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if TRACEBACKS:
+            raise
+        sys.exit(_complain(ValueError(_advice(sys.argv[1:]) or _first_cause(error))))
+    finally:
+        if not TRACEBACKS:
+            del os.environ[FULL_ERROR]
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def _composed(raw: DictConfig) -> None:
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+    if TRACEBACKS:
         _run(raw)
-        return
-    if status := ended(_run, raw):
+    elif status := ended(_run, raw):
         sys.exit(status)
-
-
-def _make_runs(arguments: Sequence[str]) -> None:
-    """The folder that Hydra writes to. OSError here is two lines, in Hydra a traceback."""
-    given = [a.partition("=")[2] for a in arguments if a.startswith("runs_dir=")]
-    if any(argument.startswith("+") for argument in arguments):
-        Path((given or ["mlruns"])[-1].strip("'\""), "hydra").mkdir(parents=True, exist_ok=True)
 
 
 def ended(job: Callable[[Given], None], given: Given) -> int:
@@ -96,13 +97,16 @@ def _terminate(*_: object) -> None:
 
 def _run(raw: DictConfig) -> None:
     config: Any = OmegaConf.to_object(raw)
+    _refuse_unknown(config)
+    config.overrides = list(HydraConfig.get().overrides.task)
     asked = [job for job in JOBS if getattr(config, job) is not None]
     if len(asked) != 1:
         if asked:
             raise ValueError(f"one job at a time, got {' and '.join('+' + job for job in asked)}")
+        if config.overrides:
+            raise ValueError("which job? Append one, such as +study=pareto")
         sys.stdout.write(USAGE + "\n")
         return
-    config.overrides = list(HydraConfig.get().overrides.task)
     config.baseline_models = (
         [_model(name) for name in config.study.baselines] if config.study else []
     )
@@ -111,10 +115,81 @@ def _run(raw: DictConfig) -> None:
 
         serve.run(config)
         return
+    early_check.check(config)
     from ptsearch import jobs
 
     signal.signal(signal.SIGTERM, _terminate)
     jobs.JOBS[asked[0]](config)
+
+
+def _need_job(arguments: Sequence[str]) -> None:
+    """ValueError: a key of a job that is not asked for, at which Hydra fails."""
+    keys = [argument.partition("=")[0].lstrip("+~") for argument in arguments]
+    for key in keys:
+        job = key.partition(".")[0]
+        if job in JOBS and job not in keys and not any(key[:1] == "-" for key in keys):
+            raise ValueError(f"{key} belongs to a job: append +{job}={'|'.join(_choices(job))}")
+
+
+def _refuse_unknown(config: Any, prefix: str = "") -> None:
+    """ValueError: a key that no job reads, which `+` has appended."""
+    names = [field.name for field in fields(config)]
+    for name, value in vars(config).items():
+        if name not in names:
+            raise ValueError(f"there is no key {prefix}{name}{did_you_mean(name, names)}")
+        if is_dataclass(value):
+            _refuse_unknown(value, f"{prefix}{name}.")
+
+
+def _advice(arguments: Sequence[str]) -> str:
+    """What to write instead of the first override that names nothing; "" = all of them do."""
+    if any(each.startswith(("-c", "--config")) for each in arguments):
+        return ""  # other folders may have what these have not
+    overrides = [each.partition("=") for each in arguments if "=" in each and each[0] != "-"]
+    chosen = []
+    for key, _, value in overrides:
+        name = key.lstrip("+~")
+        if (choices := _choices(name)) and value.strip("'") not in choices:
+            meant = did_you_mean(value, choices)
+            return f"there is no {name}={value}{meant}; {name} is one of {', '.join(choices)}"
+        if name in JOBS and not key.startswith("+"):
+            return f"{name} is a job, which is appended: +{name}={value}"
+        if choices:
+            chosen.append(f"{key}={value}")
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            config = hydra.compose("config", chosen)
+        except HydraException:
+            return ""
+    known = list(_keys(OmegaConf.to_container(config)))
+    for key, _, _ in overrides:
+        name = key.lstrip("+~")
+        parent = OmegaConf.select(config, name.rpartition(".")[0]) if "." in name else config
+        free = key.startswith("+") and OmegaConf.get_type(parent) is dict
+        if name not in known and not _choices(name) and not free and name[:6] != "hydra.":
+            return f"there is no key {name}{did_you_mean(name, known)}"
+    return ""
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml")) if group else []
+
+
+def _keys(config: Any, prefix: str = "") -> Iterator[str]:
+    """All keys of a composed config, dotted."""
+    for key, value in config.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def _first_cause(error: BaseException) -> str:
+    """Hydra's own words, with OmegaConf's where it is about a value."""
+    said, cause = str(error), error.__cause__
+    if isinstance(cause, OmegaConfBaseException):
+        what = said.partition("\n")[0].removeprefix("Error merging override ")
+        return f"{what}: {str(cause).partition(chr(10))[0]}"
+    return said
 
 
 def quoted(argument: str) -> str:

@@ -21,6 +21,10 @@ RULES = ("clean", "ct", "dt")
 PROMPTS = ("chat", "raw", "ct_llama2")
 LOCAL = "local"
 TARGETS = (LOCAL, "cpu", "cuda")
+DATABASES = {  # what their URLs begin with
+    "optuna_db": ("sqlite:///", "postgres"),
+    "mlflow_db": ("sqlite:///", "postgres", "mysql", "mssql", "http://", "https://"),
+}
 CONSTRAINTS = ("structured_outputs", "response_format", "none")
 
 
@@ -259,6 +263,8 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         check("study", self)
+        if not self.name:
+            raise ValueError("study.name is empty: give study.name=NAME")
         at_least("study.max_members", self.max_members, self.min_members)
         for name, lower in self.min.items():
             most = self.max.get(name)
@@ -383,5 +389,11 @@ class Config:
     mlflow_db: str = ""
 
     def __post_init__(self) -> None:
-        refuse_password("optuna_db", self.optuna_db)
-        refuse_password("mlflow_db", self.mlflow_db)
+        for key in ("runs_dir", "cache_dir"):
+            if not getattr(self, key):
+                raise ValueError(f"{key} is empty: give {key}=FOLDER")
+        for key, kinds in DATABASES.items():
+            refuse_password(key, url := getattr(self, key))
+            if url and not url.startswith((*kinds, "env:")):
+                expected = ", ".join((*kinds, "env:NAME"))
+                raise ValueError(f"{key} must begin with one of {expected}, got {url!r}")

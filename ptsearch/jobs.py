@@ -211,9 +211,7 @@ def need_pool(config: Config) -> None:
 
 
 def runs(config: Config) -> Path:
-    folder = Path(config.runs_dir).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return Path(config.runs_dir).resolve()
 
 
 def optuna_url(config: Config) -> str:

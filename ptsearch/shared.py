@@ -1,8 +1,9 @@
 """What the wings share: type aliases, checked fields, secrets, how records are collected."""
 
+import difflib
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import field, fields
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -84,6 +85,12 @@ def check(section: str, config: Any) -> None:
             one_of(key, value, each.metadata["choices"])
         if "least" in each.metadata:
             at_least(key, value, each.metadata["least"])
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The nearest of the known words, as the end of a complaint; "" = none is near."""
+    near = difflib.get_close_matches(word, known, 1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:

@@ -34,12 +34,12 @@ KIVI_WINDOW = 32  # newest tokens that KIVI keeps in full precision, where a poo
 
 
 def method_of(name: str) -> "Method":
-    """The record of a method, which imports torch. ValueError: there is no such method."""
-    from ptsearch.quantize import METHODS
+    """The record of a method, by its literals alone before torch is imported. ValueError: there is
+    no such method.
+    """
+    from ptsearch.quantize.method import method_of
 
-    if name not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name}")
-    return METHODS[name]
+    return method_of(name)
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ class Variant:
             raise ValueError("method=none is the dense model as it is: rounding needs a method")
         if method.kv and self.kv_bits == 16:
             raise ValueError(f"{self.method} needs kv_bits, one of 8, 4, 3, 2")
+        if self.method == "path" and not 1 <= self.bits <= 16:
+            raise ValueError(f"{self.label}: bits must be 1 to 16, got bits={self.bits}")
         if not method.dense:
             self._check_method(method)
 
@@ -172,7 +174,8 @@ def expand_pool(
     """The variants that config rows span, in order; each row's list values are multiplied out.
 
     `dense` carries model and revision, `defaults` what a row may leave out. Methods that calibrate
-    get the identity `calibration`. An unknown field and a variant named twice are a ValueError.
+    get the identity `calibration`. An unknown field, a value of another type and a variant named
+    twice are a ValueError.
     """
     known = [field.name for field in fields(Variant) if field.name not in ("model", "revision")]
     variants: list[Variant] = []
@@ -183,6 +186,7 @@ def expand_pool(
         axes = [value if isinstance(value, list | tuple) else [value] for value in row.values()]
         for values in itertools.product(*axes):
             chosen = {**defaults, **dict(zip(row, values, strict=True))}
+            _check_types(chosen)
             method = method_of(chosen.get("method", "none"))
             if method.calibrated:
                 chosen["calibration"] = calibration
@@ -195,6 +199,17 @@ def expand_pool(
     if repeated:
         raise ValueError(f"the pool names {', '.join(repeated)} twice")
     return variants
+
+
+def _check_types(chosen: Mapping[str, Any]) -> None:
+    """ValueError: a value of a row has not the type of its field; every int is a float too."""
+    kinds = {field.name: field.type for field in fields(Variant)}
+    for name, value in chosen.items():
+        kind: Any = int | float if kinds[name] is float else kinds[name]
+        if name != "method_args" and (
+            not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
+        ):
+            raise ValueError(f"pool.variants: {name} cannot be {value!r}")
 
 
 def unique_labels(variants: Iterable[Variant]) -> dict[str, Variant]:

@@ -28,6 +28,7 @@ from ptsearch.deploy.description import (
 from ptsearch.deploy.folder import DESCRIPTION, SAFE, VERIFY
 from ptsearch.deploy.record import FrontRecord, StudyRecord, read_record
 from ptsearch.deploy.vllm_support import Form, form_of
+from ptsearch.evaluation.early_check import free_folder
 from ptsearch.models import base_model, loading
 from ptsearch.models.prompting import Prompter
 from ptsearch.report import certificate
@@ -46,7 +47,7 @@ def write(attributes: Mapping[str, object], config: ExportConfig, cache: Path) -
 
     Every member's checksums are verified first. The folder appears whole or not at all.
     """
-    out, study = _free_folder(config.out), read_record(attributes, config.study)
+    out, study = free_folder(config.out), read_record(attributes, config.study)
     row = _chosen(study, config)
     members = {label: _variant(study, label) for label in row.members}
     order = sorted(members, key=lambda label: -members[label].precision)  # stable: pool position
@@ -100,14 +101,6 @@ def _chosen(study: StudyRecord, config: ExportConfig) -> FrontRecord:
 
 def _variant(study: StudyRecord, label: str) -> Variant:
     return from_fields(study.variants[label].fields)
-
-
-def _free_folder(out: str) -> Path:
-    if not out:
-        raise ValueError("export.out is missing: give export.out=DIR, a folder that does not exist")
-    if Path(out).exists():
-        raise ValueError(f"export.out={out} exists already; give a folder that does not")
-    return Path(out)
 
 
 def _checked(cache: Path, label: str, variant: Variant) -> Path:

@@ -15,6 +15,30 @@ MOST = 4096  # layers or experts of a configuration that is believed
 STATES = {"mamba", "linear_attention", "conv", "recurrent"}  # kinds of layers without keys, values
 
 
+def need_checkpoint(folder: Path, what: str) -> None:
+    """ValueError: the folder, which `what` gives, holds no checkpoint."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{what}: no checkpoint there ({folder / 'config.json'} is missing)")
+
+
+def check_base(folder: Path, what: str) -> None:
+    """ValueError unless the folder holds an uncompressed safetensors checkpoint."""
+    need_checkpoint(folder, what)
+    try:
+        store.check_weights(folder)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}\n{CURE}") from None
+    weights = "model.safetensors"
+    if not any((folder / f"{weights}{end}").is_file() for end in ("", ".index.json")):
+        raise ValueError(f"{what}: {weights} is missing; only safetensors weights are read")
+    config = store.read_json(folder / "config.json")
+    if config.get("quantization_config"):
+        raise ValueError(
+            f"{what} is quantized already; the base model must be the uncompressed one "
+            "(a quantized checkpoint joins a pool under pool.paths)"
+        )
+
+
 def read_config(folder: Path, trust_remote_code: bool = False) -> "PretrainedConfig":
     """A checkpoint's configuration.
 

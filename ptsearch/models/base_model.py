@@ -18,7 +18,7 @@ import torch
 from ptsearch import store
 from ptsearch.benchmarks import hub
 from ptsearch.config import ModelConfig
-from ptsearch.models.architecture import CURE
+from ptsearch.models.architecture import check_base, need_checkpoint
 from ptsearch.models.loading import _save, check_format, quantization_config, silence_libraries
 from ptsearch.shared import Report
 from ptsearch.variant import Variant
@@ -57,7 +57,7 @@ def prepare(settings: ModelConfig, cache_dir: Path, report: Report) -> BaseModel
         revision = path.name
     else:
         path = Path(settings.path).resolve()
-        _check_base(path, f"model.path={settings.path!r}")
+        check_base(path, f"model.path={settings.path!r}")
         revision = content_hash(path, cache_dir)
     report(f"getting {settings.name}", 1, 1)
     return BaseModel(settings.name, revision, path, settings.trust_remote_code)
@@ -96,33 +96,11 @@ def _hash(folder: Path, known: dict[str, str]) -> str:
 def path_variant(base: BaseModel, path: str, label: str, bits: int) -> Variant:
     """A ready-made checkpoint of the base model as a member; `bits` is what it claims to have."""
     folder = Path(path).resolve()
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"pool.paths, {label}: no checkpoint in {path}")
-    if not 1 <= bits <= 16:
-        raise ValueError(f"pool.paths, {label}: bits must be 1 to 16, got {bits=}")
+    need_checkpoint(folder, f"pool.paths, {label}")
     check_format(folder, quantization_config(folder))
     digest = _hash(folder, {})
     args = (("label", label), ("path", str(folder)), ("sha256", digest))
     return Variant(base.name, base.revision, "path", bits=bits, method_args=args)
-
-
-def _check_base(folder: Path, what: str) -> None:
-    """ValueError unless the folder holds an uncompressed safetensors checkpoint."""
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{what}: no checkpoint there ({folder / 'config.json'} is missing)")
-    try:
-        store.check_weights(folder)
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}\n{CURE}") from None
-    weights = "model.safetensors"
-    if not any((folder / f"{weights}{end}").is_file() for end in ("", ".index.json")):
-        raise ValueError(f"{what}: {weights} is missing; only safetensors weights are read")
-    config = store.read_json(folder / "config.json")
-    if config.get("quantization_config"):
-        raise ValueError(
-            f"{what} is quantized already; the base model must be the uncompressed one "
-            "(a quantized checkpoint joins a pool under pool.paths)"
-        )
 
 
 def _from_hub(settings: ModelConfig) -> Path:
@@ -130,8 +108,6 @@ def _from_hub(settings: ModelConfig) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
-    if not settings.repo or not settings.revision:
-        raise ValueError("model=hub needs model.repo=OWNER/NAME and model.revision=COMMIT")
     what = f"{settings.repo} at revision {settings.revision}"
     fetch = partial(
         huggingface_hub.snapshot_download,
@@ -144,10 +120,10 @@ def _from_hub(settings: ModelConfig) -> Path:
     with hub.explained(what, "model=path model.path=FOLDER"):
         try:
             folder = Path(fetch(local_files_only=bool(COMMIT.fullmatch(settings.revision))))
-            _check_base(folder, what)
+            check_base(folder, what)
         except (errors.LocalEntryNotFoundError, ValueError):
             folder = Path(fetch())
-    _check_base(folder, what)
+    check_base(folder, what)
     return folder
 
 

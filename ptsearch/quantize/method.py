@@ -1,9 +1,14 @@
 """The record that describes a quantization method; each method's file ends with one."""
 
+import ast
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
     # Calibrated ranges (low, high) of an input's channels, act_bits, seed -> run-time tensors.
     FitInputs = Callable[[Tensor, Tensor, int, int], Mapping[str, Tensor]]
 
+GROUP = "ptsearch.methods"  # of the entry points through which packages add methods
 NEEDS = ("hessian", "ranges", "gradients", "sites", "kv")  # what calibration may measure
 STORAGES = ("dense", "uniform", "codes")  # as the base model | compressed-tensors | ptsearch-codes
 AGREE_ON = ("seed", "damp_percent", "actorder", "group_size")
@@ -86,3 +92,40 @@ class Method:
         if not low <= bits <= high or bits in self.without_bits:
             gaps = f" except {', '.join(map(str, self.without_bits))}" if self.without_bits else ""
             raise ValueError(f"{self.name}: bits must be {low} to {high}{gaps}, got {bits=}")
+
+
+def method_of(name: str) -> Method:
+    """The record of a method. Before anything has imported torch, `described` are the records, and
+    those of packages are imported only for a name that is not there. ValueError: no such method.
+    """
+    from ptsearch import quantize
+
+    loaded = "ptsearch.quantize.registry" in sys.modules
+    known = quantize.METHODS if loaded else described()
+    if name not in known and entry_points(group=GROUP):
+        known = quantize.METHODS
+    if name not in known:
+        raise ValueError(f"method must be one of {', '.join(known)}, got {name}")
+    return known[name]
+
+
+@cache
+def described() -> dict[str, Method]:
+    """The records of this wing's files as these spell them, without importing torch, which takes
+    seconds: functions are left out, literals kept.
+    """
+    records = {}
+    for file in sorted(set(Path(__file__).parent.glob("*.py")) - {Path(__file__)}):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Method":
+                fields = {str(each.arg): _literal(each.value) for each in node.keywords}
+                method = Method(*map(_literal, node.args), **fields)
+                records[method.name] = method
+    return records
+
+
+def _literal(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return ...

@@ -4,10 +4,8 @@ A package adds methods through the entry point group `ptsearch.methods`, each a 
 """
 
 from ptsearch import quantize
-from ptsearch.quantize.method import Method
+from ptsearch.quantize.method import GROUP, Method
 from ptsearch.shared import RecordNames, collect_records
-
-GROUP = "ptsearch.methods"
 
 
 def load() -> dict[str, Method]:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ptsearch import quantize
 from ptsearch.quantize.layer import Layer, LayerResult, LinearGroup, ScalingSite
-from ptsearch.variant import Variant, method_of
+from ptsearch.variant import Variant
 
 
 class Job(NamedTuple):
@@ -27,7 +28,7 @@ def jobs(layer: Layer, variants: Sequence[Variant], sites: list[ScalingSite]) ->
     """
     together: dict[object, list[Variant]] = {}
     for variant in variants:
-        method = method_of(variant.method)
+        method = quantize.METHODS[variant.method]
         if method.solve_layer:
             yield Job([variant], partial(_solve_layer, layer, sites, variant))
         else:
@@ -41,7 +42,7 @@ def jobs(layer: Layer, variants: Sequence[Variant], sites: list[ScalingSite]) ->
 def _solve_layer(
     layer: Layer, sites: list[ScalingSite], variant: Variant
 ) -> list[tuple[Variant, LayerResult]]:
-    solve = method_of(variant.method).solve_layer
+    solve = quantize.METHODS[variant.method].solve_layer
     assert solve is not None
     started = time.thread_time()
     quantized, replaced = solve(layer, sites, variant)
@@ -58,7 +59,7 @@ def _solve_group(
     moments = layer.seen(slot, seed)
     H = torch.zeros(width, width) if moments is None else moments.H
     group = LinearGroup(weights, H, layer.fisher.get(seed, {}))
-    solve = method_of(variants[0].method).solve
+    solve = quantize.METHODS[variants[0].method].solve
     assert solve is not None
     started = time.thread_time()
     solved = solve(group, variants)
@@ -71,7 +72,7 @@ def _solve_group(
 
 def _input_rounding(layer: Layer, slot: int, variant: Variant) -> dict[str, Tensor]:
     """Static rounding of the linears' input, by full name; {} = dynamic, per token."""
-    method = method_of(variant.method)
+    method = quantize.METHODS[variant.method]
     moments = layer.seen(slot, variant.seed)
     if method.fit_inputs is None or variant.act_bits == 16 or moments is None:
         return {}

@@ -84,11 +84,10 @@ def open_study(config: Config, url: str, settings: Mapping[str, object]) -> optu
 
 def load_study(name: str, url: str) -> optuna.Study:
     """A study that was run before; an unknown name is a ValueError that lists what there is."""
-    storage = open_storage(url)
-    names = optuna.get_all_study_names(storage)
+    names = recorded_settings(url)
     if name not in names:
         raise ValueError(f"no study {name!r}; there are: {', '.join(names) or 'none'}")
-    return optuna.load_study(study_name=name, storage=storage)
+    return optuna.load_study(study_name=name, storage=open_storage(url))
 
 
 def recorded_settings(url: str) -> dict[str, dict[str, object]]:

@@ -1,5 +1,6 @@
 """Methods: the records of this package, and one that another package adds."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from ptsearch import store
 from ptsearch.models import layers, loading
 from ptsearch.pool import build
 from ptsearch.quantize import METHODS, registry
+from ptsearch.quantize.method import described
 
 PLUGIN = '''
 """Every weight is rounded to a whole number of steps of its row's largest magnitude."""
@@ -26,6 +28,14 @@ def solve(group, variants):
 
 METHOD = Method("rows", solve, bits=(4, 6), grouped=False)
 '''
+
+
+def test_what_is_known_of_methods_without_torch_is_what_their_records_say() -> None:
+    for name, method in METHODS.items():
+        kept = {"solve": None, "solve_layer": None, "fit_inputs": None, "agree_on": ()}
+        facts = replace(described()[name], storage="dense", **kept)
+        assert facts == replace(method, storage="dense", **kept)
+        assert described()[name].storage == method.storage
 
 
 def test_a_package_adds_a_method_by_an_entry_point(

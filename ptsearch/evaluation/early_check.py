@@ -1,0 +1,99 @@
+"""What is wrong with a config, as far as it shows without a model: before torch is imported.
+
+A CUDA device is looked for by its driver, a method by the literals of its record.
+"""
+
+import ctypes
+import os
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ptsearch.config import Config, EngineConfig
+from ptsearch.models.architecture import check_base, need_checkpoint
+from ptsearch.shared import did_you_mean
+from ptsearch.variant import Variant, expand_pool, method_of, unique_labels
+
+PATH_ROW: dict[str, type] = {"path": str, "label": str, "bits": int}  # of `pool.paths`
+
+
+def check(config: Config) -> None:
+    """ValueError, FileNotFoundError: what is wrong."""
+    if config.export:
+        free_folder(config.export.out)
+    if config.rescore and not Path(config.rescore.replies).is_file():
+        raise ValueError(f"rescore.replies={config.rescore.replies!r} is not a file")
+    if config.study:
+        _check_writable(Path(config.runs_dir).absolute())
+    if config.study or config.check or config.build or config.evaluate:
+        _check_pool(config)
+
+
+def free_folder(out: str) -> Path:
+    """ValueError: there is something at `export.out` already."""
+    if not out:
+        raise ValueError("export.out is missing: give export.out=DIR, a folder that does not exist")
+    if Path(out).exists():
+        raise ValueError(f"export.out={out} exists already; give a folder that does not")
+    return Path(out)
+
+
+def _check_writable(folder: Path) -> None:
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"runs_dir={folder}: {there} is no folder that can be written to")
+
+
+def _check_pool(config: Config) -> None:
+    config.engine.check()
+    if config.compute.name == "local":
+        _check_device(config.engine)
+    for model in (config.model, *config.baseline_models):
+        if model.source == "path":
+            check_base(Path(model.path), f"model.path={model.path!r}")
+        if model.source == "hub" and not (model.repo and model.revision):
+            raise ValueError("model=hub needs model.repo=OWNER/NAME and model.revision=COMMIT")
+    if config.calibration.source == "file" and not Path(config.calibration.path).is_file():
+        raise ValueError(f"calibration.path={config.calibration.path!r} is not a file")
+    root = config.benchmarks.root
+    if root and not Path(root).is_dir():
+        raise ValueError(f"benchmarks.root={root!r} is not a folder")
+    labels = _labels(config)
+    if config.evaluate and (asked := config.evaluate.variant) not in labels:
+        known = ", ".join(labels)
+        raise ValueError(f"no variant {asked!r}{did_you_mean(asked, labels)}; the pool has {known}")
+
+
+def _labels(config: Config) -> list[str]:
+    """Of the pool and the dense model. ValueError: a row is wrong, a package is missing."""
+    pool, dense = config.pool, Variant(config.model.name, "")
+    defaults = {"group_size": pool.group_size, "backend": pool.backend}
+    variants = expand_pool(dense, pool.variants, defaults, "")
+    for variant in variants:
+        method_of(variant.method).check_available()
+    variants += [_ready_made(dense, row) for row in pool.paths]
+    return ["none", *unique_labels(variants)]
+
+
+def _ready_made(dense: Variant, row: Mapping[str, Any]) -> Variant:
+    if row.keys() != PATH_ROW.keys() or not all(isinstance(row[k], PATH_ROW[k]) for k in PATH_ROW):
+        raise ValueError(f"pool.paths needs rows {{path: FOLDER, label: NAME, bits: N}}, got {row}")
+    need_checkpoint(Path(row["path"]), f"pool.paths, {row['label']}")
+    args = (("label", row["label"]), ("path", row["path"]))
+    return Variant(dense.model, "", "path", bits=row["bits"], method_args=args)
+
+
+def _check_device(engine: EngineConfig) -> None:
+    """ValueError: torch will find no CUDA device. `local` versions say what it was built for."""
+    if engine.device != "cuda" or engine.name != "transformers":
+        return
+    built = version("torch").partition("+")[2]
+    if built == "cpu":
+        raise ValueError("engine.device=cuda, and this torch is built for cpu: take cpu or auto")
+    if sys.platform == "linux" and not built.startswith("rocm"):
+        try:
+            ctypes.CDLL("libcuda.so.1")
+        except OSError:
+            raise ValueError("engine.device=cuda, and there is no CUDA driver here") from None
