@@ -29,7 +29,7 @@ from ptsearch.search import database, exact_front, limits, next_build, settings,
 from ptsearch.search import study as studies
 from ptsearch.search.scorer import EnsembleScorer, scorers
 from ptsearch.search.trials import Search
-from ptsearch.shared import Report, database_url
+from ptsearch.shared import Report, database_url, stage
 
 LINK = "page.txt"  # beside the runs: what `make ui` prints
 LOGGED_IN = "logged_in"  # user attribute of a study: the run in which all its trials are logged
@@ -47,7 +47,8 @@ def run_study(config: Config) -> None:
         name = studies.study_config(config).name
         mlflow = tracking.legible(mlflow_url(config))
         with mlflow, database.shared(optuna_url(config), name) as locks:
-            run, tracker = _open(table, parts["search"], locks)
+            with stage(table.report, "opening the study"):
+                run, tracker = _open(table, parts["search"], locks)
             reported = run.study.user_attrs.get("reported")
             try:
                 _log_again(run, tracker)
@@ -110,9 +111,11 @@ def _report(
         for scores in [run.scorer(table, each.members)]
     ]
     parts = scorers(table)
-    result = compile_result(table, others, study, parts, replace(found, chosen=logged))
-    study_output.log_result(tracker, table, result)
-    _keep(study, record.for_export(table, parts["search"], result))
+    with stage(table.report, "intervals of what is reported"):
+        result = compile_result(table, others, study, parts, replace(found, chosen=logged))
+    with stage(table.report, "writing the report"):
+        study_output.log_result(tracker, table, result)
+        _keep(study, record.for_export(table, parts["search"], result))
     study.set_user_attr("reported", [*mark, result.holdout_reads])
     return result
 
@@ -123,7 +126,8 @@ def _pareto(run: Search) -> Front:
     if search.max_builds:
         next_build.build_some(table, search.max_builds)
     trials.search(run)
-    exact = exact_front.complete(run)
+    with stage(table.report, "scoring every ensemble"):
+        exact = exact_front.complete(run)
     left_out = table.left_out()  # here, if not in another process
     chosen = [each for each in studies.front(run.study) if left_out.keys().isdisjoint(each.members)]
     if not chosen and exact.everything is not None:

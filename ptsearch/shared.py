@@ -3,7 +3,8 @@
 import difflib
 import os
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import field, fields
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -21,6 +22,14 @@ PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")  # in a URL
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 JsonObject: TypeAlias = "dict[str, Json]"  # JSON of no fixed form, such as a model's config
 Report = Callable[[str, int, int], None]  # what is under way, how many are done, of how many
+
+
+@contextmanager
+def stage(report: Report, name: str) -> Iterator[None]:
+    """Reports work of one step, as it begins and as it ends."""
+    report(name, 0, 1)
+    yield
+    report(name, 1, 1)
 
 
 class Named(Protocol):

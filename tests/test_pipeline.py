@@ -71,6 +71,8 @@ def test_again_builds_and_evaluates_nothing(finished, tiny_model, monkeypatch, c
     assert f"make ui, then {link}" in said
     assert f"mlruns/{jobs.LINK}" in (Path(__file__).parents[1] / "Makefile").read_text()
     assert "evaluating" not in said
+    stages = ("opening the study", "scoring every ensemble", "intervals", "writing the report")
+    assert sorted(map(said.index, stages)) == [said.index(f"\n{each}") + 1 for each in stages]
 
 
 def test_other_settings_under_the_same_name(finished, tiny_model, monkeypatch, capfd) -> None:

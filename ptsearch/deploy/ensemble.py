@@ -4,6 +4,7 @@ ensemble = PrecisionEnsemble.from_pretrained("chosen")
 ensemble.answer(["Review: dull.\\nSentiment:"], ["negative", "positive"])[0].label
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from ptsearch.voting.votes import decided, vote
 
 if TYPE_CHECKING:
     from ptsearch.models.loading import Tokenizer
+
+
+log = logging.getLogger(__name__)
 
 
 class Answer(NamedTuple):
@@ -56,7 +60,8 @@ class PrecisionEnsemble:
         opened = exported.open_folder(folder)
         settings = settings or EngineConfig(dtype=opened.description.dtype("bfloat16"))
         loaded: dict[str, Engine] = {}
-        for label, checkpoint in opened.members.items():
+        for number, (label, checkpoint) in enumerate(opened.members.items(), 1):
+            log.info("loading member %d of %d: %s", number, len(opened.members), label)
             engine = _load(checkpoint, settings)
             if engine.local is not None:
                 others = [other.local.model for other in loaded.values() if other.local is not None]

@@ -7,6 +7,7 @@ Open `app.py` first.
 
 import asyncio
 import importlib
+import logging
 import socket
 import sys
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from ptsearch.serve import app, replay_check
 from ptsearch.serve.connection import limited, warn_seldom
 from ptsearch.serve.metrics import Meter
 from ptsearch.shared import secret
+
+log = logging.getLogger(__name__)
 
 Live = Callable[[str, uvicorn.Server], None]
 
@@ -33,6 +36,7 @@ async def serve(settings: ServeConfig, engine: EngineConfig, live: Live) -> None
     """Open the members, replay, then answer; `live` is told the URL and the server."""
     if not settings.dir:
         raise ValueError("serve.dir is missing: give serve.dir=DIR, an exported ensemble")
+    log.info("comparing the files of %s with their checksums", settings.dir)
     folder = open_folder(settings.dir)
     labels = list(folder.members)
     if settings.quorum > len(labels):
@@ -42,6 +46,7 @@ async def serve(settings: ServeConfig, engine: EngineConfig, live: Live) -> None
     with _bound(settings.host, settings.port) as bound:
         members = importlib.import_module(f"ptsearch.serve.{settings.mode}").members
         async with members(folder, settings, engine) as opened:
+            log.info("asking what the study asked: its votes must be reproduced")
             calibrated = settings.mode == "local"
             await replay_check.check(folder, opened.ask, calibrated, settings.max_changed)
             service = app.Service(

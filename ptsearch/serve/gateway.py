@@ -73,6 +73,7 @@ async def members(
         Engine(label, url.rstrip("/"), chat.arguments)
         for label, url in zip(labels, settings.engines, strict=True)
     ]
+    log.info("waiting for the engines of %s", ", ".join(labels))
     in_turn = folder.description.lazy_order
     key = secret("serve.engine_key_env", settings.engine_key_env)
     async with aiohttp.ClientSession(

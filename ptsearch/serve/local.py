@@ -84,6 +84,7 @@ async def members(
             ensemble.engines[label] = engines.keeping(each, settings.keep_tokens)
             for thread in threads:  # it learns the number of cores before a lane changes it
                 await loop.run_in_executor(thread, engines.lanes_of, each)
+        log.info("measuring the speed")
         quick = await loop.run_in_executor(threads[0], _quick, ensemble)
         lines = [Work(Line(), thread, ensemble, settings.lazy, quick) for thread in threads]
         batches = [asyncio.create_task(_batches(work)) for work in lines]

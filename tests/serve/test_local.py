@@ -96,6 +96,18 @@ def test_turns_are_asked_as_text_where_the_study_made_text_of_them(ensemble, tmp
             assert said["ptsearch"]["vote"] == answer.label
 
 
+def test_each_stage_of_the_start_is_told(ensemble, tmp_path, caplog) -> None:
+    out = write_folder(tmp_path / "out", ensemble.folder.members)
+    with caplog.at_level("INFO", "ptsearch"), live(ServeConfig(dir=str(out), port=0)):
+        told = [record.getMessage() for record in caplog.records]
+    assert [line.split(" of ")[0] for line in told[:5]] == [
+        "comparing the files", "loading member 1", "loading member 2", "loading member 3",
+        "measuring the speed",
+    ]  # fmt: skip
+    assert told[1] == "loading member 1 of 3: high"
+    assert told[5].startswith("asking what the study asked")
+
+
 def test_members_may_refuse_where_they_reply(url, ensemble) -> None:
     body = {"prompt": "Is it?", **CHOICE, "ptsearch": {"max_new_tokens": 3}}
     said = post(url, body).json()
