@@ -48,6 +48,7 @@ class Row:
     unskilled: tuple[str, ...] = ()  # benchmarks where it is no better than one constant answer
     fitted: Fitted = field(default_factory=dict)  # by the vote rule, in the order of the members
     run_id: str = ""
+    picks: tuple[str, ...] = ()  # of the front: which it is, `answer.PICKS`
     certificate: "Certificate | None" = None  # of the front
 
     @property

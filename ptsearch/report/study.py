@@ -14,7 +14,8 @@ import optuna
 from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.report import explain
 from ptsearch.report import rows as results
-from ptsearch.report.certificate import certified
+from ptsearch.report.answer import Answer, answer, with_picks
+from ptsearch.report.certificate import CLAIM, certified
 from ptsearch.report.explain import Explanation
 from ptsearch.report.paper import about_bytes
 from ptsearch.report.rows import BEST_SINGLE, DENSE_MODEL, Row, ScenarioScores
@@ -54,6 +55,7 @@ class Result:
     exact: ExactFront | None
     shares: list[float]  # of its hypervolume in percent, by trial of the sampler
     remarks: list[str]  # why something is missing
+    answer: Answer
     explained: Explanation
     scenarios: ScenarioScores  # of what is compared and the most trusted ensemble, or of all rows
 
@@ -84,6 +86,8 @@ def compile_result(
     references = [dense, *([best] if best else [])]
     shown = ["holdout", "all"] if chosen_front.all_data else ["holdout"]
     front = results.front_rows(table, search, chosen_front.chosen)
+    if exact:
+        front = with_picks(table, search, front, exact.names)
     front = results.with_scores(table, parts, shown, front)
     front, no_gains = _with_gains(table, others, holdout, front, best)
     reads = study.user_attrs.get("holdout_reads", 0) + 1
@@ -114,6 +118,7 @@ def compile_result(
         + remarks
         + results.about_data(table)
         + about_bytes(table),
+        answer=answer(front, compared, int(holdout.mask.sum())),
         explained=explain.explain(table, parts, front, _baselines(best)),
         scenarios=_scenarios(parts, [*compared, *front, *singles])
         if chosen_front.all_data
@@ -169,18 +174,26 @@ def _with_gains(
     best: Row | None,
 ) -> tuple[list[Row], list[str]]:
     """The front with its gains over the dense models and the best single variant, or why there
-    are none.
+    are none. The first question is the trust of the picks: its intervals hold together by
+    themselves, those of everything else by themselves.
     """
     for other in others:
         other.ensure([DENSE])
     dense = {results.dense_name(other): other.entries[DENSE] for other in others}
     baselines = _baselines(best) | {name: (name,) for name in dense}
     known = replace(table, entries=table.entries | dense)
+    picks = [row.members for row in front if row.picks]
     try:
         by_row = gains(known, holdout, [row.members for row in front], baselines)
+        first = gains(table, holdout, picks, _baselines(best), [CLAIM]) if picks else []
     except ValueError as error:
         return front, [f"no intervals: {error}"]
-    return [replace(row, gains=each) for row, each in zip(front, by_row, strict=True)], []
+    answered = dict(zip(picks, first, strict=True))
+    return [
+        replace(row, gains=each | {over: each[over] | by_score for over, by_score in mine.items()})
+        for row, each in zip(front, by_row, strict=True)
+        for mine in [answered.get(row.members, {})]
+    ], []
 
 
 def _no_front(table: Table, study: optuna.Study, scorer: EnsembleScorer) -> str:

@@ -17,16 +17,25 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from ptsearch.report.cache import Entry
-from ptsearch.report.rows import BEST_SINGLE, Row, ScenarioScores, shown_benchmarks
+from ptsearch.report.rows import (
+    BEST_SINGLE,
+    DENSE_MODEL,
+    Row,
+    ScenarioScores,
+    shown_benchmarks,
+)
 from ptsearch.scoring.scores import MMLU, Scores
-from ptsearch.search.comparisons import Gain
+from ptsearch.search.comparisons import Gain, losses
 from ptsearch.search.objectives import OBJECTIVES, costs
 from ptsearch.shared import Report
 
 WIDTH = 118  # where the output is no terminal
 SHORT = {"adversarial": "adv", "fairness": "fair", MMLU: "MMLU"}  # heads of columns; others in full
+GAP = 2  # spaces between columns
+DROPPED = ("refused", "ms", "gain", "ood", "ethics", "fair", "adv", "GB")  # first where it is narrow
 MIN_NAME = 16  # of the column of names, in a narrow terminal
 MODELS = 4  # in the table of scenarios; its CSV has all
 SCENARIO_HEADS = ("samples", "majority\nclass", "constant\nanswer")
@@ -73,25 +82,58 @@ def head(benchmark: str) -> str:
     return SHORT.get(benchmark, benchmark)
 
 
-def show_rows(screen: Console, title: str, rows: Sequence[Row], dense_gb: float) -> None:
-    """Scores of the search half, trust and MMLU of the held-out half too; memory also in percent of
-    the dense model's.
+def show_rows(
+    screen: Console, title: str, rows: Sequence[Row], dense_gb: float, own: Sequence[Row] = ()
+) -> None:
+    """Each row's name on a line of its own, under it scores of the search half, trust and MMLU of
+    the held-out half (`held`) too, costs; memory also in percent of the dense model's. Columns that
+    do not fit are left out in the order of `DROPPED`. A gain over itself is not shown: `own`.
     """
     benchmarks = shown_benchmarks(rows[0].search) if rows else []
-    heads = ["members", "trust", "held\nout", "gain", *map(head, benchmarks), "held\nout",
-             "re-\nfused", *(OBJECTIVES[name].unit for name in costs()), "% of\ndense"]  # fmt: skip
-    block = [_cells(row, benchmarks, dense_gb) for row in rows]
-    styles = ["" if row.kind == "front" else "dim" for row in rows]
-    show_grid(screen, title, heads, [block], styles)
+    heads = ["trust", "held", "gain", *map(head, benchmarks), "held", "refused",
+             *(OBJECTIVES[name].unit for name in costs()), "mem %"]  # fmt: skip
+    same = {row.members for row in own}
+    cells = [_cells(row, benchmarks, dense_gb, row.members in same) for row in rows]
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    kept = _fitting(heads, widths, screen.width)
+
+    def line(texts: Sequence[str]) -> str:
+        return " " + "".join(f"{texts[i]:>{widths[i] + GAP}}" for i in kept)
+
+    screen.print(f"\n{title}", style="bold")
+    screen.print(line(heads), style="dim")
+    for row, texts in zip(rows, cells, strict=True):
+        screen.print(_name_line(row), style="" if row.kind == "front" else "dim")
+        screen.print(line(texts), style="" if row.kind == "front" else "dim")
 
 
-def _cells(row: Row, benchmarks: Sequence[str], dense_gb: float) -> list[str]:
+def _fitting(heads: Sequence[str], widths: Sequence[int], room: int) -> list[int]:
+    """Positions of the columns that fit into `room` characters."""
+    kept = list(range(len(heads)))
+    for name in DROPPED:
+        if 1 + sum(widths[i] + GAP for i in kept) <= room:
+            break
+        kept = [i for i in kept if heads[i] != name]
+    return kept
+
+
+def _name_line(row: Row) -> Text:
+    """The name, and after it which pick it is and what it is proven to lose against dense."""
+    line = Text(starred(row), overflow="fold")
+    if lost := losses(row.gains.get(DENSE_MODEL, {})):
+        line.append(f"  loses {', '.join(lost)}", style="red")
+    if row.picks:
+        line.append(f"  <- {', '.join(row.picks)}", style="bold green")
+    return line
+
+
+def _cells(row: Row, benchmarks: Sequence[str], dense_gb: float, is_own: bool) -> list[str]:
     scores = row.search
+    gain = None if is_own else row.gains.get(BEST_SINGLE, {}).get("trust")
     return [
-        starred(row),
         number(scores, "trust"),
         number(row.holdout, "trust"),
-        gain_cell(row.gains.get(BEST_SINGLE, {}).get("trust")),
+        gain_cell(gain),
         *(number(scores, name) for name in benchmarks),
         number(row.holdout, MMLU),
         number(scores, "refusal_rate"),

@@ -1,6 +1,6 @@
 """What ensembles gain over single models on the holdout half, with simultaneous intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,8 +32,18 @@ class Gain(NamedTuple):
 Gains = dict[str, dict[str, Gain]]  # baseline -> score -> gain over it
 
 
+def losses(by_score: Mapping[str, Gain]) -> dict[str, Gain]:
+    """The scores that are proven worse, the largest loss first."""
+    lost = {key: gain for key, gain in by_score.items() if gain.high < 0}
+    return dict(sorted(lost.items(), key=lambda item: item[1].estimate))
+
+
 def gains(
-    table: Table, scorer: EnsembleScorer, front: Sequence[Members], baselines: dict[str, Members]
+    table: Table,
+    scorer: EnsembleScorer,
+    front: Sequence[Members],
+    baselines: Mapping[str, Members],
+    keys: Sequence[str] = KEYS,
 ) -> list[Gains]:
     """For each ensemble its gain over each baseline, over all at once a `LEVEL` interval.
 
@@ -43,8 +53,18 @@ def gains(
     systems = [*baselines.values(), *front]
     votes = np.stack([scorer.vote(table, members) for members in systems])
     pairs = [(len(baselines) + i, j) for i in range(len(front)) for j in range(len(baselines))]
-    estimates = iter(differences(table, scorer, votes, pairs, KEYS))
+    estimates = iter(differences(table, scorer, votes, pairs, keys))
     return [{name: next(estimates) for name in baselines} for _ in front]
+
+
+def in_words(changes: Mapping[str, Gain]) -> str:
+    """mmlu -16.4 (-31.0 to -4.7), ood ..."""
+    return ", ".join(f"{key} {figures(gain)}" for key, gain in changes.items())
+
+
+def figures(gain: Gain) -> str:
+    """An estimate with the ends of its interval, in points."""
+    return f"{gain.estimate:+.1f} ({gain.low:+.1f} to {gain.high:+.1f})"
 
 
 def differences(
