@@ -293,7 +293,7 @@ class EvaluateConfig:
 @dataclass
 class ExportConfig:
     study: str = ""  # name of a finished study
-    pick: str = "knee"  # knee | best_trust | a run id of MLflow
+    pick: str = "knee"  # one of `answer.PICKS` | a run id of MLflow
     out: str = ""  # a folder that does not exist yet
     target: str = choice(*TARGETS)  # what runs the members: +serve=local | vLLM on cpu or cuda
     register: str = ""  # a name for MLflow's model registry, which gets a reference to `out`

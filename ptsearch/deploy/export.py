@@ -32,7 +32,8 @@ from ptsearch.evaluation.early_check import free_folder
 from ptsearch.models import base_model, loading
 from ptsearch.models.prompting import Prompter
 from ptsearch.report import certificate
-from ptsearch.report.rows import LAZY, knee
+from ptsearch.report.answer import PICKS
+from ptsearch.report.rows import LAZY
 from ptsearch.search.objectives import costs
 from ptsearch.variant import Variant, from_fields
 from ptsearch.voting import VOTES
@@ -70,17 +71,17 @@ def write(attributes: Mapping[str, object], config: ExportConfig, cache: Path) -
     return out
 
 
-def choose(front: Sequence[FrontRecord], pick: str, objectives: Sequence[str]) -> FrontRecord:
-    """The row of the front for `pick`: knee, best_trust, or the start of a run id."""
-    if pick == "knee":
-        return front[knee([row.search for row in front], objectives)]
-    if pick == "best_trust":
-        return max(front, key=lambda row: row.search["trust"])
-    matching = [row for row in front if row.run_id.startswith(pick)]
+def choose(front: Sequence[FrontRecord], pick: str) -> FrontRecord:
+    """The row of the front for `pick`: a name of `PICKS`, or the start of a run id."""
+    named = [row for row in front if pick in row.picks]
+    if not named and pick in PICKS:
+        made = ", ".join(name for name in PICKS if any(name in row.picks for row in front))
+        raise ValueError(f"nothing on this front is its {pick} ({PICKS[pick]}); it has {made}")
+    matching = named or [row for row in front if row.run_id.startswith(pick)]
     if len(matching) != 1:
         runs = ", ".join(row.run_id[:8] for row in front)
         raise ValueError(
-            f"export.pick must be knee, best_trust or a run of the front ({runs}), got {pick!r}"
+            f"export.pick must be {', '.join(PICKS)} or a run of the front ({runs}), got {pick!r}"
         )
     return matching[0]
 
@@ -91,7 +92,7 @@ def _chosen(study: StudyRecord, config: ExportConfig) -> FrontRecord:
     if rule not in VOTES or not VOTES[rule].deployable:
         served = ", ".join(name for name, known in VOTES.items() if known.deployable)
         raise ValueError(f"study {config.study!r} has vote={rule}: only vote={served} is served")
-    row = choose(study.front, config.pick, study.objectives)
+    row = choose(study.front, config.pick)
     if not row.latency:
         raise ValueError(
             f"study {config.study!r} has no latencies of {row.run_id}; run it again, it resumes"

@@ -13,8 +13,6 @@ from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.models import base_model
 from ptsearch.report import rows
 from ptsearch.report.study import Result
-from ptsearch.search import study as studies
-from ptsearch.search.objectives import chosen_objectives
 from ptsearch.search.scorer import EnsembleScorer
 
 
@@ -39,6 +37,7 @@ class FrontRecord(Record, extra="ignore"):
     holdout: Scores | None = None
     certificate: dict[str, object]
     unskilled: list[str] = Field(default_factory=list)
+    picks: list[str]
     latency: dict[str, dict[str, float]]  # way of asking -> percentile -> ms
 
 
@@ -57,7 +56,6 @@ class StudyRecord(Record, extra="ignore"):
     verify: str = ""  # name of the recorded answers, see `replay_log`; "" = none
     ask: dict[str, list[str]]  # run id -> its members in the order of lazy asking
     front: list[FrontRecord]
-    objectives: list[str]
     variants: dict[str, VariantRecord]
     settings: dict[str, object]
     data: dict[str, object] = Field(default_factory=dict)
@@ -105,7 +103,6 @@ def for_export(table: Table, scorer: EnsembleScorer, result: Result) -> dict[str
             for row in result.front
         },
         "front": [asdict(row) for row in result.front],
-        "objectives": chosen_objectives(studies.study_config(config)),
         "variants": {
             label: {"id": variant.id, "fields": asdict(variant)}
             for label, variant in variants.items()

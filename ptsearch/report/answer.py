@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.report.rows import BEST_SINGLE, DENSE_MODEL, Row, knee
+from ptsearch.scoring.scores import nan_last
 from ptsearch.search.comparisons import figures, gains, in_words, losses
 from ptsearch.search.scorer import EnsembleScorer
 
@@ -34,7 +35,7 @@ def with_picks(
     """The front, smallest first, each row with the names of the picks that it is."""
     chosen = {
         KNEE: front[knee([row.search for row in front], objectives)],
-        BEST_TRUST: max(front, key=lambda row: row.search["trust"]),
+        BEST_TRUST: max(front, key=lambda row: nan_last(row.search["trust"])),
         AS_GOOD: _as_good_as_dense(table, search, front),
     }
     return [

@@ -23,6 +23,7 @@ from ptsearch.scoring.scores import Scores
 from ptsearch.search import study as studies
 from ptsearch.search.comparisons import gains
 from ptsearch.search.exact_front import ExactFront, shares
+from ptsearch.search.objectives import chosen_objectives
 from ptsearch.search.scorer import EnsembleScorer, scorers
 from ptsearch.search.study import CompletedTrial, Members, study_config
 
@@ -86,8 +87,7 @@ def compile_result(
     references = [dense, *([best] if best else [])]
     shown = ["holdout", "all"] if chosen_front.all_data else ["holdout"]
     front = results.front_rows(table, search, chosen_front.chosen)
-    if exact:
-        front = with_picks(table, search, front, exact.names)
+    front = with_picks(table, search, front, chosen_objectives(study_config(table.config)))
     front = results.with_scores(table, parts, shown, front)
     front, no_gains = _with_gains(table, others, holdout, front, best)
     reads = study.user_attrs.get("holdout_reads", 0) + 1

@@ -1,7 +1,9 @@
 """A finished study for people: what goes to MLflow, then what is printed."""
 
 import json
+import shlex
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,14 +23,13 @@ from ptsearch.report import (
     tracking,
 )
 from ptsearch.report import rows as results
-from ptsearch.report.certificate import NO_EVIDENCE
-from ptsearch.report.rows import BEST_SINGLE
+from ptsearch.report.answer import AS_GOOD, KNEE
+from ptsearch.report.rows import Row
 from ptsearch.report.study import Result
 from ptsearch.report.tracking import Tracker
 from ptsearch.search import limits
 from ptsearch.search.exact_front import ExactFront
 from ptsearch.search.limits import Answer, Relaxation
-from ptsearch.search.objectives import chosen_objectives
 from ptsearch.search.study import study_config
 
 HEADINGS = {  # by kind of study
@@ -38,11 +39,14 @@ HEADINGS = {  # by kind of study
     "paper": "Ensembles of precisions and of seeds",
 }
 
+MOST_SHOWN = 12  # rows of a front in the terminal
+PLACES = ("runs_dir=", "cache_dir=", "optuna_db=", "mlflow_db=")  # overrides that an export needs
+
 
 def log_result(tracker: Tracker, table: Table, result: Result) -> None:
     """Runs of what is reported, figures and tables to MLflow."""
-    runs, (answer, chosen) = _log_rows(tracker, table, result), answer_of(table, result)
-    picks = run_records.picks(result, chosen)
+    runs = _log_rows(tracker, table, result)
+    picks = run_records.picks(result, result.answer.picks)
     config, search = table.config, study_config(table.config)
     with tempfile.TemporaryDirectory() as folder:
         sampler = {"sampler": search.sampler} if result.exact else {}
@@ -56,7 +60,7 @@ def log_result(tracker: Tracker, table: Table, result: Result) -> None:
                 "holdout_reads": result.holdout_reads,
             },
             files=_write_files(table, result, Path(folder)),
-            note=run_records.parent_note(tracker, runs, picks, answer),
+            note=run_records.parent_note(tracker, runs, picks, result.answer.sentences),
         )
     tracking.log_steps(tracker, "sampler_hypervolume_pct", enumerate(result.shares))
 
@@ -95,7 +99,7 @@ def _write_files(table: Table, result: Result, folder: Path) -> list[Path]:
     """The artifacts of the study's run."""
     config, name = table.config, study_config(table.config).name
     title = f"{name}: {len(result.front)} of {len(result.trials)} trials on the front"
-    title += "".join(f"\n{line}" for line in _gain_line(result))
+    title += "".join(f"\n{line}" for line in result.answer.sentences)
     names = ("pareto.png", "front.csv", "scenarios.csv", "config.json", "data.json")
     png, front, scenarios, resolved, data = files = [folder / name for name in names]
     scores = [each for _, each in result.trials]
@@ -104,7 +108,9 @@ def _write_files(table: Table, result: Result, folder: Path) -> list[Path]:
     results.write_scenarios(result.scenarios, scenarios)
     resolved.write_text(json.dumps(asdict(config), indent=2), encoding="utf-8")
     data.write_text(json.dumps(results.data_hashes(table), indent=2), encoding="utf-8")
-    pages = page.write(table, result, *answer_of(table, result), report_folder(config))
+    pages = page.write(
+        table, result, result.answer.sentences, result.answer.picks, report_folder(config)
+    )
     return [*pages, *files, *explain.write(result.explained, folder)]
 
 
@@ -113,77 +119,82 @@ def report_folder(config: Config) -> Path:
     return Path(config.runs_dir) / "reports" / study_config(config).name
 
 
-def answer_of(table: Table, result: Result) -> tuple[list[str], dict[str, results.Row]]:
-    front = [row.search for row in result.front]
-    best = max(result.front, key=lambda row: row.search["trust"])
-    names = chosen_objectives(study_config(table.config))
-    picks = {"knee": result.front[results.knee(front, names)], "best_trust": best}
-    return [_note(result), *_gain_line(result)], picks
-
-
 def show_result(screen: Console, tracker: Tracker, config: Config, result: Result) -> None:
-    """The front and what it is compared with, as a table, and where to look further."""
-    name = study_config(config).name
-    kind = HEADINGS[study_config(config).kind]
-    dense_gb = result.compared[0].search["memory_gb"]
-    terminal.show_rows(screen, f"{kind} of {name}", result.front, dense_gb)
-    compared = [*result.compared, *result.singles, *result.constants]
-    terminal.show_rows(screen, "for comparison", compared, dense_gb)
-    if result.front[0].all:
+    """The answer, the front as a table, what it is compared with, and what to do next."""
+    name, kind = study_config(config).name, study_config(config).kind
+    dense_gb, as_published = result.compared[0].search["memory_gb"], bool(result.front[0].all)
+    for sentence in result.answer.sentences:
+        screen.print(sentence)
+    title = f"{HEADINGS[kind]} of {name}"
+    if result.exact:
+        title += f": {len(result.front)} of {result.exact.ensembles:,} ensembles"
+    shown = result.front if as_published else _some(result.front)
+    terminal.show_rows(screen, title, shown, dense_gb, result.compared)
+    if len(shown) < len(result.front):
+        screen.print(f"and {len(result.front) - len(shown)} more in the report", style="dim")
+    beside = [*result.singles, *result.constants] if as_published else []
+    terminal.show_rows(screen, "For comparison", [*result.compared, *beside], dense_gb)
+    if as_published:
         paper.show(screen, config.model, result.rows)
-    terminal.show_scenarios(screen, result.scenarios)
-    if not study_config(config).baselines:
-        screen.print("no smaller dense model configured (study.baselines=[NAME])", style="dim")
+        terminal.show_scenarios(screen, result.scenarios)
+    screen.print()
     for line in _footnotes(config, result):
         screen.print(line, style="dim")
-    screen.print(f"\nreport: {report_folder(config) / page.PAGE}", soft_wrap=True)
-    how = "make ui, then " if tracker.page == tracking.LOCAL_PAGE else ""
-    screen.print(f"{how}{tracking.link(tracker, page.PAGE)}", soft_wrap=True, style="bold")
+    screen.print("\nNext", style="bold")
+    for step, command in _next(tracker, config, result).items():
+        screen.print(f"{step:7} {command}", soft_wrap=True)
+
+
+def _some(front: Sequence[Row]) -> list[Row]:
+    """The picks, and as many others as the screen has room for, evenly from the smallest on."""
+    picks = [i for i, row in enumerate(front) if row.picks]
+    spread = np.linspace(0, len(front) - 1, max(MOST_SHOWN - len(picks), 1)).round().astype(int)
+    places = range(len(front)) if len(front) <= MOST_SHOWN else {*picks, *spread.tolist()}
+    return [front[place] for place in sorted(places)]
+
+
+def _next(tracker: Tracker, config: Config, result: Result) -> dict[str, str]:
+    """What to do with the result: at most four commands or places."""
+    search = study_config(config)
+    ui = "make ui, then " if tracker.page == tracking.LOCAL_PAGE else ""
+    steps = {
+        "report": str(report_folder(config) / page.PAGE),
+        "runs": ui + tracking.link(tracker, page.PAGE),
+    }
+    if result.exact is None:
+        return steps
+    where = [o for o in config.overrides if o.startswith(PLACES)]
+    pick = AS_GOOD if AS_GOOD in result.answer.picks else KNEE
+    export = ["+export=ensemble", f"export.study={search.name}", f"export.pick={pick}",
+              "export.out=chosen", *where]  # fmt: skip
+    others = [o for o in config.overrides if not o.startswith(("+study=", "study."))]
+    half = result.compared[0].search["memory_gb"] / 2
+    limited = ["+study=slo", f"study.max.memory_gb={half:.2g}", *others]
+    return steps | {
+        name: shlex.join(["python", "-m", "ptsearch", *arguments])
+        for name, arguments in (("export", export), ("limits", limited))
+    }
 
 
 def _footnotes(config: Config, result: Result) -> list[str]:
-    """How to read the tables."""
+    """How to read the tables, and what is missing."""
     notes = [
-        "all scores in percent; choices are made on the search half, the held-out half was read "
-        f"{result.holdout_reads} time(s)"
+        "Percent; mem % of the dense model's bytes. The search half made every choice; held is the "
+        f"held-out half, read {result.holdout_reads} time(s). gain: held-out trust over the best "
+        "single variant, 95 % interval."
     ]
-    notes += _gain_line(result)
     if any(row.unskilled for row in result.rows):
-        notes.append("* in some benchmark no better than one constant answer")
-    several = [row for row in result.front if len(row.members) > 2]
-    if several:
-        calls = np.mean([row.search["calls"] / len(row.members) for row in several])
-        read = np.mean([row.search["bytes_read"] for row in several])
-        notes.append(
-            "members queried in turn until the vote is decided (same answers): ensembles of three "
-            f"or more need on average {100 * calls:.0f} % of the calls, {read:.0f} % of the bytes"
-        )
+        notes.append("* shows no skill in some benchmark or scenario (a constant answer does)")
     for reason in dict.fromkeys(result.left_out.values()):
         labels = [label for label, why in result.left_out.items() if why == reason]
         notes.append(f"{reason}: {', '.join(labels)}")
     if result.degenerate:
         notes.append(f"degenerate, may not vote: {', '.join(result.degenerate)}")
-    if result.exact is not None and result.shares:
-        notes.append(
-            f"{_kind(result.exact)} of {result.exact.ensembles:,} ensembles: "
-            f"{len(result.exact.front)}; "
-            f"the sampler's {len(result.shares)} trials "
-            f"reached {result.shares[-1]:.1f} % of its hypervolume"
-        )
+    if result.exact is not None and result.exact.approximate:
+        notes.append(_kind(result.exact))
     if result.front[0].all:
-        notes += paper.notes(config, result.rows, result.remarks)
-    return notes + result.explained.lines + result.remarks
-
-
-def _gain_line(result: Result) -> list[str]:
-    """Whether anything is gained, in words; nothing where there are no intervals."""
-    if not any(row.gains for row in result.front):
-        return []
-    evident = sum(row.gains[BEST_SINGLE]["trust"].is_evident for row in result.front)
-    verdict = f"evident for {evident} of {len(result.front)}" if evident else NO_EVIDENCE
-    return [
-        f"gain: held-out trust over the best single variant, simultaneous 95 % intervals: {verdict}"
-    ]
+        notes += paper.notes(config, result.rows, result.remarks) + result.explained.lines
+    return notes + result.remarks
 
 
 def _kind(exact: ExactFront) -> str:

@@ -35,7 +35,16 @@ from ptsearch.shared import Report
 WIDTH = 118  # where the output is no terminal
 SHORT = {"adversarial": "adv", "fairness": "fair", MMLU: "MMLU"}  # heads of columns; others in full
 GAP = 2  # spaces between columns
-DROPPED = ("refused", "ms", "gain", "ood", "ethics", "fair", "adv", "GB")  # first where it is narrow
+DROPPED = (
+    "refused",
+    "ms",
+    "gain",
+    "ood",
+    "ethics",
+    "fair",
+    "adv",
+    "GB",
+)  # first where it is narrow
 MIN_NAME = 16  # of the column of names, in a narrow terminal
 MODELS = 4  # in the table of scenarios; its CSV has all
 SCENARIO_HEADS = ("samples", "majority\nclass", "constant\nanswer")

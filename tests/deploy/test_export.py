@@ -60,12 +60,12 @@ def study(tiny_model: Path) -> dict[str, Any]:
                 "run_id": "run",
                 "search": scores | {"memory_gb": 0.09},
                 "holdout": scores,
-                "certificate": {"verdict": "no evidence of a gain over dense"},
+                "certificate": {"verdict": "worse than dense: mmlu -16.4 (-31.0 to -4.7)"},
                 "unskilled": [],
+                "picks": ["knee", "best_trust"],
                 "latency": {way: {"p50": 12.0, "p95": 34.0} for way in WAYS},
             }
         ],
-        "objectives": ["trust", "memory_gb"],
         "ask": {"run": labels},
         "variants": {v.label: {"id": v.id, "fields": asdict(v)} for v in POOL},
         "settings": {
@@ -199,7 +199,9 @@ def test_the_card_has_the_hubs_metadata_and_claims_nothing_unproven(study, cache
     assert metadata["base_model_relation"] == "quantized"
     assert metadata["license"] == "other"
     assert {"rtn", "3-bit", "8-bit"} <= set(metadata["tags"])
-    assert "no evidence of a gain over dense" in text
+    heading, _, rest = text.partition("\n\n")
+    assert heading == "\n# tiny, ensemble of 3"
+    assert rest.startswith("**Worse than dense: mmlu -16.4 (-31.0 to -4.7).**")
     assert "90 % of the dense model's" in text
     assert "| one after the other | 12 | 34 |" in text
     members = re.findall(r"`(?:rtn|gptq)-(\d)b[^`]*`, read by compressed-tensors (.*)", text)
@@ -404,3 +406,19 @@ def test_a_checkpoint_of_another_packing_is_refused(study, cache, tmp_path) -> N
     store._seal(folder)
     with pytest.raises(ValueError, match=r"packed by compressed-tensors 0\.17\.1"):
         PrecisionEnsemble.from_pretrained(folder)
+
+
+def test_one_member_is_a_variant(study, cache, tmp_path) -> None:
+    front = study["front"][0]
+    front["members"] = study["ask"]["run"] = front["members"][:1]
+    text = (write(study, cache, tmp_path / "out").folder / "README.md").read_text()
+    assert "# tiny, compressed by rtn-3b-g32-s0\n" in text
+    assert "One compressed variant of `someone/tiny`" in text
+    assert "ensemble of" not in text
+    assert "It stores 0.090 GB" in text
+
+
+def test_a_pick_that_nothing_is(study, cache, tmp_path) -> None:
+    config = ExportConfig(study="s", out=str(tmp_path / "o"), pick="smallest_as_good_as_dense")
+    with pytest.raises(ValueError, match=r"nothing on this front is its smallest_as.* it has knee"):
+        export.write(study, config, cache)
