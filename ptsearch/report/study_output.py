@@ -202,16 +202,6 @@ def _kind(exact: ExactFront) -> str:
     return f"approximate front (greedy and NSGA-II, because {why})" if why else "exact front"
 
 
-def _note(result: Result) -> str:
-    best = max(result.front, key=lambda row: row.search["trust"])
-    dense = result.compared[0]
-    return (
-        f"{len(result.front)} ensembles on the front of {len(result.trials)} trials. "
-        f"Highest trust: {best.search['trust']:.1f} ({best.name}); "
-        f"dense: {dense.search['trust']:.1f}, both on the search half of the samples."
-    )
-
-
 def show_relaxations(screen: Console, answer: Answer) -> None:
     """Each limit whose relaxation alone helps, then the smallest joint relaxation."""
     terminal.show_grid(
