@@ -3,24 +3,19 @@
 So the site needs no script from another host. Formulas are `$$...$$` on lines of their own.
 """
 
-import dataclasses
-import inspect
 import re
 import sys
-import typing
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 CONF = ROOT / "conf"
 MARK = "<!-- configuration reference -->"
-INTERNAL = {"overrides", "baseline_models", "kind"}  # set by the command line and by jobs
-FIELD = re.compile(r"^    (?P<name>\w+): [^#]*?(?:# (?P<comment>.*))?$")
 BLOCK = re.compile(r"^```mermaid\n(.+?)^```$", re.DOTALL | re.MULTILINE)
 NODE = re.compile(r'^\s*(?P<name>\w+)\["(?P<text>[^"]+)"\]')
 ARROWS = re.compile(r"^\s*(?P<start>\w+) --> (?P<ends>\w+(?: & \w+)*)$")
 WIDTH, HEIGHT, STEP = 280, 40, 66  # of a box; from one level to the next
-MORE = re.compile(r"^    +#(?P<comment>.*)$|^    [)\]}]  # (?P<after>.*)$")
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
@@ -90,18 +85,11 @@ def drawing(flowchart: str) -> str:
 
 def reference() -> str:
     """The keys of every job first, then one section per group: its keys, then its choices."""
-    from ptsearch.config import Config
+    from ptsearch.evaluation.reference import groups, keys
 
-    hints = typing.get_type_hints(Config)
-    groups = [name for name in hints if (CONF / name).is_dir()]
-    common = [row for row in keys(Config, "") if row[0].split(".")[0] not in groups]
-    parts = ["## In every job", "", table(_commented(common, CONF / "config.yaml", ""))]
-    for group in groups:
-        rows = keys(_dataclass(hints[group]), f"{group}.")
-        for path in sorted((CONF / group).glob("*.yaml")):
-            rows = _commented(rows, path, f"{group}.")
-        parts += ["", f"## {group}", "", table(rows)]
-        parts += _choices(group)
+    parts = ["## In every job", "", table(keys())]
+    for group in groups():
+        parts += ["", f"## {group}", "", table(keys(group)), *_choices(group)]
     return "\n".join([*parts, "", "## published", "", *_choices("published")])
 
 
@@ -115,64 +103,7 @@ def _choices(group: str) -> list[str]:
     return parts
 
 
-def keys(kind: type, prefix: str) -> list[tuple[str, str, str]]:
-    """(key, default, comment) of a config class, nested classes included."""
-    hints, comments = typing.get_type_hints(kind), _comments(kind)
-    rows = []
-    for field in dataclasses.fields(kind):
-        if field.name in INTERNAL:
-            continue
-        nested = _dataclass(hints[field.name])
-        if nested:
-            rows += keys(nested, f"{prefix}{field.name}.")
-            continue
-        made = field.default_factory
-        default = field.default if made is dataclasses.MISSING else made()
-        rows.append((prefix + field.name, _shown(default), comments.get(field.name, "")))
-    return rows
-
-
-def _commented(
-    rows: list[tuple[str, str, str]], path: Path, prefix: str
-) -> list[tuple[str, str, str]]:
-    """The rows, those without a comment with the one from the file."""
-    found = re.findall(r"^(\w+):.*? # (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-    comments = {prefix + key: comment for key, comment in found}
-    return [(key, value, comment or comments.get(key, "")) for key, value, comment in rows]
-
-
-def _comments(kind: type) -> dict[str, str]:
-    """Field -> the comment on its line and on the lines of comment that follow."""
-    found: dict[str, str] = {}
-    name = ""
-    for line in inspect.getsource(kind).splitlines():
-        if match := FIELD.match(line):
-            name = match["name"]
-            found[name] = match["comment"] or ""
-        elif (match := MORE.match(line)) and name:
-            found[name] += " " + (match["comment"] or match["after"]).strip()
-        elif not line.strip():
-            name = ""
-    return {name: comment.strip() for name, comment in found.items()}
-
-
-def _dataclass(hint: object) -> type | None:
-    """The dataclass in `Class` or `Class | None`."""
-    for kind in typing.get_args(hint) or (hint,):
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            return kind
-    return None
-
-
-def _shown(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_shown(item)}" for key, item in value.items()) + "}"
-    return '""' if value == "" else str(value)
-
-
-def table(rows: list[tuple[str, str, str]]) -> str:
+def table(rows: Sequence[tuple[str, str, str]]) -> str:
     lines = [f"| `{key}` | `{value}` | {_escaped(comment)} |" for key, value, comment in rows]
     return "\n".join(["| key | default | |", "|---|---|---|", *lines])
 

@@ -18,23 +18,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ptsearch.config import CONF, JOBS, Config, ModelConfig
 from ptsearch.evaluation import early_check
+from ptsearch.evaluation.reference import USAGE, help_text
 from ptsearch.evaluation.workers import WorkerError, quiet_libraries
 from ptsearch.shared import did_you_mean, refuse_password
 
-USAGE = """ptsearch: which job? Append one of
-
-  +study=pareto                                        search the ensembles of the pool
-  +study=slo study.max.memory_gb=4                     the best ensemble within limits
-  +study=benchmark | +study=paper                      the published experiments
-  +check=model model=hub model.repo=OWNER/NAME         what a model's tokenizer and shapes mean
-  +build=pool                                          build the pool only
-  +evaluate=variant evaluate.variant=LABEL             evaluate one variant (none = dense)
-  +export=ensemble export.study=NAME export.out=DIR    write the chosen ensemble
-  +serve=local|gateway serve.dir=DIR                   answer behind an OpenAI-compatible endpoint
-  +rescore=replies rescore.replies=FILE                score replies recorded elsewhere
-  +cache=list|verify|prune                             what the cache holds, and free some of it
-
-and any overrides (model=, pool=, benchmarks=, study.trials=50); --help lists the choices."""
 FULL_ERROR = "HYDRA_FULL_ERROR"
 TRACEBACKS = os.environ.get(FULL_ERROR) == "1"  # asked for by the user
 FAILED = 2  # exit status of an error that the user can mend
@@ -50,6 +37,10 @@ def main() -> None:
     try:
         for argument in sys.argv[1:]:  # before Hydra writes them into a file
             refuse_password(*argument.partition("=")[::2])
+        if {"--help", "-h"} & set(sys.argv):
+            groups = [each.strip("+") for each in sys.argv[1:] if each[:1] != "-"]
+            sys.stdout.write(help_text(*groups[:1]) + "\n")
+            return
         _need_job(sys.argv[1:])
     except ValueError as error:
         sys.exit(_complain(error))

