@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import tomllib
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -140,6 +141,24 @@ else:
     print("\\n".join(arguments), flush=True)
     {gateway}
 """
+
+
+def test_the_image_is_built_from_the_checkout(study, cache, tmp_path) -> None:
+    """No package index may have ptsearch; what is copied is all that the package is built from."""
+    folder = write(study, cache, tmp_path / "out").folder
+    services = yaml.safe_load((folder / "compose.yaml").read_text())["services"]
+    build = services["ptsearch-ensemble"]["build"]
+    assert build["context"].startswith("${PTSEARCH_SOURCE:?")  # said where it is missing
+    steps = [line.split() for line in build["dockerfile_inline"].splitlines()]
+    copied = {name for step in steps if step[0] == "COPY" for name in step[1:-1]}
+    root = Path(__file__).parents[2]
+    assert {name for name in copied if not (root / name).exists()} == set()
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    named = [project["project"]["readme"], *project["project"]["license-files"]]
+    assert copied >= {"pyproject.toml", *named, *wheel["packages"], *wheel["force-include"]}
+    (install,) = [step for step in steps if step[:3] == ["RUN", "pip", "install"]]
+    assert install[-1] == "."
 
 
 def test_the_script_starts_the_gateway_once_its_members_are_up(study, cache, tmp_path) -> None:
