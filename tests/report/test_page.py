@@ -306,6 +306,29 @@ def test_every_control_works(browser: Any, made: Path, table: Table, width: int)
     opened.context.close()
 
 
+@pytest.mark.parametrize("kind", ["blob", "srcdoc"])
+def test_works_in_the_closed_frame_of_another_page(browser: Any, made: Path, kind: str) -> None:
+    """As MLflow shows an artifact: the browser follows no link and gives no clipboard."""
+    tab = browser.new_page()
+    tab.evaluate(
+        """([html, kind]) => {
+          const frame = document.createElement("iframe");
+          frame.sandbox = "allow-scripts";
+          if (kind === "srcdoc") frame.srcdoc = html;
+          else frame.src = URL.createObjectURL(new Blob([html], { type: "text/html" }));
+          document.body.append(frame);
+        }""",
+        [made.read_text(), kind],
+    )
+    frame = tab.frame_locator("iframe")
+    frame.locator("html[data-ready]").wait_for()
+    frame.locator("nav a[href='#glossary']").click()
+    assert frame.locator("#glossary").evaluate("(e) => document.activeElement === e")
+    frame.locator("#copy").click()
+    frame.locator("#copied", has_text="Ctrl+C").wait_for()
+    tab.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_serious_for_a_screen_reader(browser: Any, made: Path, scheme: str) -> None:
     axe = os.environ.get("AXE")

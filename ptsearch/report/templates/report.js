@@ -33,6 +33,19 @@
     for (const [value, text] of options) select.append(new Option(text, value, false, value === chosen));
   }
 
+  /** Links within the page: in the frame in which MLflow shows it, a browser follows none itself. */
+  function followLinks() {
+    document.addEventListener("click", (event) => {
+      const link = event.target.closest('a[href^="#"]');
+      if (!link) return;
+      event.preventDefault();
+      const target = byId(link.hash.slice(1));
+      target.tabIndex = -1;
+      target.scrollIntoView();
+      target.focus({ preventScroll: true });
+    });
+  }
+
   /* Definitions, on hover and on focus */
   function explainTerms() {
     const tip = byId("tip");
@@ -439,6 +452,7 @@
 
   performance.mark("start");
   explainTerms();
+  followLinks();
   setUpFront();
   setUpHeat();
   await readEnsembles();
