@@ -28,7 +28,7 @@ from playwright.sync_api import sync_playwright
 
 from ptsearch.evaluation import predictions
 from ptsearch.evaluation.table import Table
-from ptsearch.report import page, study_output
+from ptsearch.report import page
 from ptsearch.report import study as report
 from ptsearch.search import exact_front, trials
 from ptsearch.search import study as studies
@@ -74,7 +74,7 @@ def write_page(table: Table, folder: Path) -> dict[str, object]:
         table, [], study, parts, report.Front(exact, studies.front(study))
     )
     started = time.perf_counter()
-    page.write(table, result, *study_output.answer_of(table, result), folder)
+    page.write(table, result, folder)
     return {
         "ensembles": exact.ensembles,
         "front": len(result.front),

@@ -26,6 +26,7 @@ from ptsearch.evaluation.table import Table
 from ptsearch.report import certificate, samples
 from ptsearch.report.rows import BEST_SINGLE, DENSE_MODEL, Row, shown_benchmarks
 from ptsearch.report.study import Parts, Result
+from ptsearch.report.terminal import SCENARIO_HEADS, scenario_cells
 from ptsearch.scoring.scores import MMLU, Scores
 from ptsearch.search import comparisons
 from ptsearch.search.comparisons import KEYS, Gain
@@ -76,18 +77,15 @@ class Comparison(NamedTuple):
     gains: list[tuple[str, Gain, str]]  # score, gain, what it allows to claim
 
 
-def write(
-    table: Table, result: Result, sentences: Sequence[str], picks: Mapping[str, Row], folder: Path
-) -> list[Path]:
-    """The page and its samples in `folder`; it begins with the sentences and the picks."""
+def write(table: Table, result: Result, folder: Path) -> list[Path]:
+    """The page and its samples in `folder`."""
     parts = scorers(table)
-    roles = _roles(picks)
+    roles = _roles(result.answer.picks)
     votes = {role: row.members for role, row in roles.items()}
     found = samples.answered(table, parts, votes)
     with store.new_file(folder / SAMPLES) as part:
         pq.write_table(found.table, part, compression="zstd")
     values = _values(table, parts, result, roles) | {
-        "sentences": sentences,
         "sample_count": len(found.differs),
         "differing": int(found.differs.sum()),
         "samples": _packed(_json(samples.embedded(found)).encode()),
@@ -122,7 +120,7 @@ def _render(values: Mapping[str, object]) -> str:
 def _values(
     table: Table, parts: Parts, result: Result, roles: Mapping[str, Row]
 ) -> dict[str, object]:
-    """What the template shows, but for sentences and samples."""
+    """What the template shows, but for the samples."""
     settings, dense = study_config(table.config), result.compared[0]
     best = next((row for row in result.compared if row.kind == "single"), None)
     named = {**roles, "dense": dense} | ({"best single": best} if best else {})
@@ -132,6 +130,7 @@ def _values(
     scores = _scores(settings, dense.search)
     every, incomplete = _everything(table, parts["search"])
     points = [*result.front, *result.compared, *result.singles]
+    models = list(result.scenarios.models)
     return {
         "study": settings.name,
         "model": table.base.name,
@@ -149,6 +148,8 @@ def _values(
         "masks": _packed(every.masks.astype("<u4").tobytes()) if every else "",
         "columns": _packed(_columns(every, scores).tobytes()) if every else "",
         "result": result,
+        "scenarios": [row for block in scenario_cells(result.scenarios, models) for row in block],
+        "heads": ["Scenario", *SCENARIO_HEADS, *models],
         "remarks": _remarks(result),
         "nan": math.nan,
         "dense_gb": dense.search["memory_gb"],

@@ -108,9 +108,7 @@ def _write_files(table: Table, result: Result, folder: Path) -> list[Path]:
     results.write_scenarios(result.scenarios, scenarios)
     resolved.write_text(json.dumps(asdict(config), indent=2), encoding="utf-8")
     data.write_text(json.dumps(results.data_hashes(table), indent=2), encoding="utf-8")
-    pages = page.write(
-        table, result, result.answer.sentences, result.answer.picks, report_folder(config)
-    )
+    pages = page.write(table, result, report_folder(config))
     return [*pages, *files, *explain.write(result.explained, folder)]
 
 

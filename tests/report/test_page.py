@@ -26,7 +26,7 @@ from test_conf import composed
 from ptsearch.config import Config
 from ptsearch.evaluation import predictions
 from ptsearch.evaluation.table import Table
-from ptsearch.report import page, samples, study_output
+from ptsearch.report import page, samples
 from ptsearch.report import study as report
 from ptsearch.report.study import Result
 from ptsearch.search import exact_front, limits, trials
@@ -83,8 +83,7 @@ def result(table: Table) -> Result:
 @pytest.fixture(scope="module")
 def made(table: Table, result: Result, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
-    sentences, picks = study_output.answer_of(table, result)
-    page.write(table, result, [*sentences, HOSTILE], picks, folder)
+    page.write(table, result, folder)
     return folder / page.PAGE
 
 

@@ -217,12 +217,12 @@
 
   function layout(extra) {
     const c = colours();
-    const axis = { gridcolor: c.line, zeroline: false, linecolor: c.line, automargin: true };
+    const axis = { gridcolor: c.line, zeroline: false, linecolor: c.line };
     return {
       font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: c.text },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
-      margin: { l: 48, r: 12, t: 12, b: 48 },
+      margin: { l: 60, r: 12, t: 12, b: 52 },
       hoverlabel: { bgcolor: c.card, bordercolor: c.base, font: { color: c.text }, align: "left" },
       showlegend: false,
       dragmode: false,
@@ -326,8 +326,10 @@
       colorbar: { thickness: 10, outlinewidth: 0, tickvals: [-1, 0, 1] },
       hovertemplate: "%{y}<br>%{x}<br>%{z:.2f}<extra></extra>",
     };
-    const height = 160 + 20 * names.length;
-    Plotly.react("heat", [trace], layout({ height, xaxis: { showgrid: false, tickangle: -60, dtick: 1 }, yaxis: { showgrid: false, autorange: "reversed", dtick: 1 } }), CONFIG);
+    const room = 12 + 7 * Math.max(...data.variants.map((name) => name.length)); // for the names
+    const height = 120 + room + 20 * names.length;
+    const margin = { l: room, r: 12, t: 12, b: room };
+    Plotly.react("heat", [trace], layout({ height, margin, xaxis: { showgrid: false, tickangle: -60, dtick: 1 }, yaxis: { showgrid: false, autorange: "reversed", dtick: 1 } }), CONFIG);
   }
 
   function setUpHeat() {
