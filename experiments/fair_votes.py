@@ -24,6 +24,7 @@ from ptsearch import jobs
 from ptsearch.config import CONF, Config, VoteConfig
 from ptsearch.evaluation.table import Table
 from ptsearch.evaluation.workers import quiet_libraries
+from ptsearch.report import progress as bars
 from ptsearch.report import terminal
 from ptsearch.scoring import scores
 from ptsearch.search import exact_front
@@ -49,7 +50,7 @@ class Share(ClassifierMixin, BaseEstimator):
 
 def main(limit: float, overrides: Sequence[str]) -> None:
     config = composed(overrides)
-    with jobs.tables(config, terminal.progress(terminal.console(stderr=True))) as (table, *_):
+    with jobs.tables(config, bars.progress(terminal.console(stderr=True))) as (table, *_):
         table.ensure(table.variants)
         parts = scorers_of(table)
         scorers = parts["search"], parts["holdout"]

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from ptsearch import jobs
 from ptsearch.config import Config
 from ptsearch.evaluation.table import DENSE, Table
+from ptsearch.report import progress as bars
 from ptsearch.report import terminal
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -22,7 +23,7 @@ def real_table(overrides: list[str]) -> Table:
         raw = compose("config", ["+study=pareto", *overrides])
     config: Config = OmegaConf.to_object(raw)
     jobs.need_pool(config)
-    with jobs.tables(config, terminal.progress(terminal.console(stderr=True))) as (table, *_):
+    with jobs.tables(config, bars.progress(terminal.console(stderr=True))) as (table, *_):
         table.ensure([DENSE, *table.variants])
     return table
 

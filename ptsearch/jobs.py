@@ -20,6 +20,7 @@ from ptsearch.evaluation import predictions
 from ptsearch.evaluation.table import DENSE, Table, open_table
 from ptsearch.evaluation.workers import workers
 from ptsearch.report import cache, paper, run_records, study_output, terminal, tracking
+from ptsearch.report import progress as bars
 from ptsearch.report.page import PAGE
 from ptsearch.report.study import Front, Result, compile_result
 from ptsearch.scoring import scores as scoring
@@ -42,7 +43,7 @@ def run_study(config: Config) -> None:
     find = FRONTS[studies.study_config(config).kind]
     for url in (optuna_url(config), mlflow_url(config)):
         database.reach(url)
-    with tables(config, terminal.progress(screen)) as (table, *others):
+    with tables(config, bars.progress(screen)) as (table, *others):
         parts = skill.check(table)
         name = studies.study_config(config).name
         mlflow = tracking.legible(mlflow_url(config))
@@ -232,7 +233,7 @@ def mlflow_url(config: Config) -> str:
 def check_model(config: Config) -> None:
     """Print what the model's tokenizer, chat template and shapes mean; nothing is built."""
     screen = terminal.console()
-    with tables(config, terminal.progress(screen)) as (table, *_):
+    with tables(config, bars.progress(screen)) as (table, *_):
         terminal.show_facts(screen, table.base.name, table.model.facts)
         for note in table.model.notes:
             screen.print(f"* {note}")
@@ -241,7 +242,7 @@ def check_model(config: Config) -> None:
 def build_pool(config: Config) -> None:
     """Build every variant; one JSON line each."""
     need_pool(config)
-    with tables(config, terminal.progress(terminal.console(stderr=True))) as (table, *_):
+    with tables(config, bars.progress(terminal.console(stderr=True))) as (table, *_):
         labels = [DENSE, *table.variants]
         table.build(labels)
         failed = table.left_out()
@@ -259,7 +260,7 @@ def evaluate_variant(config: Config) -> None:
     assert config.evaluate is not None
     label = config.evaluate.variant
     config = replace(config, pool=replace(config.pool, build="named"))
-    with tables(config, terminal.progress(terminal.console(stderr=True))) as (table, *_):
+    with tables(config, bars.progress(terminal.console(stderr=True))) as (table, *_):
         table.ensure([label])
         _check_failed(table.left_out())
         entry, weights = table.entries[label], config.trust.weights

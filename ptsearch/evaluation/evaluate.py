@@ -23,7 +23,7 @@ from ptsearch.config import EngineConfig
 from ptsearch.evaluation import predictions
 from ptsearch.models.base_model import BaseModel
 from ptsearch.models.prompting import Choices, Prompter
-from ptsearch.shared import Report
+from ptsearch.shared import EVALUATING, Report
 
 EVALUATE_VERSION = 7  # bump when equal inputs would give another reply or log-probability
 FEW_TOKENS = 256  # of one forward pass, after a worker was killed
@@ -157,7 +157,7 @@ def _predict(asker: Asker, task: Task, benchmarks: Sequence[Benchmark], report: 
     for benchmark in benchmarks:
 
         def progress(items: int, _total: int, before: int = done) -> None:
-            report(f"evaluating {task.label}", before + items, total)
+            report(f"{EVALUATING}{task.label}", before + items, total)
 
         path = task.outputs[benchmark.name]
         metadata = {
@@ -174,7 +174,7 @@ def _predict(asker: Asker, task: Task, benchmarks: Sequence[Benchmark], report: 
         metadata["thoughts"] = str(sum(without_thoughts(reply) != reply for reply in replies))
         predictions.write(answers, path, metadata)
         done += len(benchmark.samples)
-        report(f"evaluating {task.label}", done, total)
+        report(f"{EVALUATING}{task.label}", done, total)
 
 
 def fitted(asker: Asker, benchmark: Benchmark) -> Benchmark:

@@ -29,7 +29,7 @@ from ptsearch.models.base_model import BaseModel
 from ptsearch.pool import build, calibration, one_pass
 from ptsearch.scoring import scores
 from ptsearch.scoring.cost import VariantCost, kv_bytes
-from ptsearch.shared import AnswerCodes, Report
+from ptsearch.shared import VARIANTS, AnswerCodes, Report
 from ptsearch.variant import Variant, expand_pool, unique_labels
 from ptsearch.voting import VOTES
 
@@ -98,6 +98,7 @@ class Table:
             else:
                 reason = broken.get(label) or _degenerate(metas[label])
                 self.entries[label] = self._silent(label, self._cost(label, math.nan), reason)
+        self.report(VARIANTS, len(self.entries), len(self.variants) + 1)
 
     def build(self, labels: Iterable[str]) -> None:
         """Build what is not in the cache: the whole pool or only `labels`, by `pool.build`.

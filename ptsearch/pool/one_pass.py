@@ -23,7 +23,7 @@ from ptsearch.pool.layerwise import Samples
 from ptsearch.pool.variant_build import UNSOLVABLE, LayerNotes, VariantBuild, alone
 from ptsearch.quantize import METHODS, awq, grid, solve
 from ptsearch.quantize.layer import Layer, LayerResult, ScalingSite
-from ptsearch.shared import Report
+from ptsearch.shared import BUILDING, Report
 from ptsearch.variant import Variant
 
 
@@ -64,12 +64,12 @@ def one_pass(
                 return tensors.under(prefix)
 
             def visit(layer: Layer) -> dict[str, Tensor]:
-                report("building the pool: layer", layer.number, len(layers))
+                report(BUILDING, layer.number, len(layers))
                 layer = layer._replace(fisher=fisher.read(gradients, layer.number))
                 return _solve_layer(layer, builds, sites.of(layer) if scaled else [], pool)
 
             layerwise.walk(read, model, samples, visit, first, sequential)
-        report("building the pool: layer", len(layers), len(layers))
+        report(BUILDING, len(layers), len(layers))
     for build in builds:
         if not build.failure:
             with alone(build):

@@ -2,20 +2,10 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -30,21 +20,12 @@ from ptsearch.report.rows import (
 from ptsearch.scoring.scores import MMLU, Scores
 from ptsearch.search.comparisons import Gain, losses
 from ptsearch.search.objectives import OBJECTIVES, costs
-from ptsearch.shared import Report
 
 WIDTH = 118  # where the output is no terminal
 SHORT = {"adversarial": "adv", "fairness": "fair", MMLU: "MMLU"}  # heads of columns; others in full
 GAP = 2  # spaces between columns
-DROPPED = (
-    "refused",
-    "ms",
-    "gain",
-    "ood",
-    "ethics",
-    "fair",
-    "adv",
-    "GB",
-)  # first where it is narrow
+# Columns to leave out where the terminal is narrow, the first first.
+DROPPED = ("refused", "ms", "gain", "ood", "ethics", "fair", "adv", "GB")
 MIN_NAME = 16  # of the column of names, in a narrow terminal
 MODELS = 4  # in the table of scenarios; its CSV has all
 SCENARIO_HEADS = ("samples", "majority\nclass", "constant\nanswer")
@@ -53,38 +34,6 @@ SCENARIO_HEADS = ("samples", "majority\nclass", "constant\nanswer")
 def console(stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     return Console(width=None if stream.isatty() else WIDTH, highlight=False, stderr=stderr)
-
-
-@contextmanager
-def progress(screen: Console) -> Iterator[Report]:
-    """A report function: one bar per stage; without a terminal, one line per stage."""
-    if not screen.is_terminal:
-        yield _lines(screen)
-        return
-    columns = (
-        TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=screen, expand=True) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield report
-
-
-def _lines(screen: Console) -> Report:
-    started: set[str] = set()
-
-    def report(stage: str, done: int, total: int) -> None:
-        if stage not in started:
-            started.add(stage)
-            screen.print(f"{stage} ...")
-
-    return report
 
 
 def head(benchmark: str) -> str:
