@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
@@ -49,7 +50,9 @@ def run_study(config: Config) -> None:
         mlflow = tracking.legible(mlflow_url(config))
         with mlflow, database.shared(optuna_url(config), name) as locks:
             with stage(table.report, "opening the study"):
-                run, tracker = _open(table, parts["search"], locks)
+                run, tracker, note = _open(table, parts["search"], locks)
+            if note:
+                screen.print(note, soft_wrap=True)
             reported = run.study.user_attrs.get("reported")
             try:
                 _log_again(run, tracker)
@@ -59,6 +62,7 @@ def run_study(config: Config) -> None:
                 with locks.alone():
                     result = _report(run, tracker, found, others, reported)
             except limits.UnmetError as unmet:
+                run.study.set_user_attr("unmet", True)
                 with locks.alone():
                     study_output.log_relaxations(tracker, table.config, unmet.answer)
                 study_output.show_relaxations(screen, unmet.answer)
@@ -71,7 +75,7 @@ def run_study(config: Config) -> None:
     link = tracking.link(tracker, PAGE)
     (runs(config) / LINK).write_text(f"{link}\n", encoding="utf-8")
     if result:
-        study_output.show_result(screen, tracker, config, result)
+        study_output.show_result(screen, tracker, table.config, result)
     else:
         screen.print(f"another process reported it: {link}", soft_wrap=True)
 
@@ -117,7 +121,7 @@ def _report(
     with stage(table.report, "writing the report"):
         study_output.log_result(tracker, table, result)
         _keep(study, record.for_export(table, parts["search"], result))
-    study.set_user_attr("reported", [*mark, result.holdout_reads])
+    study.set_user_attr("reported", [*mark, result.holdout_reads, time.time()])
     return result
 
 
@@ -164,13 +168,17 @@ FRONTS: dict[str, Find] = {
 
 def _open(
     table: Table, scorer: EnsembleScorer, locks: database.Locks
-) -> tuple[Search, tracking.Tracker]:
-    """The study and its MLflow run, resumed where they exist; what died under way is ended."""
-    config = table.config
-    name, artifacts = studies.study_config(config).name, runs(config) / "artifacts"
+) -> tuple[Search, tracking.Tracker, str]:
+    """The view of the study and its MLflow run, resumed where they exist, and what to say of it;
+    what died under way is ended.
+    """
+    url, identity = optuna_url(table.config), settings.identity(table)
+    search, artifacts = studies.study_config(table.config), runs(table.config) / "artifacts"
     with locks.alone():
-        study = studies.open_study(config, optuna_url(config), settings.identity(table))
-        before, key = (study.user_attrs.get(name) for name in ("run_id", "key"))
+        name, note = studies.find_view(search.name, url, identity, locks)
+        table.config = config = replace(table.config, study=replace(search, name=name))
+        study = studies.open_study(config, url, identity, locks.process)
+        before, key = map(study.user_attrs.get, ("run_id", "key"))
         tracker = tracking.open_run(mlflow_url(config), artifacts, name, before, key or "")
         if LOGGED_IN not in study.user_attrs:
             study.set_user_attr(LOGGED_IN, before or tracker.run_id)
@@ -178,7 +186,7 @@ def _open(
         end = partial(tracking.end_nested, tracker)
         run = Search(study, table, scorer, _recorder(table, tracker), locks, end)
         end(set(), {trial.number for trial in trials.at_work(run)})
-    return run, tracker
+    return run, tracker, note
 
 
 def _keep(study: optuna.Study, fields: Mapping[str, object]) -> None:
@@ -321,7 +329,7 @@ def export_ensemble(config: Config) -> None:
     study = studies.load_study(config.export.study, optuna_url(config))
     screen = terminal.console()
     folder = export.write(study.user_attrs, config.export, Path(config.cache_dir))
-    screen.print(f"wrote {folder}")
+    screen.print(f"wrote {folder} (study {study.study_name})")
     if name := config.export.register:
         run_id = exported.open_folder(folder).description.run
         url = mlflow_url(config)
@@ -344,13 +352,14 @@ def manage_cache(config: Config) -> None:
     """List, check or prune the cache. ValueError: a file is damaged, or a study to keep unknown."""
     assert config.cache is not None
     policy, screen = config.cache, terminal.console()
-    known = studies.recorded_settings(optuna_url(config))
-    if unknown := set(policy.keep_studies or ()) - known.keys():
+    used_by: dict[str, set[str]] = {}
+    for view, recorded in studies.recorded_settings(optuna_url(config)).items():
+        used_by.setdefault(view.partition(studies.VIEW)[0], set()).update(cache.names_of(recorded))
+    if unknown := set(policy.keep_studies or ()) - used_by.keys():
         raise ValueError(
             f"cache.keep_studies: no study {', '.join(sorted(unknown))}; there are: "
-            f"{', '.join(known) or 'none'}"
+            f"{', '.join(used_by) or 'none'}"
         )
-    used_by = {name: cache.names_of(settings) for name, settings in known.items()}
     found = cache.entries(Path(config.cache_dir), used_by)
     if policy.action == "list":
         terminal.show_cache(screen, found)

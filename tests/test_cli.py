@@ -36,6 +36,7 @@ def test_without_a_job_it_says_what_there_is(monkeypatch, tmp_path, capsys) -> N
         (("+study=pareto", "study.trials="), "study.trials=: Value ''"),
         (("+study=pareto", "study.min.ethics=abc"), "study.min.ethics=abc: Value 'abc'"),
         (("+study=pareto", "study.name="), "study.name is empty"),
+        (("+study=pareto", "study.name=a@b"), "study.name=a@b"),
         (("+study=pareto", "runs_dir="), "runs_dir is empty"),
         (("+study=pareto", "optuna_db=foo"), "optuna_db must begin with one of sqlite:///"),
         (("+study=pareto", "-cn", "nothing"), "nothing"),

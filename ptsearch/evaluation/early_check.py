@@ -26,6 +26,10 @@ def check(config: Config) -> None:
     if config.rescore and not Path(config.rescore.replies).is_file():
         raise ValueError(f"rescore.replies={config.rescore.replies!r} is not a file")
     if config.study:
+        if "@" in config.study.name:
+            raise ValueError(
+                f"study.name={config.study.name}: what follows @ is the hash of a view"
+            )
         _check_writable(Path(config.runs_dir).absolute())
     if config.study or config.check or config.build or config.evaluate:
         _check_pool(config)

@@ -33,7 +33,7 @@ from ptsearch.search.comparisons import KEYS, Gain
 from ptsearch.search.exact_front import Everything, enumerate_scores
 from ptsearch.search.objectives import OBJECTIVES
 from ptsearch.search.scorer import EnsembleScorer, scorers
-from ptsearch.search.study import Members, limits, study_config
+from ptsearch.search.study import VIEW, Members, limits, study_config
 from ptsearch.variant import short_labels
 
 PAGE, SAMPLES = "report.html", "samples.parquet"
@@ -278,7 +278,7 @@ def _reach(shown: Sequence[Shown]) -> float:
 def _command(config: Config, job: str) -> str:
     """The job for the study's ensembles within other limits, as far as the limits do not say."""
     search = job.startswith("+study")
-    name = f"{study_config(config).name}-limits"
+    name = study_config(config).name.partition(VIEW)[0]
     given = [
         override
         for override in config.overrides

@@ -23,6 +23,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from ptsearch.search.database import is_server, opening, shown, unusable
+from ptsearch.search.study import VIEW as OF_STUDY
 
 for chatty in ("mlflow", "alembic"):  # they report every database migration
     logging.getLogger(chatty).setLevel(logging.ERROR)
@@ -49,21 +50,21 @@ class Tracker:
 
 
 def open_run(uri: str, artifacts: Path, name: str, run_id: str | None, key: str = "") -> Tracker:
-    """The parent run of study `name`: `run_id` if it is still there, or what was made for the
-    study's `key` by a process that died before it could tell, else a new one.
+    """The parent run of a study's view `name`: `run_id` if it is still there, or what was made for
+    the study's `key` by a process that died before it could tell, else a new one.
     """
-    page = shown(uri) if is_server(uri) else LOCAL_PAGE
+    page, study = shown(uri) if is_server(uri) else LOCAL_PAGE, name.partition(OF_STUDY)[0]
     with opening(uri, lambda new: MlflowClient(new).search_experiments(max_results=1)):
         client = MlflowClient(uri)
-        experiment = client.get_experiment_by_name(name)
+        experiment = client.get_experiment_by_name(study)
     if experiment is not None and experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
     experiment_id = (
         experiment.experiment_id
         if experiment is not None
         else client.create_experiment(
-            name,  # a server keeps artifacts in a place of its own
-            artifact_location=None if is_server(uri) else (artifacts / name).resolve().as_uri(),
+            study,  # a server keeps artifacts in a place of its own
+            artifact_location=None if is_server(uri) else (artifacts / study).resolve().as_uri(),
             tags=EXPERIMENT_TAGS,
         )
     )

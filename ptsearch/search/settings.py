@@ -1,4 +1,4 @@
-"""What identifies a study: two runs of one study agree in it, or their trials do not compare."""
+"""What identifies a study's answers, and a view of them: the trials of one view compare."""
 
 from dataclasses import asdict
 
@@ -11,10 +11,10 @@ from ptsearch.search.study import study_config
 
 
 def identity(table: Table) -> dict[str, object]:
-    """Resuming a study with another is an error."""
+    """With another, a study is another view, or another study: see `study.ANSWERS`."""
     config = table.config
     search = asdict(study_config(config))
-    changeable = ["kind", "name", "trials", "sampler", "seed", "need_skill"]
+    changeable = ["name", "trials", "sampler", "seed", "need_skill"]
     if search["kind"] == "slo":
         changeable += ["min", "max"]  # one study answers any
     for key in changeable:

@@ -3,13 +3,14 @@
 A trial switches each pool member on or off. Its objectives come from the search half alone.
 """
 
+import hashlib
 import json
 import secrets
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -22,7 +23,7 @@ from ptsearch.benchmarks import Benchmark
 from ptsearch.config import Config, StudyConfig
 from ptsearch.scoring.cost import Cost
 from ptsearch.scoring.scores import Scores, constant_scores, questions
-from ptsearch.search.database import opening
+from ptsearch.search.database import UNSHARED, Locks, opening
 from ptsearch.search.objectives import OBJECTIVES, chosen_objectives, directions
 from ptsearch.search.scorer import EnsembleScorer
 
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from sqlite3 import Connection
 
 Members = tuple[str, ...]
+VIEW = "@"  # between a study's name and the hash of a view
+# Settings that decide the answers or what they cost; all others are views of the same answers.
+ANSWERS = ("model.", "benchmarks.", "engine.", "latency.prompts", "latency.version")
+REPORTED = {"front", "unmet"}  # user attributes of a study that has ended once
 LOGGED_AGAIN = "logged_again"  # user attribute: number of a trial -> id of its later run
 
 
@@ -51,8 +56,39 @@ def unsaved(search: StudyConfig) -> optuna.Study:
     )
 
 
-def open_study(config: Config, url: str, settings: Mapping[str, object]) -> optuna.Study:
-    """Create or resume the study, alone; other settings under the same name are a ValueError."""
+class View(NamedTuple):
+    """One way to look at the answers of a study: its pool, limits, vote, objectives, weights."""
+
+    name: str  # of the Optuna study: STUDY, or STUDY@HASH beside other views
+    note: str = ""  # for people: why it is not called as was asked
+
+
+def find_view(name: str, url: str, settings: Mapping[str, object], locks: Locks = UNSHARED) -> View:
+    """The view of study `name` with these settings, recorded or new; to be called while alone.
+
+    Where the study has other answers (`ANSWERS`), it is one of another name, made of their hash.
+    What was begun without any result, by processes that have ended, is deleted.
+    """
+    flat, recorded = _flat(settings), _without_empty(name, url, locks)
+    views = [view for view in recorded if view.partition(VIEW)[0] == name]
+    if not views:
+        return View(name)
+    if changed := _changed(recorded[views[0]], flat, ANSWERS):
+        other = f"{name}-{_digest(flat, ANSWERS)}"
+        note = f"study {name} has other answers: {changed}; this one is {other}"
+        return find_view(other, url, settings, locks)._replace(note=note)
+    for view in views:
+        if not _changed(recorded[view], flat):
+            return View(view)
+    other = f"{name}{VIEW}{_digest(flat)}"
+    changed = _changed(recorded[views[0]], flat)
+    return View(other, f"another view of study {name}: {changed}; it is {other}")
+
+
+def open_study(
+    config: Config, url: str, settings: Mapping[str, object], process: str = ""
+) -> optuna.Study:
+    """Create or resume the Optuna study that has this name, while alone."""
     search = study_config(config)
     study = optuna.create_study(
         storage=open_storage(url),
@@ -60,43 +96,72 @@ def open_study(config: Config, url: str, settings: Mapping[str, object]) -> optu
         directions=directions(chosen_objectives(search)),
         load_if_exists=True,
     )
-    flat = json.loads(json.dumps(_flatten(settings)))
-    before = study.user_attrs.get("settings")
-    if before is None:
+    if "settings" not in study.user_attrs:
         study.set_metric_names(chosen_objectives(search))
         study.set_user_attr("key", secrets.token_hex(8))
-        study.set_user_attr("settings", flat)
-        before = flat
-    # A setting that is not there is None.
-    if changed := sorted(k for k in before.keys() | flat.keys() if before.get(k) != flat.get(k)):
-        now = ", ".join(f"{k} ({before.get(k)}, now {flat.get(k)})" for k in changed[:3])
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise ValueError(
-            f"study {search.name!r} was run with other settings: {now}{more}; "
-            f"give this one its own name with study.name=NAME"
-        )
+        study.set_user_attr("settings", _flat(settings))
     opened = study.user_attrs.get("opened", 0)  # so that no two processes propose the same
     study.set_user_attr("opened", opened + 1)
+    study.set_user_attr("processes", [*study.user_attrs.get("processes", []), process])
     seed = search.seed + opened + len(study.get_trials(deepcopy=False))
     study.sampler = SAMPLERS[search.sampler](seed)
     return study
 
 
 def load_study(name: str, url: str) -> optuna.Study:
-    """A study that was run before; an unknown name is a ValueError that lists what there is."""
-    names = recorded_settings(url)
-    if name not in names:
-        raise ValueError(f"no study {name!r}; there are: {', '.join(names) or 'none'}")
-    return optuna.load_study(study_name=name, storage=open_storage(url))
+    """A study that was run before, its latest view if it has several and `name` is none of them;
+    an unknown name is a ValueError that lists what there is.
+    """
+    names = [view for view in recorded_settings(url) if name in (view, view.partition(VIEW)[0])]
+    if not names:
+        there = ", ".join(recorded_settings(url)) or "none"
+        raise ValueError(f"no study {name!r}; there are: {there}")
+    storage = open_storage(url)
+    found = [optuna.load_study(study_name=each, storage=storage) for each in names]
+    return max(found, key=lambda study: study.user_attrs.get("reported", [0])[-1])
 
 
 def recorded_settings(url: str) -> dict[str, dict[str, object]]:
-    """Study -> its settings; none where there is no database yet."""
+    """View -> its settings, in the order in which they were made; none without a database."""
     if url.startswith("sqlite") and not Path(make_url(url).database or "").exists():
         return {}
     found = optuna.get_all_study_summaries(open_storage(url), include_best_trial=False)
     recorded = {study.study_name: study.user_attrs.get("settings") for study in found}
     return {name: settings for name, settings in recorded.items() if settings}
+
+
+def _without_empty(name: str, url: str, locks: Locks) -> dict[str, dict[str, object]]:
+    """`recorded_settings`, after deleting what has no result and nobody is at work on."""
+    recorded = recorded_settings(url)
+    for view in [view for view in recorded if view.partition(VIEW)[0] == name]:
+        study = optuna.load_study(study_name=view, storage=open_storage(url))
+        results = study.get_trials(False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        at_work = not all(map(locks.is_dead, study.user_attrs.get("processes", [""])))
+        if not results and not REPORTED & study.user_attrs.keys() and not at_work:
+            optuna.delete_study(study_name=view, storage=open_storage(url))
+            del recorded[view]
+    return recorded
+
+
+def _changed(
+    before: Mapping[str, object], now: Mapping[str, object], among: tuple[str, ...] = ("",)
+) -> str:
+    """The first settings that differ, of those that begin so; "" = none does."""
+    keys = [key for key in sorted(before.keys() | now.keys()) if key.startswith(among)]
+    # A setting that is not there is None.
+    changed = [key for key in keys if before.get(key) != now.get(key)]
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return ", ".join(f"{k} ({before.get(k)}, now {now.get(k)})" for k in changed[:3]) + more
+
+
+def _digest(flat: Mapping[str, object], among: tuple[str, ...] = ("",)) -> str:
+    kept = {key: value for key, value in flat.items() if key.startswith(among)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:6]
+
+
+def _flat(settings: Mapping[str, object]) -> dict[str, object]:
+    flat: dict[str, object] = json.loads(json.dumps(_flatten(settings)))
+    return flat
 
 
 def open_storage(url: str) -> RDBStorage:

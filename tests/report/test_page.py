@@ -177,10 +177,10 @@ def test_the_command_keeps_what_decides_the_answers() -> None:
     config = Config(study=studies.StudyConfig(name="x"), overrides=given)
     assert page._command(config, "+study=slo") == (
         "python -m ptsearch +study=slo model=path 'model.path=a b' study.max_members=3 runs_dir=r "
-        "study.name=x-limits"
+        "study.name=x"
     )
     assert page._command(config, "+export=ensemble").endswith(
-        "runs_dir=r export.study=x-limits export.out=chosen"
+        "runs_dir=r export.study=x export.out=chosen"
     )
 
 
@@ -193,10 +193,10 @@ def test_the_command_composes_with_a_limit_on_anything(result: Result) -> None:
     config = Config(study=studies.StudyConfig(), overrides=given)
     search, export = (page._command(config, job) for job in ("+study=slo", "+export=ensemble"))
     study = composed(*shlex.split(search)[3:], *limits).study
-    assert study.name == "pareto-limits"
+    assert study.name == "pareto"
     assert (study.min["bbq"], study.max["memory_gb"]) == (50, 50)
     assert {*study.min} - {"bbq"} == set(page.LIMITED)
-    assert composed(*shlex.split(export)[3:]).export.study == "pareto-limits"
+    assert composed(*shlex.split(export)[3:]).export.study == "pareto"
 
 
 # In a browser

@@ -73,7 +73,7 @@ def check(folder: Path, trials: int, *urls: str) -> None:
     assert states <= {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
     (parent,), nested = runs_in(folder, *urls[1:])
     assert parent.info.status == "FINISHED"
-    whole = [run for run in nested if run.info.status == "FINISHED"]
+    whole = [run for run in nested if run.info.status == "FINISHED" and "trial" in run.data.tags]
     assert {run.info.status for run in nested} <= {"FINISHED", "KILLED"}
     assert {run.info.run_id for run in whole} == {trial.run_id for trial in found}
     front = {trial.run_id for trial in studies.front(study)}
@@ -146,6 +146,24 @@ def test_runs_that_mlflow_lost_are_logged_again(
     assert before.isdisjoint(trial.run_id for trial in studies.completed(study_in(tmp_path)))
 
 
+def test_views_are_runs_of_one_experiment(
+    empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(empty, tmp_path / "mlflow.db")
+    jobs.run_study(made_up(monkeypatch.setattr, tmp_path, trials=6))
+    assert "another view" not in capsys.readouterr().out
+    for _ in range(2):  # the second time it is resumed
+        limited = {"trials": 6, "max": {"memory_gb": 0.12}, "objectives": {"mmlu": False}}
+        jobs.run_study(made_up(monkeypatch.setattr, tmp_path, **limited))
+    said = capsys.readouterr().out
+    view = studies.load_study("fake", f"sqlite:///{tmp_path}/optuna.db").study_name
+    assert said.count(f"it is {view}") == 1
+    parents, nested = runs_in(tmp_path)
+    assert {run.info.run_name for run in parents} == {"fake", view}
+    above = {run.data.tags[tracking.PARENT_RUN] for run in nested if "trial" in run.data.tags}
+    assert above == {run.info.run_id for run in parents}
+
+
 def test_a_lost_study_begins_a_run_of_its_own(
     empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +175,8 @@ def test_a_lost_study_begins_a_run_of_its_own(
     assert {run.info.status for run in [*parents, *nested]} == {"FINISHED"}
     mine = study_in(tmp_path).user_attrs["run_id"]
     assert mine in {run.info.run_id for run in parents} and len(parents) == 2
-    kept = {run.info.run_id for run in nested if run.data.tags[tracking.PARENT_RUN] == mine}
+    tried = [run for run in nested if "trial" in run.data.tags]
+    kept = {run.info.run_id for run in tried if run.data.tags[tracking.PARENT_RUN] == mine}
     assert kept == {trial.run_id for trial in studies.completed(study_in(tmp_path))}
 
 

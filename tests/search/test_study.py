@@ -6,6 +6,7 @@ from pathlib import Path
 import optuna
 import pytest
 from fakes import fake_table, search_and_holdout, undominated, unfit
+from optuna.trial import TrialState
 
 from ptsearch.benchmarks.parsing import REFUSED
 from ptsearch.evaluation import evaluate
@@ -14,6 +15,7 @@ from ptsearch.report import study as report
 from ptsearch.report.rows import baseline_rows, best_single
 from ptsearch.search import exact_front, settings, trials
 from ptsearch.search import study as studies
+from ptsearch.search.database import shared
 from ptsearch.search.exact_front import find_exact_front
 from ptsearch.search.limits import within_limits
 from ptsearch.search.scorer import scorers
@@ -23,7 +25,10 @@ RUN_IDS = itertools.count()
 
 
 def run(table: Table, folder: Path, identity: dict | None = None) -> optuna.Study:
-    study = studies.open_study(table.config, f"sqlite:///{folder}/optuna.db", identity or {"a": 1})
+    url, identity = f"sqlite:///{folder}/optuna.db", identity or {"a": 1}
+    search = studies.study_config(table.config)
+    search.name = studies.find_view(search.name.partition("@")[0], url, identity).name
+    study = studies.open_study(table.config, url, identity)
     scorer, _ = search_and_holdout(table)
     trials.search(Search(study, table, scorer, lambda *_: f"run{next(RUN_IDS)}"))
     return study
@@ -67,11 +72,71 @@ def test_a_small_pool_ends_when_everything_was_tried(tmp_path) -> None:
     assert len(studies.completed(run(table, tmp_path))) == 3
 
 
-def test_other_settings_under_the_same_name_are_an_error(tmp_path) -> None:
-    table = fake_table(tmp_path, trials=3)
-    run(table, tmp_path, {"benchmarks": {"limit": 0}})
-    with pytest.raises(ValueError, match=r"benchmarks.limit \(0, now 5\).*study.name=NAME"):
-        run(table, tmp_path, {"benchmarks": {"limit": 5}})
+def test_other_answers_make_a_study_of_another_name(tmp_path) -> None:
+    table, url = fake_table(tmp_path, trials=3), f"sqlite:///{tmp_path}/optuna.db"
+    before = {"benchmarks": {"limit": 0}, "vote": {"rule": "majority"}}
+    now = {**before, "benchmarks": {"limit": 5}}
+    assert run(table, tmp_path, before).study_name == "fake"
+    other = studies.find_view("fake", url, now)
+    assert other.name.startswith("fake-")
+    assert f"other answers: benchmarks.limit (0, now 5); this one is {other.name}" in other.note
+    assert run(table, tmp_path, now).study_name == other.name
+    table.config.study.name = "fake"
+    assert run(table, tmp_path, before).study_name == "fake"  # resumed
+    again = studies.find_view("fake", url, {**now, "vote": {"rule": "soft"}})
+    assert again.name.startswith(f"{other.name}@")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"min": {"ethics": 60.0}}, {"objectives": {"mmlu": False}}, {"min_members": 2},
+        {"max_members": 3}, {"min_skill": "require"}, {"kind": "slo", "max": {"memory_gb": 0.2}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_limits_and_objectives_are_views_of_one_study(change: dict, tmp_path: Path) -> None:
+    table, url = fake_table(tmp_path, trials=3), f"sqlite:///{tmp_path}/optuna.db"
+    run(table, tmp_path, settings.identity(table))
+    for field, value in change.items():
+        setattr(table.config.study, field, value)
+    view = run(table, tmp_path, settings.identity(table))
+    assert view.study_name.startswith("fake@")
+    assert len(studies.completed(view)) == 3
+    assert run(table, tmp_path, settings.identity(table)).study_name == view.study_name
+    assert list(studies.recorded_settings(url)) == ["fake", view.study_name]
+    view.set_user_attr("reported", ["mark", 0, 1, 2.0])
+    assert studies.load_study("fake", url).study_name == view.study_name  # the latest
+    assert studies.load_study(view.study_name, url).study_name == view.study_name
+
+
+def test_votes_weights_costs_and_a_larger_pool_are_views(tmp_path: Path) -> None:
+    table = fake_table(tmp_path, trials=2)
+    identity = settings.identity(table)
+    names = [run(table, tmp_path, identity).study_name]
+    for key, value in {
+        "vote": {"rule": "weighted"}, "trust": {"weights": {"ethics": 2.0}},
+        "memory": {"context": 4096}, "pool": {**identity["pool"], "more": "0123"},
+    }.items():  # fmt: skip
+        table.config.study.name = "fake"
+        names.append(run(table, tmp_path, {**identity, key: value}).study_name)
+    assert len(set(names)) == 5
+    assert {name.partition("@")[0] for name in names} == {"fake"}
+
+
+def test_what_failed_before_it_had_a_result_keeps_no_name(tmp_path: Path) -> None:
+    table, url = fake_table(tmp_path, trials=3), f"sqlite:///{tmp_path}/optuna.db"
+    first, second = {"model": {"revision": "wrong"}}, {"model": {"revision": "right"}}
+    with shared(url, "fake") as dying:
+        failed = studies.open_study(table.config, url, first, dying.process)
+        failed.tell(failed.ask(), state=TrialState.FAIL)
+        with shared(url, "fake") as living:  # as long as its process lives, it is another's
+            assert studies.find_view("fake", url, second, living).name != "fake"
+    with shared(url, "fake") as locks:
+        assert studies.find_view("fake", url, second, locks) == ("fake", "")
+        study = studies.open_study(table.config, url, second, locks.process)
+    assert study.user_attrs["settings"] == {"model.revision": "right"}
+    assert study.trials == []
 
 
 @pytest.mark.parametrize(
@@ -88,8 +153,11 @@ def test_trials_of_two_versions_are_not_mixed(
     run(table, tmp_path, settings.identity(table))
     now = getattr(evaluate, constant)
     monkeypatch.setattr(evaluate, constant, now + 1)
-    with pytest.raises(ValueError, match=rf"{key} \({now}, now {now + 1}\)"):
-        run(table, tmp_path, settings.identity(table))
+    note = studies.find_view(
+        "fake", f"sqlite:///{tmp_path}/optuna.db", settings.identity(table)
+    ).note
+    assert f"{key} ({now}, now {now + 1})" in note
+    assert run(table, tmp_path, settings.identity(table)).study_name.startswith("fake-")
 
 
 def test_what_changes_no_answer_may_change(tmp_path: Path) -> None:
@@ -97,7 +165,7 @@ def test_what_changes_no_answer_may_change(tmp_path: Path) -> None:
     run(table, tmp_path, settings.identity(table))
     table.config.study.need_skill = False
     table.config.study.sampler = "nsga2"
-    run(table, tmp_path, settings.identity(table))
+    assert run(table, tmp_path, settings.identity(table)).study_name == "fake"
 
 
 def test_a_setting_that_is_not_set_is_as_one_that_was_not_there(tmp_path) -> None:
