@@ -10,8 +10,16 @@ from itertools import islice
 
 from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.report import tracking
+from ptsearch.report.answer import PICKS
 from ptsearch.report.page import PAGE
-from ptsearch.report.rows import BEST_SINGLE, DENSE_MODEL, Row, best_single, shown_benchmarks
+from ptsearch.report.rows import (
+    BEST_SINGLE,
+    DENSE_MODEL,
+    Row,
+    best_single,
+    dense_name,
+    shown_benchmarks,
+)
 from ptsearch.report.study import Result
 from ptsearch.report.tracking import RunRecord, Tracker
 from ptsearch.scoring.scores import Scores
@@ -20,6 +28,7 @@ from ptsearch.search.study import CompletedTrial, Members
 from ptsearch.variant import short_labels
 
 MOST = 25  # metrics of a run, the first ones
+UNREPORTED = {"reported": "false", "pareto": "false", "picks": ""}
 UNITS = (
     "Metrics: `_pct` is percent on the search half of the samples, which made every choice; "
     "`_pct_held_out` on the half that made none; `_points` a difference of percentages on the "
@@ -42,10 +51,10 @@ def of_members(
 ) -> RunRecord:
     """The nested run of an ensemble or of a single model."""
     variants = [table.variant(label) for label in members]
-    short = short_labels(table.variants) | {DENSE: f"{table.base.name} dense"}
     kind = "ensemble" if len(members) > 1 else "dense" if members == (DENSE,) else "single"
+    about = {"kind": kind, tracking.NOTE: UNITS}
     return RunRecord(
-        name=" + ".join(short[label] for label in members),
+        name=name(table, members),
         params={
             "members": joined(members),
             "size": len(members),
@@ -53,8 +62,14 @@ def of_members(
             "bits": " ".join(str(b) for b in sorted(variant.bits for variant in variants)),
         },
         metrics=_known(_percent(scores, "pct") | _others(scores)),
-        tags={"kind": kind, "pareto": "false", "reported": "false", tracking.NOTE: UNITS, **tags},
+        tags={**UNREPORTED, **about, **tags},
     )
+
+
+def name(table: Table, members: Members) -> str:
+    """For people."""
+    short = short_labels(table.variants) | {DENSE: dense_name(table)}
+    return " + ".join(short[label] for label in members)
 
 
 def joined(members: Members) -> str:
@@ -67,8 +82,8 @@ def metrics(row: Row, dense_gb: float) -> Scores:
     columns["memory_pct_of_dense"] = 100 * row.search["memory_gb"] / dense_gb
     for baseline in (DENSE_MODEL, BEST_SINGLE):
         if gain := row.gains.get(baseline, {}).get("trust"):
-            name = f"trust_vs_{baseline}_points"
-            columns |= {name: gain.estimate, f"{name}_low": gain.low, f"{name}_high": gain.high}
+            key = f"trust_vs_{baseline}_points"
+            columns |= {key: gain.estimate, f"{key}_low": gain.low, f"{key}_high": gain.high}
     columns |= _percent(row.holdout or {}, "pct_held_out") | _percent(row.all or {}, "pct_all_data")
     return _known(columns)
 
@@ -95,10 +110,11 @@ def _known(columns: Scores) -> Scores:
     return dict(islice(known.items(), MOST))
 
 
-def picks(result: Result, chosen: Mapping[str, Row]) -> dict[str, Row]:
+def picks(result: Result) -> dict[str, Row]:
     """The rows to look at first: what is compared with, then the picks of the front."""
     best = best_single(result.compared)
-    return {"dense": result.compared[0], **({"best_single": best} if best else {}), **chosen}
+    singles = {BEST_SINGLE: best} if best else {}
+    return {DENSE_MODEL: result.compared[0], **singles, **result.answer.picks}
 
 
 def of_picks(rows: Mapping[str, Row]) -> Scores:
@@ -111,9 +127,9 @@ def of_picks(rows: Mapping[str, Row]) -> Scores:
     }
 
 
-def note(row: Row, run_id: str, study: str) -> str:
-    """The description of a run of the report."""
-    lines = [f"**{row.name}**"]
+def tags(row: Row, run_id: str, study: str) -> dict[str, str]:
+    """Of a run of the report, its description included."""
+    lines = [f"**{row.name}**" + "".join(f", {pick}: {PICKS[pick]}" for pick in row.picks)]
     if row.certificate:
         lines += [
             f"On held-out samples: {row.certificate.verdict} (`certificate.json` among the "
@@ -123,35 +139,42 @@ def note(row: Row, run_id: str, study: str) -> str:
         ]
     if row.unskilled:
         lines.append(f"No better than one constant answer in: {', '.join(row.unskilled)}.")
-    return "\n\n".join([*lines, UNITS])
+    return {
+        "reported": "true",
+        "pareto": str(row.kind == "front").lower(),
+        "picks": ", ".join(row.picks),
+        tracking.NOTE: "\n\n".join([*lines, UNITS]),
+    }
 
 
 def parent_note(
-    tracker: Tracker, runs: Mapping[str, str], rows: Mapping[str, Row], answer: Sequence[str]
-) -> str:
+    tracker: Tracker, table: Table, runs: Mapping[str, str], rows: Mapping[str, Row],
+    answer: Sequence[str],
+) -> str:  # fmt: skip
     """The study's description: its answer, where to look, its picks with their certificates."""
 
     def link(text: str, path: str) -> str:
-        return f"[{text}](#/experiments/{tracker.experiment_id}/{path})"
+        query = f"{'&' if '?' in path else '?'}{tracking.RUNS}"
+        return f"[{text}](#/experiments/{tracker.experiment_id}/{path}{query})"
 
     files = f"runs/{tracker.run_id}/artifacts"
     places = (
         f"**{link(PAGE, f'{files}/{PAGE}')}**: the result, to be chosen from. "
         f"{link('All models side by side', tracking.TABLE)}, "
-        f"{link('front.csv', f'{files}/front.csv')}: their scores, gains and costs. "
-        "`knee`: of the front, closest to the best in all objectives."
+        f"{link('front.csv', f'{files}/front.csv')}: their scores, gains and costs."
     )
     lines = ["| | model | trust | held out | GB | claims |", "|---|---|---|---|---|---|"]
     for pick, row in rows.items():
         run = f"runs/{runs[joined(row.members)]}"
         cells = [
-            pick.replace("_", " "), link(row.name, run), f"{row.search['trust']:.1f} %",
+            pick, link(name(table, row.members), run), f"{row.search['trust']:.1f} %",
             f"{row.holdout['trust']:.1f} %" if row.holdout else "",
             f"{row.search['memory_gb']:.3f}",
             link("certificate", f"{run}/artifacts/certificate.json") if row.certificate else "",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n\n".join([places, *answer, "\n".join(lines), UNITS])
+    meaning = "; ".join(f"`{pick}`: {PICKS[pick]}" for pick in rows if pick in PICKS)
+    return "\n\n".join([places, *answer, "\n".join(lines), f"{meaning}.", UNITS])
 
 
 def table_columns(rows: Sequence[Row], dense_gb: float) -> list[str]:

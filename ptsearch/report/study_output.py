@@ -46,7 +46,7 @@ PLACES = ("runs_dir=", "cache_dir=", "optuna_db=", "mlflow_db=")  # overrides th
 def log_result(tracker: Tracker, table: Table, result: Result) -> None:
     """Runs of what is reported, figures and tables to MLflow."""
     runs = _log_rows(tracker, table, result)
-    picks = run_records.picks(result, result.answer.picks)
+    picks = run_records.picks(result)
     config, search = table.config, study_config(table.config)
     with tempfile.TemporaryDirectory() as folder:
         sampler = {"sampler": search.sampler} if result.exact else {}
@@ -58,11 +58,11 @@ def log_result(tracker: Tracker, table: Table, result: Result) -> None:
                 "front_size": len(result.front),
                 "trials": len(result.trials),
                 "holdout_reads": result.holdout_reads,
+                **({"sampler_hypervolume_pct": result.shares[-1]} if result.shares else {}),
             },
             files=_write_files(table, result, Path(folder)),
-            note=run_records.parent_note(tracker, runs, picks, result.answer.sentences),
+            note=run_records.parent_note(tracker, table, runs, picks, result.answer.sentences),
         )
-    tracking.log_steps(tracker, "sampler_hypervolume_pct", enumerate(result.shares))
 
 
 def _log_rows(tracker: Tracker, table: Table, result: Result) -> dict[str, str]:
@@ -82,16 +82,15 @@ def _log_rows(tracker: Tracker, table: Table, result: Result) -> dict[str, str]:
             record = run_records.of_members(table, row.members, row.search, {})
             run_id = tracking.log_run(tracker, record)
         if members not in runs:
-            tags = {"pareto": str(row.kind == "front").lower(), "reported": "true"}
-            tags[tracking.NOTE] = run_records.note(row, run_id, name)
+            tags = run_records.tags(row, run_id, name)
             tracking.add(tracker, run_id, run_records.metrics(row, dense_gb), tags)
         runs[members] = run_id
         if row.certificate:
             text = certificate.to_json(asdict(row.certificate))
             tracking.log_text(tracker, run_id, "certificate.json", text)
     for run_id in before.keys() - set(runs.values()):
-        tracking.add(tracker, run_id, {}, {"pareto": "false", "reported": "false"})
-    tracking.show_columns(tracker, run_records.table_columns(rows, dense_gb))
+        tracking.add(tracker, run_id, {}, run_records.UNREPORTED)
+    tracking.show_columns(tracker, ("kind", "picks"), run_records.table_columns(rows, dense_gb))
     return runs
 
 

@@ -32,7 +32,7 @@ PARENT_RUN, NOTE = "mlflow.parentRunId", "mlflow.note.content"  # MLflow's docum
 # A view of the table of runs that "Share" of MLflow's page makes: a tag, and a link with its key.
 VIEW = "mlflow.sharedViewState.ptsearch"
 RUNS = "workflowType=machine_learning"  # in links: pages about runs, not about traces
-TABLE = f"runs?viewStateShareKey=ptsearch&{RUNS}"
+TABLE = "runs?viewStateShareKey=ptsearch"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # runs, not traces
 LOCAL_PAGE = "http://127.0.0.1:5000"  # of `make ui`
 MAX_RUNS = 50_000  # that MLflow returns at once
@@ -148,14 +148,6 @@ def log_text(tracker: Tracker, run_id: str, name: str, text: str) -> None:
     tracker.client.log_text(run_id, text, name)
 
 
-def log_steps(tracker: Tracker, name: str, values: Iterable[tuple[int, float]]) -> None:
-    """A metric of the parent run by step."""
-    now = _now()
-    points = [Metric(name, value, now, step) for step, value in values]
-    for start in range(0, len(points), 1000):  # MLflow's limit for a batch
-        tracker.client.log_batch(tracker.run_id, metrics=points[start : start + 1000])
-
-
 def finish(
     tracker: Tracker,
     params: Mapping[str, object],
@@ -215,14 +207,15 @@ def legible(uri: str) -> Iterator[None]:
         raise unusable(f"MLflow at {shown(uri)}", error) from error
 
 
-def show_columns(tracker: Tracker, metrics: Sequence[str]) -> None:
+def show_columns(tracker: Tracker, tags: Sequence[str], metrics: Sequence[str]) -> None:
     """The table of runs at `TABLE`: those of the report, the first metric's highest value first."""
-    shown = ["tags.`kind`", *(f"metrics.`{name}`" for name in metrics)]
+    shown = [*(f"tags.`{name}`" for name in tags), *(f"metrics.`{name}`" for name in metrics)]
     order = ["attributes.`Run Name`", "runDateAndNestInfo", *shown]
     pixels = {order[0]: 320, order[1]: 140} | {name: max(90, 7 * len(name) - 35) for name in shown}
     view = {
         "selectedColumns": shown, "columnOrder": order, "columnWidths": pixels,
-        "orderByKey": shown[1], "orderByAsc": False, "searchFilter": "tags.reported = 'true'",
+        "searchFilter": "tags.reported = 'true'",
+        "orderByKey": f"metrics.`{metrics[0]}`", "orderByAsc": False,
     }  # fmt: skip
     tracker.client.set_experiment_tag(tracker.experiment_id, VIEW, json.dumps(view))
 

@@ -138,7 +138,7 @@ def test_a_run_has_few_metrics_with_units_and_a_description(uri: str, tmp_path: 
 def test_the_parent_leads_to_the_page_the_table_and_the_certificates(uri, tmp_path) -> None:
     tracker = search_and_log(fake_table(tmp_path, trials=6, samples=1000), uri, tmp_path)
     note = tracker.client.get_run(tracker.run_id).data.tags["mlflow.note.content"]
-    linked = re.findall(r"\(#/experiments/(\w+)/runs/(\w+)/artifacts/([\w.]+)\)", note)
+    linked = re.findall(r"\(#/experiments/(\w+)/runs/(\w+)/artifacts/([\w.]+)\?workflow", note)
     assert {name for *_, name in linked} == {PAGE, "front.csv", "certificate.json"}
     for experiment, run_id, name in linked:
         assert experiment == tracker.experiment_id
@@ -147,8 +147,8 @@ def test_the_parent_leads_to_the_page_the_table_and_the_certificates(uri, tmp_pa
     tags = tracker.client.get_experiment(tracker.experiment_id).tags
     view = json.loads(tags["mlflow.sharedViewState.ptsearch"])
     logged = {f"metrics.`{name}`" for run in nested(tracker) for name in run.data.metrics}
-    kind, *columns = view["selectedColumns"]
-    assert kind == "tags.`kind`" and set(columns) <= logged
+    *tags, columns = view["selectedColumns"][:2], view["selectedColumns"][2:]
+    assert tags == [["tags.`kind`", "tags.`picks`"]] and set(columns) <= logged
     assert columns[:2] == ["metrics.`trust_pct`", "metrics.`trust_pct_held_out`"]
     shown = tracker.client.search_runs([tracker.experiment_id], view["searchFilter"])
     assert {run.data.tags["kind"] for run in shown} == {"dense", "single", "ensemble"}
