@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import shutil
 import sqlite3
 from pathlib import Path
@@ -73,8 +74,22 @@ def test_again_builds_and_evaluates_nothing(finished, tiny_model, monkeypatch, c
     assert "reports/tiny/report.html" in said
     assert "+export=ensemble export.study=tiny export.pick=" in said
     assert "evaluating" not in said
+    assert "method: [rtn, gptq]" in said  # in a command to copy
     stages = ("opening the study", "scoring every ensemble", "intervals", "writing the report")
     assert sorted(map(said.index, stages)) == [said.index(f"\n{each}") + 1 for each in stages]
+
+
+def test_the_commands_of_the_page_find_and_export_the_best_within_limits(
+    finished, tmp_path, monkeypatch, capfd
+) -> None:
+    html = (finished / "mlruns" / "reports" / "tiny" / PAGE).read_text(encoding="utf-8")
+    data = html.split('id="data">')[1].split("</script>")[0]
+    search, export = (shlex.split(command)[3:] for command in json.loads(data)["commands"])
+    assert ptsearch(monkeypatch, finished, *search, "study.max.refusal_rate=100") == 0
+    assert "Within the limits of tiny-limits" in capfd.readouterr().out
+    here = [each.replace("=chosen", f"={tmp_path}/chosen") for each in export]
+    assert ptsearch(monkeypatch, finished, *here) == 0
+    assert (tmp_path / "chosen" / "README.md").exists()
 
 
 def test_other_settings_under_the_same_name(finished, tiny_model, monkeypatch, capfd) -> None:

@@ -33,7 +33,8 @@ SCENARIO_HEADS = ("samples", "majority\nclass", "constant\nanswer")
 
 def console(stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
-    return Console(width=None if stream.isatty() else WIDTH, highlight=False, stderr=stderr)
+    width = None if stream.isatty() else WIDTH
+    return Console(width=width, highlight=False, markup=False, stderr=stderr)
 
 
 def head(benchmark: str) -> str:
