@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import optuna
 
 from ptsearch.evaluation.table import DENSE, Table
-from ptsearch.report import explain
+from ptsearch.report import explain, holdout_reads
 from ptsearch.report import rows as results
 from ptsearch.report.answer import Answer, answer, with_picks
 from ptsearch.report.certificate import CLAIM, certified
@@ -52,7 +52,7 @@ class Result:
     constants: list[Row]  # what needs no model
     degenerate: list[str]
     left_out: dict[str, str]  # variant -> why it was not evaluated any further
-    holdout_reads: int  # how often the holdout half was read, this reading included
+    holdout_reads: int  # how often the held-out items were read, see `holdout_reads.count`
     exact: ExactFront | None
     shares: list[float]  # of its hypervolume in percent, by trial of the sampler
     remarks: list[str]  # why something is missing
@@ -90,8 +90,7 @@ def compile_result(
     front = with_picks(table, search, front, chosen_objectives(study_config(table.config)))
     front = results.with_scores(table, parts, shown, front)
     front, no_gains = _with_gains(table, others, holdout, front, best)
-    reads = study.user_attrs.get("holdout_reads", 0) + 1
-    study.set_user_attr("holdout_reads", reads)
+    reads = holdout_reads.count(table, [row.members for row in (*front, *references)])
     front = certified(table, {"search": search, "holdout": holdout}, front, reads, no_gains)
     references = results.with_scores(table, parts, shown, references)
     elsewhere = {row.members for row in (*front, *references)}
