@@ -86,7 +86,7 @@ def test_the_commands_of_the_page_find_and_export_the_best_within_limits(
     data = html.split('id="data">')[1].split("</script>")[0]
     search, export = (shlex.split(command)[3:] for command in json.loads(data)["commands"])
     assert ptsearch(monkeypatch, finished, *search, "study.max.refusal_rate=100") == 0
-    assert "Within the limits of tiny-limits" in capfd.readouterr().out
+    assert "Within the limits of tiny" in capfd.readouterr().out
     here = [each.replace("=chosen", f"={tmp_path}/chosen") for each in export]
     assert ptsearch(monkeypatch, finished, *here) == 0
     assert (tmp_path / "chosen" / "README.md").exists()

@@ -69,18 +69,10 @@ class Shown(NamedTuple):
     margin: Scores  # half of the interval of each held-out score
 
 
-class Comparison(NamedTuple):
-    """Gains of one pick over one baseline, losses first."""
-
-    pick: str
-    baseline: str
-    gains: list[tuple[str, Gain, str]]  # score, gain, what it allows to claim
-
-
 def write(table: Table, result: Result, folder: Path) -> list[Path]:
     """The page and its samples in `folder`."""
     parts = scorers(table)
-    roles = _roles(result.answer.picks)
+    roles = {_role(row): row for row in result.front if row.picks}
     votes = {role: row.members for role, row in roles.items()}
     found = samples.answered(table, parts, votes)
     with store.new_file(folder / SAMPLES) as part:
@@ -94,13 +86,9 @@ def write(table: Table, result: Result, folder: Path) -> list[Path]:
     return [folder / PAGE, folder / SAMPLES]
 
 
-def _roles(picks: Mapping[str, Row]) -> dict[str, Row]:
-    """The picks by name; one that has several names once, with all of them."""
-    names: dict[tuple[str, ...], list[str]] = {}
-    for name, row in picks.items():
-        names.setdefault(row.members, []).append(name.replace("_", " "))
-    rows = {row.members: row for row in picks.values()}
-    return {", ".join(names[members]): row for members, row in rows.items()}
+def _role(row: Row) -> str:
+    """The picks that it is; "" = none."""
+    return ", ".join(pick.replace("_", " ") for pick in row.picks)
 
 
 def _render(values: Mapping[str, object]) -> str:
@@ -110,7 +98,8 @@ def _render(values: Mapping[str, object]) -> str:
         loader=PackageLoader("ptsearch.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    templates.filters |= {"number": _number, "json": lambda value: Markup(_json(value))}
+    templates.filters |= {"number": _number, "losses_first": _losses_first}
+    templates.filters["json"] = lambda value: Markup(_json(value))
     folder = files("ptsearch.report") / "templates"
     own = {name: Markup((folder / f"report.{name}").read_text("utf-8")) for name in ("css", "js")}
     plotly = _packed(get_plotlyjs().encode())
@@ -141,7 +130,7 @@ def _values(
         "shown": shown,
         "picks": [each for each in shown if each.role in roles],
         "points": points,
-        "comparisons": _comparisons(shown),
+        "baselines": BASELINES,
         "reach": _reach(shown),
         "every": every,
         "incomplete": incomplete,
@@ -155,7 +144,7 @@ def _values(
         "dense_gb": dense.search["memory_gb"],
         "data": {
             "scores": [score._asdict() for score in scores],
-            "points": [_point(row, roles, margins, scores) for row in points],
+            "points": [_point(row, margins, scores) for row in points],
             "labels": [short_labels(table.variants)[x] for x in every.labels] if every else [],
             "commands": [_command(table.config, job) for job in ("+study=slo", "+export=ensemble")],
             "errors": {n: each.tolist() for n, each in result.explained.correlations.items()},
@@ -233,38 +222,24 @@ def _remarks(result: Result) -> list[str]:
 
 
 def _point(
-    row: Row, roles: Mapping[str, Row], margins: Mapping[Members, Scores], scores: Sequence[Score]
+    row: Row, margins: Mapping[Members, Scores], scores: Sequence[Score]
 ) -> dict[str, object]:
     """What a figure shows of a row."""
     keys = [score.key for score in scores]
     return {
         "kind": row.kind,
         "name": row.name,
-        "role": ", ".join(role for role, pick in roles.items() if pick.members == row.members),
+        "role": _role(row),
         "search": {key: row.search[key] for key in keys},
         "holdout": {key: row.holdout[key] for key in keys} if row.holdout else {},
         "margin": margins.get(row.members, {}) if row.kind != "baseline" else {},
     }
 
 
-def _comparisons(shown: Sequence[Shown]) -> list[Comparison]:
-    """Proven losses before what is not proven, that before proven gains; each from the lowest."""
-
-    def order(each: tuple[str, Gain, str]) -> tuple[int, float]:
-        return ORDER.index(each[2]), each[1].estimate
-
-    return [
-        Comparison(
-            each.role,
-            BASELINES.get(baseline, baseline),
-            sorted(
-                ((_title(key), gain, certificate.claim(gain)) for key, gain in by_key.items()),
-                key=order,
-            ),
-        )
-        for each in shown
-        for baseline, by_key in each.row.gains.items()
-    ]
+def _losses_first(by_key: Mapping[str, Gain]) -> list[tuple[str, Gain, str]]:
+    """Title, gain, claim: proven losses, what is not proven, proven gains; each from the lowest."""
+    rows = [(_title(key), gain, certificate.claim(gain)) for key, gain in by_key.items()]
+    return sorted(rows, key=lambda row: (ORDER.index(row[2]), row[1].estimate))
 
 
 def _reach(shown: Sequence[Shown]) -> float:
