@@ -160,7 +160,7 @@ def parent_note(
     files = f"runs/{tracker.run_id}/artifacts"
     places = (
         f"**{link(PAGE, f'{files}/{PAGE}')}**: the result, to be chosen from. "
-        f"{link('All models side by side', tracking.TABLE)}, "
+        f"{link('All models side by side', tracking.table_of_runs(tracker))}, "
         f"{link('front.csv', f'{files}/front.csv')}: their scores, gains and costs."
     )
     lines = ["| | model | trust | held out | GB | claims |", "|---|---|---|---|---|---|"]

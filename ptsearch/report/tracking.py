@@ -30,9 +30,8 @@ for chatty in ("mlflow", "alembic"):  # they report every database migration
 
 PARENT_RUN, NOTE = "mlflow.parentRunId", "mlflow.note.content"  # MLflow's documented tags
 # A view of the table of runs that "Share" of MLflow's page makes: a tag, and a link with its key.
-VIEW = "mlflow.sharedViewState.ptsearch"
+VIEW = "mlflow.sharedViewState."
 RUNS = "workflowType=machine_learning"  # in links: pages about runs, not about traces
-TABLE = "runs?viewStateShareKey=ptsearch"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # runs, not traces
 LOCAL_PAGE = "http://127.0.0.1:5000"  # of `make ui`
 MAX_RUNS = 50_000  # that MLflow returns at once
@@ -208,16 +207,22 @@ def legible(uri: str) -> Iterator[None]:
 
 
 def show_columns(tracker: Tracker, tags: Sequence[str], metrics: Sequence[str]) -> None:
-    """The table of runs at `TABLE`: those of the report, the first metric's highest value first."""
+    """What `table_of_runs` shows: runs of the report, the first metric's highest value first."""
     shown = [*(f"tags.`{name}`" for name in tags), *(f"metrics.`{name}`" for name in metrics)]
     order = ["attributes.`Run Name`", "runDateAndNestInfo", *shown]
     pixels = {order[0]: 320, order[1]: 140} | {name: max(90, 7 * len(name) - 35) for name in shown}
     view = {
         "selectedColumns": shown, "columnOrder": order, "columnWidths": pixels,
-        "searchFilter": "tags.reported = 'true'",
+        "searchFilter": f"tags.reported = 'true' and tags.{PARENT_RUN} = '{tracker.run_id}'",
         "orderByKey": f"metrics.`{metrics[0]}`", "orderByAsc": False,
     }  # fmt: skip
-    tracker.client.set_experiment_tag(tracker.experiment_id, VIEW, json.dumps(view))
+    key = VIEW + tracker.run_id[:8]
+    tracker.client.set_experiment_tag(tracker.experiment_id, key, json.dumps(view))
+
+
+def table_of_runs(tracker: Tracker) -> str:
+    """The part of its link that comes after the experiment."""
+    return f"runs?viewStateShareKey={tracker.run_id[:8]}"
 
 
 def link(tracker: Tracker, artifact: str) -> str:
