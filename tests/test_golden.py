@@ -7,26 +7,34 @@ concluded. From the answers on, everything must come out as it did, whatever the
 asks today.
 """
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from rich.console import Console
 
 from ptsearch.benchmarks import Benchmark, Sample, Scenario
 from ptsearch.benchmarks.parsing import Question
 from ptsearch.config import Config, StudyConfig
 from ptsearch.evaluation.table import Entry, Table
 from ptsearch.models.base_model import BaseModel
+from ptsearch.report import terminal
+from ptsearch.report.study import Front, compile_result
 from ptsearch.scoring.cost import VariantCost
 from ptsearch.search.comparisons import gains
 from ptsearch.search.exact_front import find_exact_front
 from ptsearch.search.scorer import scorers
+from ptsearch.search.study import CompletedTrial, unsaved
+from ptsearch.store import StoredTensor, VariantMeta
 from ptsearch.variant import from_fields
 
 GOLDEN = Path(__file__).parent / "golden"
+DOCS = Path(__file__).parents[1] / "docs"
 DENSE = "none"
 
 
@@ -52,6 +60,10 @@ def questions(scenarios: dict[str, dict[str, list[str]]]) -> list[Benchmark]:
                   tuple(samples[name]), {})
         for name in scenarios
     ]  # fmt: skip
+
+
+def stored(cost: VariantCost) -> dict[str, StoredTensor]:
+    return {digest: StoredTensor(size, digest) for digest, size in cost.tensors.items()}
 
 
 def cost_of(recorded: dict[str, Any]) -> VariantCost:
@@ -112,3 +124,29 @@ def test_gains_and_their_intervals_are_the_same(golden, table) -> None:
                 gain = mine[baseline][key]
                 assert_allclose([gain.low, gain.estimate, gain.high], [low, estimate, high],
                                 atol=1e-5)  # fmt: skip
+
+
+def test_the_example_of_the_documents_is_this_study(table) -> None:
+    """What docs/reading-a-result.md quotes is what is printed."""
+    search = replace(table.config.study, min_skill="require")
+    table = replace(table, config=replace(table.config, study=search))
+    table.meta = lambda label: VariantMeta(  # type: ignore[method-assign]
+        table.variant(label), tensors=stored(table.entries[label].cost)
+    )
+    table.changes = lambda label: {}  # type: ignore[method-assign]
+    parts = scorers(table)
+    exact = find_exact_front(table, parts["search"])
+    study = unsaved(search)
+    chosen = [CompletedTrial(i, members, f"r{i}") for i, members in enumerate(exact.front)]
+    result = compile_result(table, [], study, parts, Front(exact, chosen))
+    screen = Console(file=io.StringIO(), width=80)
+    for sentence in result.answer.sentences:
+        screen.print(sentence)
+    dense_gb = result.compared[0].search["memory_gb"]
+    terminal.show_rows(screen, "Pareto front", result.front, dense_gb, result.compared)
+    quoted = (DOCS / "reading-a-result.md").read_text(encoding="utf-8").split("```")[1].splitlines()
+    printed = [line.rstrip() for line in screen.file.getvalue().splitlines()]
+    assert [line for line in quoted if line and line not in printed] == [
+        "Pareto front of golden: 10 of 116 ensembles"
+    ]
+    assert f"{len(result.front)} of {exact.ensembles} ensembles" in " ".join(quoted)

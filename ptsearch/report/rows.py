@@ -97,9 +97,10 @@ def front_rows(table: Table, scorer: EnsembleScorer, front: Iterable[CompletedTr
 def baseline_rows(table: Table, scorer: EnsembleScorer) -> list[Row]:
     """The dense model, then every single variant of the pool that may vote."""
     table.ensure([DENSE, *table.variants])
+    short = short_labels(table.variants)
     singles = [label for label in table.variants if label not in table.degenerate()]
     dense = make_row(table, scorer, "dense", dense_name(table), (DENSE,))
-    return [dense] + [make_row(table, scorer, "single", label, (label,)) for label in singles]
+    return [dense] + [make_row(table, scorer, "single", short[x], (x,)) for x in singles]
 
 
 def dense_name(table: Table) -> str:

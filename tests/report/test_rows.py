@@ -33,7 +33,7 @@ def test_baselines_are_dense_and_every_single_that_may_vote(tmp_path) -> None:
     scorer, _ = search_and_holdout(table)
     dense, *singles = results.baseline_rows(table, scorer)
     assert dense.kind == "dense"
-    assert [row.name for row in singles] == ["v0-3b", "v2-4b", "v3-4b", "v4-8b"]
+    assert [row.name for row in singles] == ["gptq-3b-s0", "gptq-4b-s2", "gptq-4b-s3", "gptq-8b"]
     best = results.best_single(singles)
     assert best is not None
     assert best.search["trust"] == max(row.search["trust"] for row in singles)
