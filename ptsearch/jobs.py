@@ -20,14 +20,23 @@ from ptsearch.deploy import folder as exported
 from ptsearch.evaluation import predictions
 from ptsearch.evaluation.table import DENSE, Table, open_table
 from ptsearch.evaluation.workers import workers
-from ptsearch.report import cache, paper, run_records, study_output, terminal, tracking
+from ptsearch.report import cache, run_records, study_output, terminal, tracking
 from ptsearch.report import progress as bars
 from ptsearch.report.page import PAGE
 from ptsearch.report.study import Front, Result, compile_result
 from ptsearch.scoring import scores as scoring
 from ptsearch.scoring.rescore import rescore
 from ptsearch.scoring.scores import Scores
-from ptsearch.search import database, exact_front, limits, next_build, settings, skill, trials
+from ptsearch.search import (
+    database,
+    exact_front,
+    limits,
+    next_build,
+    paper,
+    settings,
+    skill,
+    trials,
+)
 from ptsearch.search import study as studies
 from ptsearch.search.scorer import EnsembleScorer, scorers
 from ptsearch.search.trials import Search

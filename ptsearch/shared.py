@@ -21,6 +21,7 @@ ENV = "env:"  # before the name of an environment variable
 PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")  # in a URL
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 JsonObject: TypeAlias = "dict[str, Json]"  # JSON of no fixed form, such as a model's config
+CsvRow = dict[str, str | int | float]  # column -> value
 Report = Callable[[str, int, int], None]  # what is under way, how many are done, of how many
 BUILDING, EVALUATING = "building the pool: layer", "evaluating "  # stages; the second with a label
 VARIANTS = "variants"  # a stage of the whole: those that answered

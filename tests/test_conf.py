@@ -64,15 +64,15 @@ def test_the_paper_has_a_pool_of_its_own_unless_one_is_named() -> None:
 
 
 def test_the_pool_of_the_paper_has_both_kinds_of_ensembles() -> None:
-    from ptsearch.report import paper
+    from ptsearch.search import paper as searched
     from ptsearch.variant import Variant, expand_pool, unique_labels
 
     pool = composed("+study=paper").pool
     defaults = {"group_size": pool.group_size, "backend": pool.backend}
     spanned = unique_labels(expand_pool(Variant("m", "r"), pool.variants, defaults, "text"))
-    methods = [{spanned[label].method for label in each} for each in paper.precisions(spanned)]
+    methods = [{spanned[label].method for label in each} for each in searched.precisions(spanned)]
     assert methods == [{"gptq"}, {"awq"}]
-    assert [len(members) for members in paper.seeds(spanned)] == [3, 3, 2, 2]
+    assert [len(members) for members in searched.seeds(spanned)] == [3, 3, 2, 2]
 
 
 @pytest.mark.parametrize(

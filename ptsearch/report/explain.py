@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from ptsearch.evaluation.table import Table
-from ptsearch.report import diversity, rows
-from ptsearch.report.diversity import ALL, FIELDS, Diversity
-from ptsearch.report.gain_split import Split, gain_splits
-from ptsearch.report.rows import BEST_SINGLE, CsvRow, Row
+from ptsearch.report import rows
+from ptsearch.report.rows import BEST_SINGLE, Row
+from ptsearch.scoring import diversity
+from ptsearch.scoring.diversity import ALL, FIELDS, Diversity
+from ptsearch.search.gain_split import Split, gain_splits
 from ptsearch.search.scorer import EnsembleScorer
 from ptsearch.search.study import Members
-from ptsearch.shared import Floats
+from ptsearch.shared import CsvRow, Floats
 from ptsearch.variant import Variant, short_labels
 from ptsearch.voting import VOTES
 

@@ -18,6 +18,7 @@ from ptsearch.search.comparisons import Gains
 from ptsearch.search.objectives import OBJECTIVES, costs, losses
 from ptsearch.search.scorer import EnsembleScorer
 from ptsearch.search.study import CompletedTrial, Members
+from ptsearch.shared import CsvRow
 from ptsearch.variant import short_labels
 from ptsearch.voting import Fitted
 
@@ -29,8 +30,6 @@ BOUNDS = ("", ".low", ".high")
 LAZY = ("calls", "bytes_read")
 PREFIX = {"all": "all.", "search": "", "holdout": "holdout."}  # of scores, in CSVs and MLflow
 DETAILS = ("mmlu.macro", "ethics.all", "ethics.answered")  # of a CSV, where there are such
-
-CsvRow = dict[str, str | int | float]
 
 
 @dataclass(frozen=True)

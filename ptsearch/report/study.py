@@ -17,13 +17,13 @@ from ptsearch.report import rows as results
 from ptsearch.report.answer import Answer, answer, with_picks
 from ptsearch.report.certificate import CLAIM, certified
 from ptsearch.report.explain import Explanation
-from ptsearch.report.paper import about_bytes
 from ptsearch.report.rows import BEST_SINGLE, DENSE_MODEL, Row, ScenarioScores
 from ptsearch.scoring.scores import Scores
 from ptsearch.search import study as studies
 from ptsearch.search.comparisons import gains
 from ptsearch.search.exact_front import ExactFront, shares
 from ptsearch.search.objectives import chosen_objectives
+from ptsearch.search.paper import about_bytes
 from ptsearch.search.scorer import EnsembleScorer, scorers
 from ptsearch.search.study import CompletedTrial, Members, study_config
 

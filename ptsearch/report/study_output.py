@@ -31,6 +31,7 @@ from ptsearch.search import limits
 from ptsearch.search.exact_front import ExactFront
 from ptsearch.search.limits import Answer, Relaxation
 from ptsearch.search.study import study_config
+from ptsearch.shared import CsvRow
 
 HEADINGS = {  # by kind of study
     "pareto": "Pareto front",
@@ -222,7 +223,7 @@ def log_relaxations(tracker: Tracker, config: Config, answer: Answer) -> None:
         )
 
 
-def _relaxation_row(relaxed: Relaxation) -> results.CsvRow:
+def _relaxation_row(relaxed: Relaxation) -> CsvRow:
     return {
         "kind": "alone" if len(relaxed.limits) == 1 else "joint",
         "members": " + ".join(relaxed.members), "trust": relaxed.trust, **relaxed.limits,

@@ -19,6 +19,7 @@ from ptsearch.evaluation.table import Table
 from ptsearch.report import paper
 from ptsearch.report.rows import Row
 from ptsearch.report.study import Front, Result, compile_result
+from ptsearch.search import paper as searched
 from ptsearch.search import study as studies
 from ptsearch.search.scorer import scorers
 from ptsearch.variant import Variant
@@ -46,7 +47,7 @@ def compiled(table: Table, others: list[Table], ensembles: list[studies.Members]
 @pytest.fixture
 def outcome(tmp_path: Path) -> tuple[Table, Result]:
     table = fake_table(tmp_path, bits=BITS, samples=SAMPLES, kind="paper")
-    return table, compiled(table, [smaller(tmp_path / "smaller")], paper.ensembles(table))
+    return table, compiled(table, [smaller(tmp_path / "smaller")], searched.ensembles(table))
 
 
 def test_the_ensembles_of_a_pool() -> None:
@@ -60,33 +61,33 @@ def test_the_ensembles_of_a_pool() -> None:
         "f": replace(row, method="awq"),
         "g": replace(row, method="awq", bits=8),
     }
-    assert paper.precisions(pool) == [("a", "c", "e")]
-    assert paper.seeds(pool) == [("a", "b")]
+    assert searched.precisions(pool) == [("a", "c", "e")]
+    assert searched.seeds(pool) == [("a", "b")]
 
 
 def test_bytes_beside_the_dense_models(tmp_path) -> None:
     """Fake variants share 50 MB and have 10 MB a bit; dense has 160 of its own; a cache has 1."""
     table = fake_table(tmp_path, bits=BITS)
     assert table.entries["none"].cost.tensors["none"] == 160_000_000
-    assert paper.about_bytes(table) == [
+    assert searched.about_bytes(table) == [
         "weights: dense 0.210 GB; 3+4+8 bits 0.200, 95 % of dense (96 % with a KV cache per "
         "member); the same nested 0.145, 69 % of dense (70 % with a KV cache per member; from bits)"
     ]
     four = fake_table(tmp_path, bits=(4,))
-    assert "3+4+8 bits 0.207, 99 % of dense" in paper.about_bytes(four)[0]
+    assert "3+4+8 bits 0.207, 99 % of dense" in searched.about_bytes(four)[0]
 
 
 def test_groups_of_seeds_differ_in_nothing_else() -> None:
     row = Variant("m", "r", "gptq", bits=3, group_size=64)
     kinds = [row, replace(row, sym=False)]
     pool = {f"{i}-{s}": replace(kind, seed=s) for i, kind in enumerate(kinds) for s in (0, 1)}
-    assert sorted(paper.seeds(pool)) == [("0-0", "0-1"), ("1-0", "1-1")]
+    assert sorted(searched.seeds(pool)) == [("0-0", "0-1"), ("1-0", "1-1")]
 
 
 def test_benchmark_has_every_model_on_every_part(tmp_path) -> None:
     table = fake_table(tmp_path, bits=BITS, samples=SAMPLES, kind="benchmark")
     unfit(table, "v1-3b")
-    found = compiled(table, [smaller(tmp_path / "smaller")], paper.singles(table))
+    found = compiled(table, [smaller(tmp_path / "smaller")], searched.singles(table))
     assert {row.members for row in found.front} == {
         ("v0-3b",), ("v2-4b",), ("v3-4b",), ("v4-8b",)
     }  # fmt: skip
@@ -132,7 +133,7 @@ def test_gains_are_differences_on_the_holdout_half(outcome) -> None:
 def test_published_rules_have_no_intervals_but_all_else(tmp_path) -> None:
     table = fake_table(tmp_path, bits=BITS, samples=SAMPLES, kind="paper")
     table.config.benchmarks.rules = "ct"
-    found = compiled(table, [], paper.ensembles(table))
+    found = compiled(table, [], searched.ensembles(table))
     assert all(row.gains == {} for row in found.rows)
     assert any("rules=ct" in remark for remark in found.remarks)
     assert "as published" in shown(table.config, found.rows)
@@ -143,14 +144,14 @@ def test_why_a_score_is_not_a_number(tmp_path) -> None:
     table.config.benchmarks.rules = "dt"
     silent = np.full_like(table.entries["none"].codes, -1)
     table.entries["none"] = replace(table.entries["none"], codes=silent)
-    found = compiled(table, [], paper.singles(table))
+    found = compiled(table, [], searched.singles(table))
     (note,) = [note for note in paper.notes(table.config, found.rows, []) if "nan" in note]
     assert note.endswith("answered none, or none of a group: ethics/plain, ethics/jailbreak.1")
 
 
 def test_a_pool_without_such_ensembles(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"no method with 3, 4 and 8 bits.*v0-4b.*pool=seeds"):
-        paper.ensembles(fake_table(tmp_path, bits=(4, 8), kind="paper"))
+        searched.ensembles(fake_table(tmp_path, bits=(4, 8), kind="paper"))
 
 
 def shown(config: Config, rows: list[Row]) -> str:

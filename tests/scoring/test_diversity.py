@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from tables import random_asked, random_codes
 
-from ptsearch.report.diversity import (
+from ptsearch.scoring import metrics
+from ptsearch.scoring.diversity import (
     ALL,
     Diversity,
     compare,
@@ -21,7 +22,6 @@ from ptsearch.report.diversity import (
     pair_rows,
     summary,
 )
-from ptsearch.scoring import metrics
 from ptsearch.variant import Variant
 
 SEEDS = st.integers(0, 2**32 - 1)

@@ -6,7 +6,7 @@ from fakes import fake_table, search_and_holdout
 
 from ptsearch.benchmarks.parsing import REFUSED
 from ptsearch.evaluation.table import DENSE, Table
-from ptsearch.report.gain_split import gain_splits
+from ptsearch.search.gain_split import gain_splits
 
 FRONT = [("v0-3b", "v2-4b", "v4-8b"), ("v0-3b", "v1-3b"), ("v4-8b",)]
 

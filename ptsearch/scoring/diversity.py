@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsearch.benchmarks.parsing import REFUSED
-from ptsearch.report.rows import CsvRow
 from ptsearch.scoring import metrics
 from ptsearch.scoring.scores import Questions
-from ptsearch.shared import AnswerCodes, Floats
+from ptsearch.shared import AnswerCodes, CsvRow, Floats
 from ptsearch.variant import Variant
 
 ALL = "all"  # the benchmarks together
