@@ -17,11 +17,11 @@ from ptsearch.benchmarks import BENCHMARKS, Benchmark, hub, sources
 from ptsearch.config import Config
 from ptsearch.deploy import export, record
 from ptsearch.deploy import folder as exported
-from ptsearch.evaluation import predictions
+from ptsearch.evaluation import cache, predictions
 from ptsearch.evaluation.table import DENSE, Table, open_table
 from ptsearch.evaluation.workers import workers
-from ptsearch.report import cache, run_records, study_output, terminal, tracking
 from ptsearch.report import progress as bars
+from ptsearch.report import run_records, study_output, terminal, tracking
 from ptsearch.report.page import PAGE
 from ptsearch.report.study import Front, Result, compile_result
 from ptsearch.scoring import scores as scoring

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from ptsearch.report.cache import Entry
+from ptsearch.evaluation.cache import Entry
 from ptsearch.report.rows import (
     BEST_SINGLE,
     DENSE_MODEL,

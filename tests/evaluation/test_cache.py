@@ -8,7 +8,7 @@ import pytest
 
 from ptsearch import store
 from ptsearch.config import CacheConfig
-from ptsearch.report import cache
+from ptsearch.evaluation import cache
 from ptsearch.variant import Variant
 
 BASE = {"model": "tiny", "revision": "r1"}
