@@ -32,6 +32,7 @@ from ptsearch.report import page
 from ptsearch.report import study as report
 from ptsearch.search import exact_front, trials
 from ptsearch.search import study as studies
+from ptsearch.search.fronts import Front
 from ptsearch.search.scorer import scorers
 
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
@@ -70,9 +71,7 @@ def write_page(table: Table, folder: Path) -> dict[str, object]:
     run = trials.Search(study, table, parts["search"], lambda *_: "r0")
     trials.search(run)
     exact = exact_front.complete(run)
-    result = report.compile_result(
-        table, [], study, parts, report.Front(exact, studies.front(study))
-    )
+    result = report.compile_result(table, [], study, parts, Front(exact, studies.front(study)))
     started = time.perf_counter()
     page.write(table, result, folder)
     return {

@@ -23,21 +23,19 @@ from ptsearch.evaluation.workers import workers
 from ptsearch.report import progress as bars
 from ptsearch.report import run_records, study_output, terminal, tracking
 from ptsearch.report.page import PAGE
-from ptsearch.report.study import Front, Result, compile_result
+from ptsearch.report.study import Result, compile_result
 from ptsearch.scoring import scores as scoring
 from ptsearch.scoring.rescore import rescore
 from ptsearch.scoring.scores import Scores
 from ptsearch.search import (
     database,
-    exact_front,
     limits,
-    next_build,
-    paper,
     settings,
     skill,
     trials,
 )
 from ptsearch.search import study as studies
+from ptsearch.search.fronts import FRONTS, Front
 from ptsearch.search.scorer import EnsembleScorer, scorers
 from ptsearch.search.trials import Search
 from ptsearch.shared import Report, database_url, stage
@@ -108,7 +106,11 @@ def _log_again(run: Search, tracker: tracking.Tracker) -> None:
 
 
 def _report(
-    run: Search, tracker: tracking.Tracker, found: Front, others: Sequence[Table], before: object
+    run: Search,
+    tracker: tracking.Tracker,
+    found: Front,
+    others: Sequence[Table],
+    before: object,
 ) -> Result | None:
     """Log the result; None = a process with the same configuration did since `before`, which was
     the mark of the last report when this process came in.
@@ -132,47 +134,6 @@ def _report(
         _keep(study, record.for_export(table, parts["search"], result))
     study.set_user_attr("reported", [*mark, result.holdout_reads, time.time()])
     return result
-
-
-def _pareto(run: Search) -> Front:
-    """The front of all ensembles of what is built, after the sampler's trials."""
-    table, search = run.table, studies.study_config(run.table.config)
-    if search.max_builds:
-        next_build.build_some(table, search.max_builds)
-    trials.search(run)
-    with stage(table.report, "scoring every ensemble"):
-        exact = exact_front.complete(run)
-    left_out = table.left_out()  # here, if not in another process
-    chosen = [each for each in studies.front(run.study) if left_out.keys().isdisjoint(each.members)]
-    if not chosen and exact.everything is not None:
-        limits.within_limits(table, run.scorer)  # reports how to relax them
-    return Front(exact, chosen)
-
-
-def _within_limits(run: Search) -> Front:
-    """The most trusted ensemble within the limits."""
-    answer = limits.within_limits(run.table, run.scorer)
-    assert answer.pick is not None
-    return Front(None, [trials.named(run, answer.pick)], [limits.verdict(answer)])
-
-
-def _given(ensembles: Callable[[Table], list[studies.Members]]) -> "Find":
-    """Reports on ensembles that are not searched for: the paper's experiments."""
-
-    def find(run: Search) -> Front:
-        given = [studies.CompletedTrial(*each, "") for each in enumerate(ensembles(run.table))]
-        return Front(None, given, all_data=True)
-
-    return find
-
-
-Find = Callable[[Search], Front]
-FRONTS: dict[str, Find] = {
-    "pareto": _pareto,
-    "slo": _within_limits,
-    "benchmark": _given(paper.singles),
-    "paper": _given(paper.ensembles),
-}
 
 
 def _open(

@@ -24,10 +24,11 @@ from ptsearch.config import Config, StudyConfig
 from ptsearch.evaluation.table import Entry, Table
 from ptsearch.models.base_model import BaseModel
 from ptsearch.report import terminal
-from ptsearch.report.study import Front, compile_result
+from ptsearch.report.study import compile_result
 from ptsearch.scoring.cost import VariantCost
 from ptsearch.search.comparisons import gains
 from ptsearch.search.exact_front import find_exact_front
+from ptsearch.search.fronts import Front
 from ptsearch.search.scorer import scorers
 from ptsearch.search.study import CompletedTrial, unsaved
 from ptsearch.store import StoredTensor, VariantMeta

@@ -7,7 +7,7 @@ experiments are the ensembles that these name.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import optuna
 
@@ -22,6 +22,7 @@ from ptsearch.scoring.scores import Scores
 from ptsearch.search import study as studies
 from ptsearch.search.comparisons import gains
 from ptsearch.search.exact_front import ExactFront, shares
+from ptsearch.search.fronts import Front
 from ptsearch.search.objectives import chosen_objectives
 from ptsearch.search.paper import about_bytes
 from ptsearch.search.scorer import EnsembleScorer, scorers
@@ -29,16 +30,6 @@ from ptsearch.search.study import CompletedTrial, Members, study_config
 
 SAMPLES = {"all": "all data", "search": "search half"}
 Parts = Mapping[str, EnsembleScorer]  # all, search, holdout -> what scores on these samples
-
-
-@dataclass(frozen=True)
-class Front:
-    """What a study reports on."""
-
-    exact: ExactFront | None  # None = not all ensembles were looked for
-    chosen: list[CompletedTrial]
-    remarks: list[str] = field(default_factory=list)
-    all_data: bool = False  # scores on all samples too, as the paper reports
 
 
 @dataclass(frozen=True)

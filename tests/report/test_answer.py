@@ -11,9 +11,10 @@ from ptsearch.evaluation.table import Table
 from ptsearch.report import answer as answers
 from ptsearch.report import certificate, terminal
 from ptsearch.report.answer import AS_GOOD, BEST_TRUST, KNEE
-from ptsearch.report.study import Front, Result, compile_result
+from ptsearch.report.study import Result, compile_result
 from ptsearch.search.comparisons import Gain, gains
 from ptsearch.search.exact_front import find_exact_front
+from ptsearch.search.fronts import Front
 from ptsearch.search.scorer import scorers
 from ptsearch.search.study import CompletedTrial, open_study
 

@@ -32,6 +32,7 @@ from ptsearch.report.study import Result
 from ptsearch.search import exact_front, limits, trials
 from ptsearch.search import study as studies
 from ptsearch.search.exact_front import enumerate_scores
+from ptsearch.search.fronts import Front
 from ptsearch.search.scorer import scorers
 from ptsearch.variant import short_labels
 
@@ -67,7 +68,7 @@ def result_of(table: Table) -> Result:
     run = trials.Search(study, table, parts["search"], lambda *_: "r0")
     trials.search(run)
     exact = exact_front.complete(run)
-    return report.compile_result(table, [], study, parts, report.Front(exact, studies.front(study)))
+    return report.compile_result(table, [], study, parts, Front(exact, studies.front(study)))
 
 
 @pytest.fixture(scope="module")

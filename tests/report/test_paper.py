@@ -18,9 +18,10 @@ from ptsearch.config import BenchmarksConfig, Config, ModelConfig
 from ptsearch.evaluation.table import Table
 from ptsearch.report import paper
 from ptsearch.report.rows import Row
-from ptsearch.report.study import Front, Result, compile_result
+from ptsearch.report.study import Result, compile_result
 from ptsearch.search import paper as searched
 from ptsearch.search import study as studies
+from ptsearch.search.fronts import Front
 from ptsearch.search.scorer import scorers
 from ptsearch.variant import Variant
 

@@ -15,6 +15,7 @@ from ptsearch.report.page import PAGE
 from ptsearch.scoring import scores
 from ptsearch.search import exact_front, trials
 from ptsearch.search import study as studies
+from ptsearch.search.fronts import Front
 from ptsearch.search.scorer import scorers
 
 
@@ -46,7 +47,7 @@ def search_and_log(table, uri: str, folder: Path) -> tracking.Tracker:
     run = trials.Search(study, table, scorer, on_trial)
     trials.search(run)
     exact = exact_front.complete(run)
-    front = report.Front(exact, studies.front(study))
+    front = Front(exact, studies.front(study))
     result = report.compile_result(table, [], study, parts, front)
     study_output.log_result(tracker, table, result)
     return tracker

@@ -17,6 +17,7 @@ from ptsearch.search import exact_front, settings, trials
 from ptsearch.search import study as studies
 from ptsearch.search.database import shared
 from ptsearch.search.exact_front import find_exact_front
+from ptsearch.search.fronts import Front
 from ptsearch.search.limits import within_limits
 from ptsearch.search.scorer import scorers
 from ptsearch.search.trials import Search
@@ -242,7 +243,7 @@ def test_the_share_found_counts_only_what_the_limits_allow(tmp_path) -> None:
     study, parts = run(table, tmp_path), scorers(table)
     tried = [parts["search"](table, found.members) for found in studies.completed(study)]
     assert sum(scores["memory_gb"] > 0.1 for scores in tried) > 5
-    front = report.Front(find_exact_front(table, parts["search"]), studies.front(study))
+    front = Front(find_exact_front(table, parts["search"]), studies.front(study))
     assert max(report.compile_result(table, [], study, parts, front).shares) <= 100 + 1e-9
 
 
@@ -254,7 +255,7 @@ def test_rules_under_which_nothing_has_a_score_are_named(tmp_path) -> None:
         table.entries[label].codes[rows] = REFUSED
     study = run(table, tmp_path)
     with pytest.raises(ValueError, match=r"score under rules=dt.* in ethics .*weights\.ethics=0"):
-        report.compile_result(table, [], study, scorers(table), report.Front(None, []))
+        report.compile_result(table, [], study, scorers(table), Front(None, []))
 
 
 def test_a_named_pool_is_not_built_to_its_end(tmp_path) -> None:
