@@ -45,7 +45,7 @@ def main() -> None:
     except ValueError as error:
         sys.exit(_complain(error))
     if not {"-m", "--multirun"} & set(sys.argv):  # there `a,b` is a sweep
-        sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
+        sys.argv[1:] = [quoted(argument) for argument in with_name(sys.argv[1:])]
     os.environ[FULL_ERROR] = "1"  # Hydra then raises what it would print
     try:
         _composed()
@@ -181,6 +181,19 @@ def _first_cause(error: BaseException) -> str:
         what = said.partition("\n")[0].removeprefix("Error merging override ")
         return f"{what}: {str(cause).partition(chr(10))[0]}"
     return said
+
+
+def with_name(arguments: Sequence[str]) -> list[str]:
+    """With the folder's or repository's name for a model that was given none. Two that are called
+    the same are told apart by their contents: see `search.study.find_view`.
+    """
+    given = dict(each.partition("=")[::2] for each in arguments if "=" in each)
+    key = {"path": "model.path", "hub": "model.repo"}.get(given.get("model", ""), "")
+    place = given.get(key, "").strip("'\"")
+    if not place or "model.name" in given:
+        return list(arguments)
+    beside = arguments.index(f"{key}={given[key]}")  # Hydra takes no overrides on both sides of --
+    return [*arguments[:beside], f"model.name={Path(place).resolve().name}", *arguments[beside:]]
 
 
 def quoted(argument: str) -> str:

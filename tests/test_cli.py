@@ -163,6 +163,23 @@ def test_paths_that_hydras_grammar_does_not_take(
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        (["model=path", "model.path=some/My model=7"], "My model=7"),
+        (["model=hub", "model.repo=owner/Name-1B", "model.revision=x"], "Name-1B"),
+        (["model=path", "model.path=some/folder", "model.name=mine"], "mine"),
+        (["model=path"], "path"),
+        ([], "smollm2"),
+    ],
+)
+def test_a_model_is_called_as_its_folder_or_repository(
+    given: list[str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    assert ptsearch(monkeypatch, tmp_path, *given, "--cfg", "job", "--package", "model") == 0
+    assert f"name: {name}\n" in capsys.readouterr().out
+
+
 def test_what_hydra_takes_stays_as_it_is() -> None:
     for argument in ("+study=pareto", "pool.variants=[{bits: 3", "study.trials=5", "--cfg=job"):
         assert cli.quoted(argument) == argument

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ptsearch.config import Config, EngineConfig
-from ptsearch.models.architecture import check_base, need_checkpoint
+from ptsearch.models.architecture import check_base, check_same_model, need_checkpoint
 from ptsearch.shared import did_you_mean
 from ptsearch.variant import Variant, expand_pool, method_of, unique_labels
 
@@ -78,6 +78,9 @@ def _labels(config: Config) -> list[str]:
     for variant in variants:
         method_of(variant.method).check_available()
     variants += [_ready_made(dense, row) for row in pool.paths]
+    for row in pool.paths if config.model.source == "path" else ():
+        base, folder = Path(config.model.path), Path(row["path"])
+        check_same_model(base, folder, f"pool.paths, {row['label']}")
     return ["none", *unique_labels(variants)]
 
 

@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 CURE = "(correct it, or download or build the checkpoint again)"
+# What a checkpoint of the same model has in common with it, where both say it.
+SHAPE = (
+    "architectures", "model_type", "num_hidden_layers", "hidden_size", "intermediate_size",
+    "num_attention_heads", "num_key_value_heads", "vocab_size",
+)  # fmt: skip
 MOST = 4096  # layers or experts of a configuration that is believed
 STATES = {"mamba", "linear_attention", "conv", "recurrent"}  # kinds of layers without keys, values
 
@@ -19,6 +24,19 @@ def need_checkpoint(folder: Path, what: str) -> None:
     """ValueError: the folder, which `what` gives, holds no checkpoint."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{what}: no checkpoint there ({folder / 'config.json'} is missing)")
+
+
+def check_same_model(base: Path, folder: Path, what: str) -> None:
+    """ValueError: `folder` holds a checkpoint of another model than `base`; what differs first."""
+    ours, theirs = (store.read_json(where / "config.json") for where in (base, folder))
+    ours, theirs = (each | (each.get("text_config") or {}) for each in (ours, theirs))
+    for key in SHAPE:
+        expected, got = ours.get(key), theirs.get(key)
+        if expected is not None and got is not None and expected != got:
+            raise ValueError(
+                f"{what}: a checkpoint of another model: {key} is {got}, the base model has "
+                f"{expected}"
+            )
 
 
 def check_base(folder: Path, what: str) -> None:

@@ -18,7 +18,7 @@ import torch
 from ptsearch import store
 from ptsearch.benchmarks import hub
 from ptsearch.config import ModelConfig
-from ptsearch.models.architecture import check_base, need_checkpoint
+from ptsearch.models.architecture import check_base, check_same_model, need_checkpoint
 from ptsearch.models.loading import _save, check_format, quantization_config, silence_libraries
 from ptsearch.shared import Report
 from ptsearch.variant import Variant
@@ -98,6 +98,7 @@ def path_variant(base: BaseModel, path: str, label: str, bits: int) -> Variant:
     folder = Path(path).resolve()
     need_checkpoint(folder, f"pool.paths, {label}")
     check_format(folder, quantization_config(folder))
+    check_same_model(base.path, folder, f"pool.paths, {label}")
     digest = _hash(folder, {})
     args = (("label", label), ("path", str(folder)), ("sha256", digest))
     return Variant(base.name, base.revision, "path", bits=bits, method_args=args)

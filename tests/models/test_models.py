@@ -16,7 +16,8 @@ from tiny import byte_tokenizer, write_tiny_model
 from tiny_pool import build_tiny, pool
 
 from ptsearch import store
-from ptsearch.config import ModelConfig
+from ptsearch.config import BuildConfig, Config, ModelConfig, PoolConfig
+from ptsearch.evaluation import early_check
 from ptsearch.models import architecture, base_model, loading
 from ptsearch.models.base_model import BaseModel
 from ptsearch.models.prompting import Prompter
@@ -232,6 +233,25 @@ def test_path_variants(tiny_model: Path) -> None:
         base_model.path_variant(base, path="/absent", label="x", bits=4)
     with pytest.raises(ValueError, match="bits"):
         base_model.path_variant(base, path=str(tiny_model), label="x", bits=99)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_hidden_layers", 3), ("hidden_size", 32), ("vocab_size", 9), ("model_type", "qwen3")],
+)
+def test_a_checkpoint_of_another_model_does_not_join_a_pool(
+    key: str, value: object, tiny_model: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    config = store.read_json(other / "config.json")
+    (other / "config.json").write_text(json.dumps({**config, key: value}))
+    expected = rf"pool.paths, x: .* another model: {key} is {value}, .* has {config[key]}$"
+    with pytest.raises(ValueError, match=expected):
+        base_model.path_variant(BaseModel("tiny", "0", tiny_model), str(other), "x", 4)
+    paths = [{"path": str(other), "label": "x", "bits": 4}]
+    model = ModelConfig(source="path", path=str(tiny_model))
+    with pytest.raises(ValueError, match=expected):
+        early_check.check(Config(model=model, pool=PoolConfig(paths=paths), build=BuildConfig()))
 
 
 def test_what_was_decoded_is_saved_as_a_dense_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
