@@ -109,6 +109,8 @@ def _from_hub(settings: ModelConfig) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
+    if not settings.repo or not settings.revision:
+        raise ValueError("model=hub needs model.repo=OWNER/NAME and model.revision=COMMIT")
     what = f"{settings.repo} at revision {settings.revision}"
     fetch = partial(
         huggingface_hub.snapshot_download,
