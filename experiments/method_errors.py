@@ -34,7 +34,6 @@ ROWS: list[dict[str, Any]] = [
     {"method": "hqq", "bits": [2, 3, 4, 8]},
     {"method": "squeezellm", "bits": [2, 3, 4]},
     {"method": "qtip", "bits": [2, 3, 4]},
-    {"method": "aqlm", "bits": [2, 3, 4]},
 ]
 
 

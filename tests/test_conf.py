@@ -83,7 +83,7 @@ def test_the_pool_of_the_paper_has_both_kinds_of_ensembles() -> None:
         ("wide", 18, 20),
         ("nested", 6, 6),
         ("rounding", 6, 6),
-        ("codes", 9, 9),
+        ("codes", 6, 6),
     ],
 )
 def test_pools_have_their_sizes(size: tuple[str, int, int]) -> None:

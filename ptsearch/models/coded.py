@@ -11,8 +11,6 @@ planes     plane0 ... most significant first (out, in) of 1 bit; scale, offset (
            w = scale (c - (2^bits - 1) / 2) + offset, c the number that the planes spell
 codebook   codes (out, in) of `bits`; book (out, 2^bits); outlier_counts int32 (out,), then
            outlier_columns int32 and outlier_values, row by row: w = book[code], outliers replaced
-additive   codes uint8 (out, in / g, books); books (books, 256, g); scale (out,):
-           g weights = scale times the sum of one entry of each book
 trellis    codes (sequences, length) of `bits`, initial int16 (sequences,); scale (out,); signs
            (1, in) of 1 bit: see `trellis_states`, `trellis_values`, `blocks` and `rotate`
 """
@@ -199,13 +197,6 @@ def _codebook(tensors: Mapping[str, Tensor], bits: int, shape: tuple[int, int]) 
     return W
 
 
-def _additive(tensors: Mapping[str, Tensor], _: int, shape: tuple[int, int]) -> Tensor:
-    codes, books = tensors["codes"].long(), tensors["books"].float()
-    total = sum(book[codes[..., m]] for m, book in enumerate(books))
-    assert isinstance(total, Tensor)
-    return total.reshape(shape) * tensors["scale"].float()[:, None]
-
-
 def _trellis(tensors: Mapping[str, Tensor], bits: int, shape: tuple[int, int]) -> Tensor:
     length = gcd(shape[0], BLOCK) * gcd(shape[1], BLOCK)
     codes = unpack(tensors["codes"], bits, length)
@@ -218,6 +209,5 @@ Decoder = Callable[[Mapping[str, Tensor], int, tuple[int, int]], Tensor]
 DECODERS: dict[str, Decoder] = {
     "planes": _planes,
     "codebook": _codebook,
-    "additive": _additive,
     "trellis": _trellis,
 }

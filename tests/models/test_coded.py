@@ -26,7 +26,7 @@ CALIBRATION = Calibration(TEXT, samples=4, length=64)
 ROWS: list[dict[str, Any]] = [
     {"method": "nested", "bits": [3, 4, 8], "damp_percent": 0.05},
     {"method": "squeezellm", "bits": 3},
-    {"method": ["aqlm", "qtip"], "bits": 2, "damp_percent": 0.05},
+    {"method": "qtip", "bits": 2, "damp_percent": 0.05},
 ]
 
 
@@ -167,7 +167,7 @@ def test_another_version_of_the_layout_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"method": "aqlm", "bits": 5}, "aqlm: bits must be 2 to 4, got bits=5"),
+        ({"method": "qtip", "bits": 5}, "qtip: bits must be 2 to 4, got bits=5"),
         ({"method": "nested", "bits": 2}, "nested: bits must be 3 to 8"),
         ({"method": "qtip", "bits": 2, "group_size": 64}, "qtip has no groups"),
         ({"method": "awq", "bits": 4, "rounding_seed": 1}, "awq has no stochastic rounding"),

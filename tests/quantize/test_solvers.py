@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ptsearch.models.coded import Coded
 from ptsearch.pool import writer
-from ptsearch.quantize import aqlm, gptq, nested, qtip, rtn, squeezellm
+from ptsearch.quantize import gptq, nested, qtip, rtn, squeezellm
 from ptsearch.quantize.grid import Quantized
 from ptsearch.quantize.layer import LinearGroup
 from ptsearch.variant import Variant
@@ -81,48 +81,9 @@ def test_the_path_through_the_trellis_is_the_optimum(bits: int) -> None:
         assert float((weight * (wanted - values[path]) ** 2).sum()) == pytest.approx(best, rel=1e-5)
 
 
-def test_sums_of_entries_are_the_optimum_where_groups_do_not_interact() -> None:
-    generator = torch.Generator().manual_seed(0)
-    size, groups, count, entries = 2, 2, 2, 4
-    W = torch.randn(5, size * groups, generator=generator)
-    books = torch.randn(count, entries, size, generator=generator)
-    A = torch.randn(groups, size, size, generator=generator)
-    H = torch.block_diag(*(a @ a.T + 0.1 * torch.eye(size) for a in A))
-    codes = torch.zeros(5, groups, count, dtype=torch.uint8)
-    aqlm.choose_codes(W, H, books, codes, beam=entries)
-
-    def error(codes: Tensor) -> Tensor:
-        d = W - aqlm.values(books, codes)
-        return ((d @ H) * d).sum(1)
-
-    every = itertools.product(range(entries), repeat=groups * count)
-    tried = [torch.tensor(one, dtype=torch.uint8).view(1, groups, count) for one in every]
-    best = torch.stack([error(one.expand(5, -1, -1)) for one in tried]).amin(0)
-    torch.testing.assert_close(error(codes), best)
-
-
-def test_codes_and_books_never_get_worse() -> None:
-    W, H = case(3, rows=256, columns=64)
-    books, codes = aqlm.first_books(W.reshape(-1, 8), 2, seed=0)
-    codes = codes.view(256, 8, 2)
-
-    def error() -> float:
-        d = W - aqlm.values(books, codes)
-        return float(((d @ H) * d).sum())
-
-    errors = [error()]
-    for _ in range(3):
-        aqlm.choose_codes(W, H, books, codes)
-        errors.append(error())
-        books = aqlm.fit_books(W, H, books, codes, torch.ones(256, 1))
-        errors.append(error())
-    assert all(b <= a * (1 + 1e-5) for a, b in itertools.pairwise(errors))
-    assert errors[-1] < 0.7 * errors[0]
-
-
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize(
-    ("method", "rows", "columns"), [("qtip", 64, 256), ("aqlm", 768, 576), ("squeezellm", 64, 2048)]
+    ("method", "rows", "columns"), [("qtip", 64, 256), ("squeezellm", 64, 2048)]
 )
 def test_error_is_below_rounding_at_no_more_bytes(
     method: str, rows: int, columns: int, bits: int
@@ -130,7 +91,6 @@ def test_error_is_below_rounding_at_no_more_bytes(
     W, H = case(bits, rows, columns)
     solvers: dict[str, Callable[..., list[dict[str, Coded]]]] = {
         "qtip": qtip.solve,
-        "aqlm": aqlm.solve,
         "squeezellm": squeezellm.solve,
     }
     if method == "squeezellm":  # its own objective: errors weighted by the Fisher diagonal
