@@ -5,6 +5,9 @@ import json
 import shlex
 import shutil
 import sqlite3
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -92,9 +95,38 @@ def test_the_commands_of_the_page_find_and_export_the_best_within_limits(
     assert (tmp_path / "chosen" / "README.md").exists()
 
 
-def test_other_settings_under_the_same_name(finished, tiny_model, monkeypatch, capfd) -> None:
-    assert ptsearch(monkeypatch, finished, *study(tiny_model, "benchmarks.limit=5")) == 2
-    assert "benchmarks.limit (10, now 5)" in capfd.readouterr().err
+def test_other_answers_are_another_study(finished, tiny_model, monkeypatch, capfd) -> None:
+    assert ptsearch(monkeypatch, finished, *study(tiny_model, "benchmarks.limit=5")) == 0
+    said = capfd.readouterr().out
+    assert "benchmarks.limit (10, now 5)" in said
+    assert "this one is tiny-" in said
+
+
+def test_a_copied_project_is_one_of_its_own(finished, tiny_model, monkeypatch, tmp_path) -> None:
+    """MLflow's places of artifacts are absolute: nothing may be written into, or read from, the old
+    folder.
+    """
+    copy, gone = tmp_path / "copy", finished.with_name("gone")
+    shutil.copytree(finished, copy)
+    finished.rename(gone)
+    started = time.time()
+    command = [sys.executable, "-m", "ptsearch", "compute.workers=0"]  # MLflow keeps places by run
+    try:
+        subprocess.run([*command, *study(tiny_model)], cwd=copy, check=True)
+        job = ("+export=ensemble", "export.study=tiny", f"export.out={tmp_path / 'out'}")
+        assert ptsearch(monkeypatch, copy, *job) == 0
+        assert not finished.exists()
+    finally:
+        shutil.rmtree(finished, ignore_errors=True)
+        gone.rename(finished)
+    with sqlite3.connect(copy / "mlruns" / "mlflow.db") as database:
+        query = "select artifact_uri from runs union select artifact_location from experiments"
+        places = [place for (place,) in database.execute(query) if "/artifacts/" in place]
+    assert places
+    here = (copy / "mlruns" / "artifacts").as_uri()
+    assert [place for place in places if not place.startswith(here)] == []
+    written = (copy / "mlruns" / "artifacts").rglob("front.csv")
+    assert any(path.stat().st_mtime > started for path in written)
 
 
 def test_a_budget_that_nothing_meets(finished, tiny_model, monkeypatch, capfd) -> None:
