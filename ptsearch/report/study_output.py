@@ -49,11 +49,12 @@ def log_result(tracker: Tracker, table: Table, result: Result) -> None:
     runs = _log_rows(tracker, table, result)
     picks = run_records.picks(result)
     config, search = table.config, study_config(table.config)
+    if result.exact:  # a tag: a study may go on with another, and MLflow's params stay
+        tracking.add(tracker, tracker.run_id, {}, {"sampler": search.sampler})
     with tempfile.TemporaryDirectory() as folder:
-        sampler = {"sampler": search.sampler} if result.exact else {}
         tracking.finish(
             tracker,
-            params=results.run_params(config) | sampler,
+            params=results.run_params(config),
             metrics={
                 **run_records.of_picks(picks),
                 "front_size": len(result.front),

@@ -23,7 +23,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy import create_engine, make_url, text
 
-from ptsearch.search.database import is_server, opening, shown, unusable
+from ptsearch.search.database import is_server, opening, replace_artifacts, shown, unusable
 from ptsearch.search.study import VIEW as OF_STUDY
 
 for chatty in ("mlflow", "alembic"):  # they report every database migration
@@ -60,15 +60,17 @@ def open_run(uri: str, artifacts: Path, name: str, run_id: str | None, key: str 
         experiment = client.get_experiment_by_name(study)
     if experiment is not None and experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
-    experiment_id = (
-        experiment.experiment_id
-        if experiment is not None
-        else client.create_experiment(
-            study,  # a server keeps artifacts in a place of its own
-            artifact_location=None if is_server(uri) else (artifacts / study).resolve().as_uri(),
-            tags=EXPERIMENT_TAGS,
+    here = (artifacts / study).resolve()
+    place = None if is_server(uri) else here.as_uri()  # a server keeps artifacts where it likes
+    if experiment is None:
+        experiment_id = client.create_experiment(
+            study, artifact_location=place, tags=EXPERIMENT_TAGS
         )
-    )
+    else:
+        experiment_id = experiment.experiment_id
+        moved = place != experiment.artifact_location and here.is_dir()
+        if place and moved and uri.startswith("sqlite:"):  # others have users elsewhere
+            replace_artifacts(uri, experiment.artifact_location, place)
     if run_id is not None:
         try:
             client.update_run(run_id, status="RUNNING")

@@ -97,6 +97,17 @@ def opening(url: str, create: Callable[[str], object]) -> Iterator[None]:
         yield
 
 
+def replace_artifacts(url: str, old: str, new: str) -> None:
+    """MLflow keeps absolute URIs of artifacts; those of a folder that was moved or copied from
+    `old` to `new` (both end with a study's name), and of all studies beside it, are corrected.
+    """
+    parents = {"old": old[: old.rfind("/") + 1], "new": new[: new.rfind("/") + 1]}
+    with create_engine(url, poolclass=NullPool).begin() as session:
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            change = f"UPDATE {table} SET {column} = replace({column}, :old, :new)"
+            session.execute(text(change), parents)
+
+
 @contextmanager
 def legible(url: str) -> Iterator[None]:
     """Errors of a database in two lines, without its password."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fakes import fake_table, search_and_holdout
+from small_study import files_under
 
 from ptsearch.report import run_records, study_output, tracking
 from ptsearch.report import study as report
@@ -163,6 +164,25 @@ def test_the_parent_holds_picture_table_and_config(uri: str, tmp_path: Path) -> 
     assert files["pareto.png"] > 10_000
     page = tmp_path / "reports" / "fake" / "report.html"
     assert files["report.html"] == page.stat().st_size
+
+
+def test_a_copied_project_writes_into_its_own_folder(uri: str, tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    shutil.move(tmp_path / "mlflow.db", old)
+    for study in ("a", "b"):
+        made = tracking.open_run(f"sqlite:///{old}/mlflow.db", old / "artifacts", study, None)
+        (old / "artifacts" / study).mkdir(parents=True)  # MLflow's client remembers places
+    shutil.copytree(old, new)
+    before = files_under(old)
+    again = tracking.open_run(f"sqlite:///{new}/mlflow.db", new / "artifacts", "b", made.run_id)
+    tracking.log_text(again, again.run_id, "new.txt", "b")
+    other = tracking.open_run(f"sqlite:///{new}/mlflow.db", new / "artifacts", "a", None)
+    tracking.log_text(other, other.run_id, "new.txt", "a")
+    assert files_under(old) == before
+    written = [path.read_text() for path in (new / "artifacts").rglob("new.txt")]
+    assert sorted(written) == ["a", "b"]
+    assert made.client.get_run(made.run_id).info.artifact_uri.startswith(old.as_uri())
 
 
 def test_a_deleted_database_starts_a_new_run(uri: str, tmp_path: Path) -> None:
