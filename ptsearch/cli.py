@@ -106,7 +106,10 @@ def _run(raw: DictConfig) -> None:
 
         serve.run(config)
         return
-    early_check.check(config)
+    known = early_check.check(config)
+    if config.check and config.check.name == "benchmark":
+        sys.stdout.write(f"{known}\n")
+        return
     from ptsearch import jobs
 
     signal.signal(signal.SIGTERM, _terminate)

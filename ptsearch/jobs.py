@@ -14,7 +14,7 @@ from pathlib import Path
 import optuna
 
 from ptsearch.benchmarks import BENCHMARKS, Benchmark, hub, sources
-from ptsearch.config import Config
+from ptsearch.config import Config, TrustConfig
 from ptsearch.deploy import export, record
 from ptsearch.deploy import folder as exported
 from ptsearch.evaluation import cache, predictions
@@ -178,6 +178,8 @@ def _recorder(table: Table, tracker: tracking.Tracker) -> trials.Seen:
 def tables(config: Config, progress: AbstractContextManager[Report]) -> Iterator[tuple[Table, ...]]:
     """The table of the config, and one for each other dense model; workers end with them."""
     benchmarks = sources.load(config.benchmarks, Path(config.cache_dir))
+    if config.benchmarks.name == "file":
+        config = _of_own_questions(config, [benchmark.name for benchmark in benchmarks])
     if config.study:
         studies.check_limits(config, benchmarks)
     with progress as report, workers(config) as pool:
@@ -186,6 +188,17 @@ def tables(config: Config, progress: AbstractContextManager[Report]) -> Iterator
             for model in config.baseline_models
         ]
         yield tuple(open_table(each, benchmarks, pool, report) for each in configs)
+
+
+def _of_own_questions(config: Config, names: Sequence[str]) -> Config:
+    """Trust and objectives of what is asked: each of its perspectives weighs 1 unless a weight is
+    given, and there is no MMLU.
+    """
+    trust = TrustConfig({name: config.trust.weights.get(name, 1.0) for name in names})
+    if not config.study:
+        return replace(config, trust=trust)
+    objectives = config.study.objectives | {scoring.MMLU: False}
+    return replace(config, trust=trust, study=replace(config.study, objectives=objectives))
 
 
 def need_pool(config: Config) -> None:
@@ -241,7 +254,7 @@ def evaluate_variant(config: Config) -> None:
     with tables(config, bars.progress(terminal.console(stderr=True))) as (table, *_):
         table.ensure([label])
         _check_failed(table.left_out())
-        entry, weights = table.entries[label], config.trust.weights
+        entry, weights = table.entries[label], table.config.trust.weights
         questions = scoring.questions(
             table.benchmarks, config.benchmarks.split.salt, config.benchmarks.rules
         )

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ptsearch.benchmarks import Benchmark, BenchmarkDefinition, Scenario, hub, repeats
+from ptsearch.benchmarks import Benchmark, BenchmarkDefinition, Scenario, hub, own_file, repeats
 from ptsearch.benchmarks.prompts import rendered
 from ptsearch.benchmarks.registry import BENCHMARKS
 from ptsearch.benchmarks.split import limit, select
@@ -15,14 +15,19 @@ def load(config: BenchmarksConfig, cache: Path) -> list[Benchmark]:
     """All benchmarks of the source in the order of BENCHMARKS; ValueError: the source, a scenario
     or a mode is unknown.
 
+    A file of the user's own comes last; patterns that match nothing of it leave it whole.
     Without `config.root` the published sets come from the hub, converted into `cache`.
     """
     if config.name == "pocket":
         loaded = [d.load_pocket() for d in BENCHMARKS.values() if d.load_pocket]
     elif config.name == "paper":
         loaded = [_published(d, config, cache) for d in BENCHMARKS.values() if d.load_paper]
+    elif config.name == "file":
+        loaded = []
     else:
-        raise ValueError(f"benchmarks must be pocket or paper, got {config.name!r}")
+        raise ValueError(f"benchmarks must be pocket, paper or file, got {config.name!r}")
+    own = own_file.load(Path(config.path)) if config.path or not loaded else []
+    loaded += own
     for pattern in config.scenarios:
         if not any(select(b, [pattern.removeprefix("-")]).scenarios for b in loaded):
             raise ValueError(f"benchmarks.scenarios: no scenario matches {pattern!r}")
@@ -53,6 +58,8 @@ def _published(definition: BenchmarkDefinition, config: BenchmarksConfig, cache:
 def _chosen(benchmark: Benchmark, patterns: Sequence[str]) -> Benchmark:
     """The scenarios that match the patterns; a note lists scored ones that do not."""
     kept = select(benchmark, patterns)
+    if benchmark.source == "file" and not kept.scenarios:
+        return benchmark
     groups: dict[str, list[str]] = {}
     for name, scenario in benchmark.scenarios.items():
         if scenario.scored:

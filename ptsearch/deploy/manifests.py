@@ -11,9 +11,9 @@ from pathlib import Path
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ptsearch.benchmarks import PERSPECTIVES
 from ptsearch.config import LOCAL
 from ptsearch.deploy.description import Description, MemberInfo
+from ptsearch.report.rows import shown_benchmarks
 from ptsearch.variant import method_of
 
 VLLM = {
@@ -27,7 +27,6 @@ QUIET = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}  # the folder is com
 SEQUENCES = 8  # of full length that the KV cache of a member's server holds
 OVERHEAD_GB = 2.0  # of a server, on top of weights and KV cache
 GPU_SHARE = 0.9  # of one GPU, for all members together
-SHOWN = ("trust", *PERSPECTIVES, "mmlu", "refusal_rate")
 
 
 def texts(described: Description) -> Iterator[tuple[str, str]]:
@@ -72,7 +71,7 @@ def _values(described: Description) -> dict[str, object]:
     return {
         "described": described,
         "metadata": yaml.safe_dump(_metadata(described), sort_keys=False).strip(),
-        "shown": SHOWN,
+        "shown": ("trust", *shown_benchmarks(described.scores.search), "refusal_rate"),
         "local": local,
         "members": members,
         "servers": [] if local else [_server_arguments(described, *pair) for pair in pairs],

@@ -11,16 +11,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ptsearch.config import Config, EngineConfig
+from ptsearch.benchmarks import own_file
+from ptsearch.config import Config, EngineConfig, default_weights
 from ptsearch.models.architecture import check_base, check_same_model, need_checkpoint
-from ptsearch.shared import did_you_mean
+from ptsearch.shared import did_you_mean, one_of
 from ptsearch.variant import Variant, expand_pool, method_of, unique_labels
 
 PATH_ROW: dict[str, type] = {"path": str, "label": str, "bits": int}  # of `pool.paths`
 
 
-def check(config: Config) -> None:
-    """ValueError, FileNotFoundError: what is wrong."""
+def check(config: Config) -> str:
+    """What is known of the user's own questions. ValueError, FileNotFoundError: what is wrong."""
     if config.export:
         free_folder(config.export.out)
     if config.rescore and not Path(config.rescore.replies).is_file():
@@ -31,8 +32,22 @@ def check(config: Config) -> None:
                 f"study.name={config.study.name}: what follows @ is the hash of a view"
             )
         _check_writable(Path(config.runs_dir).absolute())
+    known = _about_questions(config)
+    if config.check and config.check.name == "benchmark":
+        return known
     if config.study or config.check or config.build or config.evaluate:
         _check_pool(config)
+    return known
+
+
+def _about_questions(config: Config) -> str:
+    """ValueError: a row is wrong, or `trust.weights` has a name of no perspective."""
+    asked, path = config.benchmarks, Path(config.benchmarks.path)
+    needed = config.check is not None and config.check.name == "benchmark"
+    own = own_file.load(path) if asked.path or asked.name == "file" or needed else []
+    for name in config.trust.weights:
+        one_of("trust.weights", name, (*default_weights(), *(benchmark.name for benchmark in own)))
+    return own_file.check(own, path, asked.split.salt)
 
 
 def free_folder(out: str) -> Path:

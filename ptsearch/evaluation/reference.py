@@ -22,6 +22,7 @@ USAGE = """ptsearch: which job? Append one of
   +study=slo study.max.memory_gb=4                     the best ensemble within limits
   +study=benchmark | +study=paper                      the published experiments
   +check=model model=hub model.repo=OWNER/NAME         what a model's tokenizer and shapes mean
+  +check=benchmark benchmarks.path=FILE                what a file of your own questions holds
   +build=pool                                          build the pool only
   +evaluate=variant evaluate.variant=LABEL             evaluate one variant (none = dense)
   +export=ensemble export.study=NAME export.out=DIR    write the chosen ensemble

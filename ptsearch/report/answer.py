@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.report.rows import BEST_SINGLE, DENSE_MODEL, Row, knee
 from ptsearch.scoring.scores import nan_last
-from ptsearch.search.comparisons import KEYS, figures, gains, in_words, losses
+from ptsearch.search.comparisons import figures, gains, in_words, losses
 from ptsearch.search.scorer import EnsembleScorer
 
 KNEE, BEST_TRUST, AS_GOOD = "knee", "best_trust", "smallest_as_good_as_dense"
@@ -110,7 +110,8 @@ def _about_gain(front: Sequence[Row], best: Row | None, trusted: Row | None) -> 
 def _about_losses(front: Sequence[Row]) -> str:
     """Which scores the front loses against the dense model, most often lost first."""
     lost = [losses(row.gains[DENSE_MODEL]) for row in front]
-    keys = [key for key in KEYS if any(key in each for each in lost)]
+    every = dict.fromkeys(key for row in front for key in row.gains[DENSE_MODEL])
+    keys = [key for key in every if any(key in each for each in lost)]
     keys.sort(key=lambda key: -sum(key in each for each in lost))
     if not keys:
         return "No choice on the front is proven worse than the dense model on any score."

@@ -99,7 +99,7 @@ def _certificate(
     remarks: Sequence[str],
 ) -> Certificate:
     config, search = table.config, study_config(table.config)
-    objectives = {name: row.search[name] for name in OBJECTIVES}
+    objectives = {name: row.search[name] for name in OBJECTIVES if name in row.search}
     return Certificate(
         study=search.name,
         command=["python", "-m", "ptsearch", *config.overrides],

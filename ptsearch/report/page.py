@@ -29,7 +29,7 @@ from ptsearch.report.study import Parts, Result
 from ptsearch.report.terminal import SCENARIO_HEADS, scenario_cells
 from ptsearch.scoring.scores import MMLU, Scores
 from ptsearch.search import comparisons
-from ptsearch.search.comparisons import KEYS, Gain
+from ptsearch.search.comparisons import Gain
 from ptsearch.search.exact_front import Everything, enumerate_scores
 from ptsearch.search.objectives import OBJECTIVES
 from ptsearch.search.scorer import EnsembleScorer, scorers
@@ -126,7 +126,7 @@ def _values(
         "variants": len(table.variants),
         "weights": {_title(name): weight for name, weight in table.config.trust.weights.items()},
         "scores": scores,
-        "judged": [score for score in scores if score.key in KEYS],
+        "judged": [score for score in scores if score.key in comparisons.judged(table)],
         "shown": shown,
         "picks": [each for each in shown if each.role in roles],
         "points": points,
@@ -180,7 +180,7 @@ def _margins(table: Table, holdout: EnsembleScorer, rows: Sequence[Row]) -> dict
     votes = np.stack([holdout.vote(table, row.members) for row in rows])
     alone = [(place, None) for place in range(len(rows))]
     try:
-        found = comparisons.differences(table, holdout, votes, alone, KEYS)
+        found = comparisons.differences(table, holdout, votes, alone, comparisons.judged(table))
     except ValueError:  # the gains' remark says why
         return {}
     return {

@@ -97,7 +97,7 @@ def _percent(scores: Scores, ending: str) -> Scores:
 def _others(scores: Scores) -> Scores:
     """Costs, and objectives of other packages."""
     taken = {"trust", *shown_benchmarks(scores)}
-    return {name: scores[name] for name in OBJECTIVES if name not in taken}
+    return {name: scores[name] for name in OBJECTIVES if name in scores and name not in taken}
 
 
 def _known(columns: Scores) -> Scores:

@@ -5,15 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ptsearch.benchmarks import PERSPECTIVES
 from ptsearch.evaluation.table import Table
 from ptsearch.scoring import intervals, rates
-from ptsearch.scoring.scores import MMLU
 from ptsearch.search.scorer import EnsembleScorer
 from ptsearch.search.study import Members
 from ptsearch.shared import AnswerCodes, Floats
 
-KEYS = ("trust", MMLU, *PERSPECTIVES)
 LEVEL = 0.95
 
 
@@ -32,6 +29,11 @@ class Gain(NamedTuple):
 Gains = dict[str, dict[str, Gain]]  # baseline -> score -> gain over it
 
 
+def judged(table: Table) -> tuple[str, ...]:
+    """The scores in which ensembles are compared: trust, then each benchmark's."""
+    return ("trust", *(benchmark.name for benchmark in table.benchmarks))
+
+
 def losses(by_score: Mapping[str, Gain]) -> dict[str, Gain]:
     """The scores that are proven worse, the largest loss first."""
     lost = {key: gain for key, gain in by_score.items() if gain.high < 0}
@@ -43,9 +45,10 @@ def gains(
     scorer: EnsembleScorer,
     front: Sequence[Members],
     baselines: Mapping[str, Members],
-    keys: Sequence[str] = KEYS,
+    keys: Sequence[str] = (),
 ) -> list[Gains]:
-    """For each ensemble its gain over each baseline, over all at once a `LEVEL` interval.
+    """For each ensemble its gain over each baseline in `keys`, else in what is `judged`, over all
+    at once a `LEVEL` interval.
 
     ValueError: too few items for that, a score that is not estimable (one of two groups without
     any answer), or the published rules, whose scores are no rates.
@@ -53,7 +56,7 @@ def gains(
     systems = [*baselines.values(), *front]
     votes = np.stack([scorer.vote(table, members) for members in systems])
     pairs = [(len(baselines) + i, j) for i in range(len(front)) for j in range(len(baselines))]
-    estimates = iter(differences(table, scorer, votes, pairs, keys))
+    estimates = iter(differences(table, scorer, votes, pairs, keys or judged(table)))
     return [{name: next(estimates) for name in baselines} for _ in front]
 
 

@@ -11,7 +11,7 @@ from ptsearch.benchmarks.parsing import CONTRADICTORY, REFUSED, UNUSABLE
 from ptsearch.evaluation.table import Table
 from ptsearch.scoring import scores
 from ptsearch.scoring.scores import Scores
-from ptsearch.search.comparisons import KEYS
+from ptsearch.search.comparisons import judged
 from ptsearch.search.scorer import EnsembleScorer
 from ptsearch.search.study import Members
 from ptsearch.voting.votes import majority, majority_counting
@@ -35,7 +35,7 @@ def gain_splits(
     splits = []
     for members in front:
         under = votes(table, scorer, members)
-        keys = [key for key in KEYS if key in under["rule"]]
+        keys = [key for key in judged(table) if key in under["rule"]]
         splits.append(
             {
                 name: {key: _split({rule: under[rule][key] for rule in under}, base[key])

@@ -6,7 +6,8 @@ import pytest
 
 from ptsearch import shared
 from ptsearch.benchmarks import BenchmarkDefinition, registry
-from ptsearch.config import TrustConfig
+from ptsearch.config import Config, TrustConfig
+from ptsearch.evaluation import early_check
 
 ADDED = BenchmarkDefinition("riddles", weight=0.0)
 TAKEN = BenchmarkDefinition("ethics")
@@ -42,6 +43,6 @@ def test_what_cannot_be_added(name: str, message: str, monkeypatch: pytest.Monke
 def test_trust_weighs_registered_perspectives(monkeypatch: pytest.MonkeyPatch) -> None:
     assert TrustConfig().weights == dict.fromkeys(registry.PERSPECTIVES, 1.0)
     with pytest.raises(ValueError, match=r"trust\.weights must be one of adversarial"):
-        TrustConfig({"mmlu": 1.0})
+        early_check.check(Config(trust=TrustConfig({"mmlu": 1.0})))
     monkeypatch.setitem(registry.BENCHMARKS, "riddles", ADDED)
     assert TrustConfig().weights["riddles"] == 0

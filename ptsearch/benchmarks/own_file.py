@@ -1,0 +1,282 @@
+"""A user's own questions from JSONL, CSV or Parquet, one row per sample; what a check says of them.
+
+Columns: docs/howto/own-questions.md. Every perspective is a benchmark of its own, which is checked
+without a model. Errors begin with FILE:LINE (in Parquet the number of the row).
+"""
+
+import csv
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations, count
+from os.path import commonprefix  # of texts, character by character
+from pathlib import Path
+from statistics import NormalDist
+from typing import cast
+
+from ptsearch.benchmarks import repeats
+from ptsearch.benchmarks.definition import Benchmark, Prompt, Sample, Scenario, Turn, item_hash
+from ptsearch.benchmarks.files import Record, parse_json
+from ptsearch.benchmarks.parsing import Question
+from ptsearch.benchmarks.registry import BENCHMARKS
+from ptsearch.benchmarks.split import HOLDOUT, SEARCH, half
+
+VERSION = 1  # bump when equal files would give other prompts
+MOST_BYTES = 1_000_000  # of a line, or of a row of Parquet
+NEEDED = {"prompt", "labels", "gold"}
+COLUMNS = NEEDED | {"scenario", "perspective", "item", "group", "abstain_ok", "mode"}
+TAKEN = (*BENCHMARKS, "trust", "refusal_rate", "memory_gb", "latency_ms")  # other scores' names
+ABSTAIN = ("I don't know",)  # offered in a scenario where declining may be right
+ROLES, FLAGS = (
+    ("system", "user", "assistant"),
+    {"true": True, "1": True, "false": False, "0": False},
+)
+GAIN, DIFFER, LEVEL, POWER = 0.02, 0.10, 0.05, 0.80  # for which `samples_needed` is told
+Row = tuple[str, Scenario, Sample]  # perspective; the sample's stratum is its group's name
+
+
+def load(path: Path) -> list[Benchmark]:
+    """A benchmark per perspective, in the order of the file. ValueError: a row that is wrong."""
+    if not path.is_file():
+        raise FileNotFoundError(f"benchmarks.path must be a file of questions, got {str(path)!r}")
+    if path.suffix.lower() not in READERS:
+        raise ValueError(f"benchmarks.path must end with {', '.join(READERS)}, got {str(path)!r}")
+    stem, names, rows = re.sub(r"\W", "_", path.stem, flags=re.ASCII), set[str](), list[Row]()
+    for record in READERS[path.suffix.lower()](path):
+        names.update(record.items())
+        rows.append(_row(record, stem))
+    if not rows:
+        raise ValueError(f"{path}:1: expected rows, got none")
+    items: dict[Prompt, Sample] = {}
+    for _, _, sample in rows:
+        if (first := items.setdefault(sample.prompt, sample)).item != sample.item:
+            raise ValueError(f"{path}:{sample.id}: expected the item of line {first.id}, which has "
+                             "the same prompt: both must be in one half")  # fmt: skip
+    with path.open("rb") as file:
+        data = {path.name: hashlib.file_digest(file, "sha256").hexdigest()}
+    unread = ", ".join(sorted(names - COLUMNS))
+    notes = (f"{path.name}: columns that are not read: {unread}",) if unread else ()
+    found = []
+    for name in dict.fromkeys(row[0] for row in rows):
+        own = [row for row in rows if row[0] == name]
+        scenarios = dict.fromkeys(scenario.name for _, scenario, _ in own)
+        parts = [_scenario(path, [row for row in own if row[1].name == s]) for s in scenarios]
+        samples = tuple(sample for _, part in parts for sample in part)
+        by_name = {scenario.name: scenario for scenario, _ in parts}
+        found.append(Benchmark(name, "file", VERSION, by_name, samples, data, notes))
+    return found
+
+
+def check(own: Sequence[Benchmark], path: Path, salt: str) -> str:
+    """What is known of a file without a model, in lines. ValueError: a half of the items says
+    nothing: it has none of a perspective, or a group lacks a label.
+    """
+    lines: list[str] = []
+    for benchmark in repeats.merge(own, salt):
+        held = sum(half(sample.item, salt) == HOLDOUT for sample in benchmark.samples)
+        if held in (0, len(benchmark.samples)):
+            line = f"{path}:{benchmark.samples[0].id}"
+            raise ValueError(f"{line}: expected unlike questions of {benchmark.name}, or `item`: "
+                             "all of them fall into one half")  # fmt: skip
+        for name, scenario in benchmark.scenarios.items():
+            samples = [s for s in benchmark.samples if s.scenario == name]
+            lines += _about(f"{benchmark.name}/{name}", scenario.mode, samples, path, salt)
+        needed = samples_needed(GAIN, DIFFER)
+        lines.append(
+            f"{benchmark.name}: to show a gain of {GAIN:.0%} takes {needed:,} held-out samples, "
+            f"about {2 * needed:,} rows (paired proportions, Connor 1987: {DIFFER:.0%} of answers "
+            f"change, level {LEVEL:.0%}, power {POWER:.0%}); there are {held}"
+        )
+        lines += [f"* {note}" for note in benchmark.notes]
+    return "\n".join(dict.fromkeys(lines))
+
+
+def samples_needed(gain: float, differ: float) -> int:
+    """Pairs for a two-sided McNemar test to find the difference `gain` of two accuracies, where a
+    share `differ` of samples is right in one and wrong in the other (Connor 1987,
+    https://doi.org/10.2307/2531961).
+    """
+    level, power = NormalDist().inv_cdf(1 - LEVEL / 2), NormalDist().inv_cdf(POWER)
+    root = level * math.sqrt(differ) + power * math.sqrt(differ - gain**2)
+    return math.ceil((root / gain) ** 2)
+
+
+def _about(
+    place: str, mode: str, samples: Sequence[Sample], path: Path, salt: str
+) -> Iterator[str]:
+    labels = [*samples[0].question.labels, *samples[0].question.abstain]
+    halves = {
+        side: [s for s in samples if half(s.item, salt) == side] for side in (SEARCH, HOLDOUT)
+    }
+    gold, most = Counter(sample.gold for sample in samples).most_common(1)[0]
+    yield (
+        f"{place}: {len(samples)} samples of {len({s.item for s in samples})} items, "
+        f"{' and '.join(f'{len(part)} {side}' for side, part in halves.items())}; {mode} among "
+        f"{', '.join(labels)}; most frequent is {labels[gold]} ({most / len(samples):.0%})"
+    )
+    if repeated := len(samples) - len({s.prompt for s in samples}):
+        yield f"* {place}: {repeated} exact duplicates, each in the half of the first"
+    for side, part in halves.items():
+        if len({s.gold for s in part}) == 1:
+            yield f"* {place}: one class only on the {side} half, which can show no skill"
+        for group in sorted({s.stratum for s in samples} - {""}):
+            for missing in {0, 1} - {s.gold for s in part if s.stratum == group}:
+                line = next(s.id for s in samples if s.stratum == group)
+                raise ValueError(f"{path}:{line}: expected {labels[missing]!r} in group {group} "
+                                 f"on the {side} half: fairness is not estimable")  # fmt: skip
+    if alike := [f"{a!r} and {b!r}" for a, b in combinations(labels, 2) if a[0] == b[0]]:
+        yield f"* {place}: labels that begin alike, told apart by later tokens: {alike[0]}"
+
+
+def _row(record: Record, stem: str) -> Row:
+    def need(holds: object, what: str, key: str) -> None:
+        if not holds:
+            got = repr(row.get(key))[:100]
+            raise ValueError(f"{record.where}: expected {what} as {key}, got {got}")
+
+    row: dict[str, object] = {"perspective": stem, "mode": "choice", "abstain_ok": False}
+    row |= {key: value for key, value in record.items().items() if value not in (None, "")}
+    row.setdefault("scenario", row["perspective"])
+    need(prompt := _prompt(row.get("prompt")), "text, or turns up to the user's last", "prompt")
+    given = row.get("labels")
+    texts = [x.strip() for x in given if isinstance(x, str)] if isinstance(given, list) else []
+    different = len({text.casefold() for text in texts} - {""}) == len(texts) > 1
+    need(different and texts and len(texts) == len(cast(list[object], given)),
+         "a list of at least two different texts", "labels")  # fmt: skip
+    gold = _gold(row.get("gold"), texts)
+    need(gold >= 0, f"one of {', '.join(texts)[:100]}, or its index,", "gold")
+    need(row["mode"] in ("choice", "generate"), "choice or generate", "mode")
+    name, scenario, mode = (str(row[key]) for key in ("perspective", "scenario", "mode"))
+    need(re.fullmatch(r"\w+", name, re.ASCII) and name not in TAKEN,
+         f"letters, digits and _, other than {', '.join(TAKEN)},", "perspective")  # fmt: skip
+    need(re.fullmatch(r"[\w.-]+", scenario, re.ASCII), "letters, digits, . - and _", "scenario")
+    abstain_ok = FLAGS.get(str(row["abstain_ok"]).lower())
+    need(abstain_ok is not None, "true or false", "abstain_ok")
+    group, item = str(row.get("group", "")), str(row.get("item", ""))
+    text = prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt)
+    sample = Sample(
+        record.where.rpartition(":")[2], item_hash("item", item) if item else item_hash(text),
+        scenario, prompt, Question(tuple(texts)), gold, abstain_ok=bool(abstain_ok), stratum=group,
+        content="" if item else text,
+    )  # fmt: skip
+    metric, lead = "parity" if group else "accuracy", " " if isinstance(prompt, str) else ""
+    return name, Scenario(scenario, scenario, metric, mode, lead=lead), sample
+
+
+def _prompt(given: object) -> Prompt:
+    """Text or turns; "" where it is neither."""
+    if not isinstance(given, list):
+        return given if isinstance(given, str) and given.strip() else ""
+    fields = [(t.get("role"), t.get("content")) for t in given if isinstance(t, dict)]
+    turns = tuple(Turn(r, c) for r, c in fields if r in ROLES and isinstance(c, str))
+    return turns if turns and len(turns) == len(given) and turns[-1].role == "user" else ""
+
+
+def _gold(given: object, labels: Sequence[str]) -> int:
+    """A label's index; -1 where it is none, or a number that is both an index and another label."""
+    if isinstance(given, str) and given.strip() in labels:
+        return labels.index(given.strip())
+    text = f"{given:.0f}" if isinstance(given, float) and given.is_integer() else str(given)
+    code = int(text) if text.isdecimal() and len(text) < 6 else -1
+    return code if code < len(labels) and (text not in labels or labels[code] == text) else -1
+
+
+def _scenario(path: Path, rows: Sequence[Row]) -> tuple[Scenario, list[Sample]]:
+    """Of one form; what its prompts share is no content by which questions repeat each other."""
+    _, scenario, first = rows[0]
+    labels, groups = first.question.labels, sorted({s.stratum for _, _, s in rows})
+    for _, other, sample in rows:
+        if other != scenario or sample.question.labels != labels:
+            raise ValueError(f"{path}:{sample.id}: expected labels, mode, form and groups as "
+                             f"in line {first.id}, of the same scenario")  # fmt: skip
+    if len(rows) < 2:
+        raise ValueError(f"{path}:{first.id}: expected more than one sample of {scenario.name}")
+    if scenario.metric == "parity" and (len(groups), len(labels)) != (2, 2):
+        raise ValueError(f"{path}:{first.id}: expected two groups and two labels for fairness, "
+                         f"got {', '.join(groups)[:99]} and {', '.join(labels)[:99]}")  # fmt: skip
+    texts = [sample.content for _, _, sample in rows]
+    start = len(commonprefix(texts))  # noqa: RUF071
+    end = len(commonprefix([text[::-1] for text in texts]))  # noqa: RUF071
+    question = Question(labels, abstain=ABSTAIN if any(s.abstain_ok for _, _, s in rows) else ())
+    return scenario, [
+        replace(s, question=question, content=s.content[start : len(s.content) - end],
+                group=groups.index(s.stratum) if s.stratum else -1)
+        for _, _, s in rows
+    ]  # fmt: skip
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Decoded lines with their ends; a huge one is never read whole."""
+    with path.open("rb") as file:
+        for number in count(1):
+            raw = file.readline(MOST_BYTES + 1)
+            if len(raw) > MOST_BYTES:
+                raise ValueError(f"{path}:{number}: expected at most {MOST_BYTES:,} bytes a line")
+            if not raw:
+                return
+            try:
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                byte = error.object[error.start]
+                raise ValueError(f"{path}:{number}: expected UTF-8, got 0x{byte:02x}") from None
+            yield text
+
+
+def _jsonl(path: Path) -> Iterator[Record]:
+    for number, line in enumerate(_lines(path), start=1):
+        if text := line.strip():
+            where = f"{path}:{number}"
+            try:
+                value = parse_json(text, path, number)
+                json.dumps(value, ensure_ascii=False).encode()
+            except (RecursionError, UnicodeEncodeError):
+                raise ValueError(f"{where}: expected plain text, not deeply nested") from None
+            if not isinstance(value, dict):
+                raise ValueError(f"{where}: expected an object, got {text[:60]!r}")
+            yield Record(where, value)
+
+
+def _csv(path: Path) -> Iterator[Record]:
+    """Cells are texts as they are (`None` and `NA` too); `labels` are separated by |."""
+    reader, line = csv.reader(_lines(path), strict=True), 1
+    head: list[str] = []
+    try:
+        for cells in reader:
+            where, line = f"{path}:{line}", reader.line_num + 1
+            if not head:
+                head = cells
+                if not set(head) >= NEEDED or len(set(head)) < len(head):
+                    raise ValueError(f"{where}: expected different columns with {', '.join(NEEDED)}"
+                                     f", got {', '.join(head)[:200]}")  # fmt: skip
+            elif len(cells) not in (0, len(head)):
+                raise ValueError(f"{where}: expected {len(head)} cells, got {len(cells)}")
+            elif cells:
+                row: Mapping[str, str] = dict(zip(head, cells, strict=True))
+                yield Record(where, {**row, "labels": row["labels"].split("|")})
+    except csv.Error as error:
+        raise ValueError(f"{path}:{line}: expected a row of CSV, got {error}") from None
+
+
+def _parquet(path: Path) -> Iterator[Record]:
+    import pyarrow as pa  # a third of a second, which other files need not wait
+    import pyarrow.parquet as pq
+
+    number = 1
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(256):
+            for place in range(batch.num_rows):
+                if (row := batch.slice(place, 1)).nbytes > MOST_BYTES:
+                    raise ValueError(f"{path}:{number}: expected at most {MOST_BYTES:,} bytes")
+                yield Record(f"{path}:{number}", row.to_pylist()[0])
+                number += 1
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}:{number}: expected Parquet with UTF-8, got {error}") from None
+
+
+READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
+    ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet
+}  # fmt: skip
