@@ -55,12 +55,12 @@ def _as_good_as_dense(table: Table, search: EnsembleScorer, front: Sequence[Row]
 
 
 def answer(front: Sequence[Row], compared: Sequence[Row], held_out: int) -> Answer:
-    """`compared` is the dense model, then the best single variant; `held_out` samples decide."""
+    """`compared` begins with the dense model; `held_out` samples decide."""
     picks = {name: row for row in front for name in row.picks}
     dense_gb = compared[0].search["memory_gb"]
     if not any(row.gains for row in front):
         return Answer(["Nothing is claimed: there are no intervals."], picks)
-    best = compared[1] if len(compared) > 1 else None
+    best = next((row for row in compared if row.kind == "single"), None)
     sentences = [
         *_about_as_good(picks.get(AS_GOOD), front, dense_gb, held_out),
         _about_gain(front, best, picks.get(BEST_TRUST)),
@@ -73,7 +73,9 @@ def _about_as_good(
     pick: Row | None, front: Sequence[Row], dense_gb: float, held_out: int
 ) -> list[str]:
     if pick is None and len(front) > 1:
-        return ["Every choice is proven worse than the dense model on some score."]
+        if all(losses(row.gains[DENSE_MODEL]) for row in front):
+            return ["Every choice is proven worse than the dense model on some score."]
+        return ["No choice shows on the search half that it is as good as the dense model."]
     row = pick or front[0]
     share = f"{100 * row.search['memory_gb'] / dense_gb:.0f} % of its memory"
     if lost := losses(row.gains[DENSE_MODEL]):
@@ -102,8 +104,8 @@ def _about_gain(front: Sequence[Row], best: Row | None, trusted: Row | None) -> 
         )
     candidate = trusted if trusted in others else max(others, key=lambda row: row.search["trust"])
     return (
-        f"None is proven more trusted than the best single variant ({best.name}); the candidate, "
-        f"{candidate.name}, may differ by {figures(over[candidate.name])} points."
+        f"No choice on the front is proven more trusted than the best single variant ({best.name}); "
+        f"the candidate, {candidate.name}, may differ by {figures(over[candidate.name])} points."
     )
 
 

@@ -103,6 +103,17 @@ def test_losses_of_the_front_are_counted(result) -> None:
     )
 
 
+def test_nothing_is_as_good_as_dense(result) -> None:
+    same, lost = Gain(0.0, -1.0, 1.0), Gain(-9.0, -12.0, -6.0)
+    over = {"dense": {"trust": lost}, "best_single": {"trust": same}}
+    worse = [replace(row, gains=over, picks=()) for row in result.front]
+    first = answers.answer(worse, result.compared, 305).sentences[0]
+    assert first == "Every choice is proven worse than the dense model on some score."
+    unclear = [*worse[:-1], replace(worse[-1], gains=over | {"dense": {"trust": same}})]
+    first = answers.answer(unclear, result.compared, 305).sentences[0]
+    assert first == "No choice shows on the search half that it is as good as the dense model."
+
+
 @pytest.mark.parametrize("width", [60, 80, 118])
 def test_tables_fit_and_show_whole_names(result, width: int) -> None:
     screen = Console(file=io.StringIO(), width=width)
