@@ -103,9 +103,10 @@ def _about_gain(front: Sequence[Row], best: Row | None, trusted: Row | None) -> 
             f"({best.name}): {name} by {figures(proven[name])} points."
         )
     candidate = trusted if trusted in others else max(others, key=lambda row: row.search["trust"])
+    found = figures(over[candidate.name])
     return (
-        f"No choice on the front is proven more trusted than the best single variant ({best.name}); "
-        f"the candidate, {candidate.name}, may differ by {figures(over[candidate.name])} points."
+        "No choice on the front is proven more trusted than the best single variant "
+        f"({best.name}); the candidate, {candidate.name}, may differ by {found} points."
     )
 
 
