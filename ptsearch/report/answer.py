@@ -62,11 +62,17 @@ def answer(front: Sequence[Row], compared: Sequence[Row], held_out: int) -> Answ
         return Answer(["Nothing is claimed: there are no intervals."], picks)
     best = next((row for row in compared if row.kind == "single"), None)
     sentences = [
+        *_about_dense(compared[0]),
         *_about_as_good(picks.get(AS_GOOD), front, dense_gb, held_out),
         _about_gain(front, best, picks.get(BEST_TRUST)),
         _about_losses(front),
     ]
     return Answer(sentences, picks)
+
+
+def _about_dense(dense: Row) -> list[str]:
+    lacking = ", ".join(name for name in dense.unskilled if "/" not in name)
+    return [f"The dense model itself shows no skill in {lacking}."] if lacking else []
 
 
 def _about_as_good(

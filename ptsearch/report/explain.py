@@ -12,6 +12,7 @@ from ptsearch.report.rows import BEST_SINGLE, Row
 from ptsearch.scoring import diversity
 from ptsearch.scoring.diversity import ALL, FIELDS, Diversity
 from ptsearch.search.gain_split import Split, gain_splits
+from ptsearch.search.paper import about_bytes
 from ptsearch.search.scorer import EnsembleScorer
 from ptsearch.search.study import Members
 from ptsearch.shared import CsvRow, Floats
@@ -56,7 +57,8 @@ def explain(
     return Explanation(
         lines=_about_diversity(by_benchmark[ALL], list(variants.values()))
         + _about_gains(over_best)
-        + _about_vote(table),
+        + _about_vote(table)
+        + about_bytes(table),
         tables={
             "diversity.csv": diversity.summary(by_benchmark),
             "diversity_pairs.csv": diversity.pair_rows(by_benchmark, variants),

@@ -24,7 +24,6 @@ from ptsearch.search.comparisons import gains
 from ptsearch.search.exact_front import ExactFront, shares
 from ptsearch.search.fronts import Front
 from ptsearch.search.objectives import chosen_objectives
-from ptsearch.search.paper import about_bytes
 from ptsearch.search.scorer import EnsembleScorer, scorers
 from ptsearch.search.study import CompletedTrial, Members, study_config
 
@@ -103,11 +102,7 @@ def compile_result(
         holdout_reads=reads,
         exact=exact,
         shares=_shares(exact, trials, search) if exact else [],
-        remarks=chosen_front.remarks
-        + no_gains
-        + remarks
-        + results.about_data(table)
-        + about_bytes(table),
+        remarks=chosen_front.remarks + no_gains + remarks + results.about_data(table),
         answer=answer(front, compared, int(holdout.mask.sum())),
         explained=explain.explain(table, parts, front, _baselines(best)),
         scenarios=_scenarios(parts, [*compared, *front, *singles])

@@ -79,7 +79,8 @@ def test_a_loss_is_never_summed_up_as_no_evidence() -> None:
 
 
 def test_three_sentences(result) -> None:
-    sentences = result.answer.sentences
+    about_dense, *sentences = result.answer.sentences
+    assert about_dense.startswith("The dense model itself shows no skill in")  # answers at random
     assert len(sentences) == 3
     smallest = result.answer.picks[AS_GOOD]
     assert sentences[0].startswith(smallest.name)
@@ -103,14 +104,20 @@ def test_losses_of_the_front_are_counted(result) -> None:
     )
 
 
+def test_a_dense_model_without_skill_is_said_first(result) -> None:
+    dense = replace(result.compared[0], unskilled=("mmlu", "fairness", "fairness/plain"))
+    first = answers.answer(result.front, [dense, *result.compared[1:]], 305).sentences[0]
+    assert first == "The dense model itself shows no skill in mmlu, fairness."
+
+
 def test_nothing_is_as_good_as_dense(result) -> None:
     same, lost = Gain(0.0, -1.0, 1.0), Gain(-9.0, -12.0, -6.0)
     over = {"dense": {"trust": lost}, "best_single": {"trust": same}}
     worse = [replace(row, gains=over, picks=()) for row in result.front]
-    first = answers.answer(worse, result.compared, 305).sentences[0]
+    first = answers.answer(worse, result.compared, 305).sentences[1]
     assert first == "Every choice is proven worse than the dense model on some score."
     unclear = [*worse[:-1], replace(worse[-1], gains=over | {"dense": {"trust": same}})]
-    first = answers.answer(unclear, result.compared, 305).sentences[0]
+    first = answers.answer(unclear, result.compared, 305).sentences[1]
     assert first == "No choice shows on the search half that it is as good as the dense model."
 
 
