@@ -51,11 +51,11 @@ def read_text(folder: Folder, name: str) -> str:
     raw = path.read_bytes()
     folder.data[name] = hashlib.sha256(raw).hexdigest()
     try:
-        return raw.decode()
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
+        line = error.object.count(b"\n", 0, error.start) + 1
         raise ValueError(
-            f"{path}:{line}: expected UTF-8, got byte 0x{raw[error.start]:02x}"
+            f"{path}:{line}: expected UTF-8, got byte 0x{error.object[error.start]:02x}"
         ) from error
 
 
@@ -78,12 +78,13 @@ def read_json(folder: Folder, name: str) -> object:
 
 
 def read_jsonl(folder: Folder, name: str) -> list[Record]:
-    """One object per line."""
+    """One object per line; empty lines are none."""
     path = folder.root / name
     lines = read_text(folder, name).removesuffix("\n").split("\n")
     return [
         Record(f"{path}:{number}", parse_json(line, path, number))
         for number, line in enumerate(lines, start=1)
+        if line.strip()
     ]
 
 
@@ -91,6 +92,8 @@ def parse_json(text: str, path: Path, line: int = 1) -> object:
     """`text` as JSON; `line` is its first line in the file."""
     try:
         return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{path}:{line}: expected JSON less deeply nested") from None
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path}:{line + error.lineno - 1}: expected JSON, got {error.msg} at column "

@@ -4,23 +4,20 @@ Columns: docs/howto/own-questions.md. Every perspective is a benchmark of its ow
 without a model. Errors begin with FILE:LINE (in Parquet the number of the row).
 """
 
-import csv
 import hashlib
-import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations, count
 from os.path import commonprefix  # of texts, character by character
 from pathlib import Path
 from statistics import NormalDist
-from typing import cast
 
-from ptsearch.benchmarks import repeats
+from ptsearch.benchmarks import files, repeats
 from ptsearch.benchmarks.definition import Benchmark, Prompt, Sample, Scenario, Turn, item_hash
-from ptsearch.benchmarks.files import Record, parse_json
+from ptsearch.benchmarks.files import Folder, Record
 from ptsearch.benchmarks.parsing import Question
 from ptsearch.benchmarks.registry import BENCHMARKS
 from ptsearch.benchmarks.split import HOLDOUT, SEARCH, half
@@ -46,7 +43,8 @@ def load(path: Path) -> list[Benchmark]:
     if path.suffix.lower() not in READERS:
         raise ValueError(f"benchmarks.path must end with {', '.join(READERS)}, got {str(path)!r}")
     stem, names, rows = re.sub(r"\W", "_", path.stem, flags=re.ASCII), set[str](), list[Row]()
-    for record in READERS[path.suffix.lower()](path):
+    folder = files.open_folder(path.parent)
+    for record in READERS[path.suffix.lower()](folder, path):
         names.update(record.items())
         rows.append(_row(record, stem))
     if not rows:
@@ -56,8 +54,6 @@ def load(path: Path) -> list[Benchmark]:
         if (first := items.setdefault(sample.prompt, sample)).item != sample.item:
             raise ValueError(f"{path}:{sample.id}: expected the item of line {first.id}, which has "
                              "the same prompt: both must be in one half")  # fmt: skip
-    with path.open("rb") as file:
-        data = {path.name: hashlib.file_digest(file, "sha256").hexdigest()}
     unread = ", ".join(sorted(names - COLUMNS))
     notes = (f"{path.name}: columns that are not read: {unread}",) if unread else ()
     found = []
@@ -67,24 +63,20 @@ def load(path: Path) -> list[Benchmark]:
         parts = [_scenario(path, [row for row in own if row[1].name == s]) for s in scenarios]
         samples = tuple(sample for _, part in parts for sample in part)
         by_name = {scenario.name: scenario for scenario, _ in parts}
-        found.append(Benchmark(name, "file", VERSION, by_name, samples, data, notes))
+        found.append(Benchmark(name, "file", VERSION, by_name, samples, folder.data, notes))
     return found
 
 
 def check(own: Sequence[Benchmark], path: Path, salt: str) -> str:
-    """What is known of a file without a model, in lines. ValueError: a half of the items says
-    nothing: it has none of a perspective, or a group lacks a label.
+    """What is known of a file without a model, in lines. ValueError: a half of the items has none
+    of a scenario, or lacks a label of a group.
     """
     lines: list[str] = []
     for benchmark in repeats.merge(own, salt):
-        held = sum(half(sample.item, salt) == HOLDOUT for sample in benchmark.samples)
-        if held in (0, len(benchmark.samples)):
-            line = f"{path}:{benchmark.samples[0].id}"
-            raise ValueError(f"{line}: expected unlike questions of {benchmark.name}, or `item`: "
-                             "all of them fall into one half")  # fmt: skip
         for name, scenario in benchmark.scenarios.items():
             samples = [s for s in benchmark.samples if s.scenario == name]
             lines += _about(f"{benchmark.name}/{name}", scenario.mode, samples, path, salt)
+        held = sum(half(sample.item, salt) == HOLDOUT for sample in benchmark.samples)
         needed = samples_needed(GAIN, DIFFER)
         lines.append(
             f"{benchmark.name}: to show a gain of {GAIN:.0%} takes {needed:,} held-out samples, "
@@ -109,9 +101,9 @@ def _about(
     place: str, mode: str, samples: Sequence[Sample], path: Path, salt: str
 ) -> Iterator[str]:
     labels = [*samples[0].question.labels, *samples[0].question.abstain]
-    halves = {
-        side: [s for s in samples if half(s.item, salt) == side] for side in (SEARCH, HOLDOUT)
-    }
+    halves: dict[str, list[Sample]] = {SEARCH: [], HOLDOUT: []}
+    for sample in samples:
+        halves[half(sample.item, salt)].append(sample)
     gold, most = Counter(sample.gold for sample in samples).most_common(1)[0]
     yield (
         f"{place}: {len(samples)} samples of {len({s.item for s in samples})} items, "
@@ -121,6 +113,9 @@ def _about(
     if repeated := len(samples) - len({s.prompt for s in samples}):
         yield f"* {place}: {repeated} exact duplicates, each in the half of the first"
     for side, part in halves.items():
+        if not part:
+            raise ValueError(f"{path}:{samples[0].id}: expected samples of {place} on both halves, "
+                             f"{side} has none: give more, less alike, or `item`")  # fmt: skip
         if len({s.gold for s in part}) == 1:
             yield f"* {place}: one class only on the {side} half, which can show no skill"
         for group in sorted({s.stratum for s in samples} - {""}):
@@ -142,11 +137,12 @@ def _row(record: Record, stem: str) -> Row:
     row |= {key: value for key, value in record.items().items() if value not in (None, "")}
     row.setdefault("scenario", row["perspective"])
     need(prompt := _prompt(row.get("prompt")), "text, or turns up to the user's last", "prompt")
-    given = row.get("labels")
-    texts = [x.strip() for x in given if isinstance(x, str)] if isinstance(given, list) else []
+    given = given if isinstance(given := row.get("labels"), list) else []
+    texts = [str(text).strip() for text in given]
     different = len({text.casefold() for text in texts} - {""}) == len(texts) > 1
-    need(different and texts and len(texts) == len(cast(list[object], given)),
-         "a list of at least two different texts", "labels")  # fmt: skip
+    need(
+        different and all(isinstance(x, str) for x in given), "a list of different texts", "labels"
+    )
     gold = _gold(row.get("gold"), texts)
     need(gold >= 0, f"one of {', '.join(texts)[:100]}, or its index,", "gold")
     need(row["mode"] in ("choice", "generate"), "choice or generate", "mode")
@@ -158,6 +154,8 @@ def _row(record: Record, stem: str) -> Row:
     need(abstain_ok is not None, "true or false", "abstain_ok")
     group, item = str(row.get("group", "")), str(row.get("item", ""))
     text = prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt)
+    every = "".join((text, item, *texts))
+    need(every == every.encode(errors="ignore").decode(), "text without surrogates", "prompt")
     sample = Sample(
         record.where.rpartition(":")[2], item_hash("item", item) if item else item_hash(text),
         scenario, prompt, Question(tuple(texts)), gold, abstain_ok=bool(abstain_ok), stratum=group,
@@ -193,8 +191,6 @@ def _scenario(path: Path, rows: Sequence[Row]) -> tuple[Scenario, list[Sample]]:
         if other != scenario or sample.question.labels != labels:
             raise ValueError(f"{path}:{sample.id}: expected labels, mode, form and groups as "
                              f"in line {first.id}, of the same scenario")  # fmt: skip
-    if len(rows) < 2:
-        raise ValueError(f"{path}:{first.id}: expected more than one sample of {scenario.name}")
     if scenario.metric == "parity" and (len(groups), len(labels)) != (2, 2):
         raise ValueError(f"{path}:{first.id}: expected two groups and two labels for fairness, "
                          f"got {', '.join(groups)[:99]} and {', '.join(labels)[:99]}")  # fmt: skip
@@ -209,59 +205,40 @@ def _scenario(path: Path, rows: Sequence[Row]) -> tuple[Scenario, list[Sample]]:
     ]  # fmt: skip
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Decoded lines with their ends; a huge one is never read whole."""
+def _jsonl(folder: Folder, path: Path) -> Iterable[Record]:
+    _check_lines(path)
+    return files.read_jsonl(folder, path.name)
+
+
+def _csv(folder: Folder, path: Path) -> Iterator[Record]:
+    """Cells are texts as they are (`None` and `NA` too); `labels` are separated by |."""
+    _check_lines(path)
+    head, *rows = [row for row in files.read_csv(folder, path.name) if row.cells()] or [
+        Record("", [])
+    ]
+    names = [str(name) for name in head.cells()]
+    if names and (not set(names) >= NEEDED or len(set(names)) < len(names)):
+        raise ValueError(f"{head.where}: expected different columns with {', '.join(NEEDED)}, got "
+                         f"{', '.join(names)[:200]}")  # fmt: skip
+    for row in rows:
+        if len(row.cells()) != len(names):
+            raise ValueError(f"{row.where}: expected {len(names)} cells, got {len(row.cells())}")
+        cells = dict(zip(names, row.cells(), strict=True))
+        yield Record(row.where, {**cells, "labels": cells["labels"].split("|")})
+
+
+def _check_lines(path: Path) -> None:
+    """ValueError: a line is huge; it is not read whole."""
     with path.open("rb") as file:
         for number in count(1):
-            raw = file.readline(MOST_BYTES + 1)
-            if len(raw) > MOST_BYTES:
+            size = len(file.readline(MOST_BYTES + 1))
+            if size > MOST_BYTES:
                 raise ValueError(f"{path}:{number}: expected at most {MOST_BYTES:,} bytes a line")
-            if not raw:
+            if not size:
                 return
-            try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                byte = error.object[error.start]
-                raise ValueError(f"{path}:{number}: expected UTF-8, got 0x{byte:02x}") from None
-            yield text
 
 
-def _jsonl(path: Path) -> Iterator[Record]:
-    for number, line in enumerate(_lines(path), start=1):
-        if text := line.strip():
-            where = f"{path}:{number}"
-            try:
-                value = parse_json(text, path, number)
-                json.dumps(value, ensure_ascii=False).encode()
-            except (RecursionError, UnicodeEncodeError):
-                raise ValueError(f"{where}: expected plain text, not deeply nested") from None
-            if not isinstance(value, dict):
-                raise ValueError(f"{where}: expected an object, got {text[:60]!r}")
-            yield Record(where, value)
-
-
-def _csv(path: Path) -> Iterator[Record]:
-    """Cells are texts as they are (`None` and `NA` too); `labels` are separated by |."""
-    reader, line = csv.reader(_lines(path), strict=True), 1
-    head: list[str] = []
-    try:
-        for cells in reader:
-            where, line = f"{path}:{line}", reader.line_num + 1
-            if not head:
-                head = cells
-                if not set(head) >= NEEDED or len(set(head)) < len(head):
-                    raise ValueError(f"{where}: expected different columns with {', '.join(NEEDED)}"
-                                     f", got {', '.join(head)[:200]}")  # fmt: skip
-            elif len(cells) not in (0, len(head)):
-                raise ValueError(f"{where}: expected {len(head)} cells, got {len(cells)}")
-            elif cells:
-                row: Mapping[str, str] = dict(zip(head, cells, strict=True))
-                yield Record(where, {**row, "labels": row["labels"].split("|")})
-    except csv.Error as error:
-        raise ValueError(f"{path}:{line}: expected a row of CSV, got {error}") from None
-
-
-def _parquet(path: Path) -> Iterator[Record]:
+def _parquet(folder: Folder, path: Path) -> Iterator[Record]:
     import pyarrow as pa  # a third of a second, which other files need not wait
     import pyarrow.parquet as pq
 
@@ -275,8 +252,9 @@ def _parquet(path: Path) -> Iterator[Record]:
                 number += 1
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise ValueError(f"{path}:{number}: expected Parquet with UTF-8, got {error}") from None
+    folder.data[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
+READERS: dict[str, Callable[[Folder, Path], Iterable[Record]]] = {
     ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet
 }  # fmt: skip

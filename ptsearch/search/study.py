@@ -225,8 +225,9 @@ def check_limits(config: Config, benchmarks: Sequence[Benchmark]) -> None:
     if not limits(search.min) and not limits(search.max):
         return
     all_questions = questions(benchmarks, settings.split.salt, settings.rules)
+    derived = (name for name, each in OBJECTIVES.items() if each.of_ensemble)
     scores = constant_scores(all_questions, config.trust.weights)["majority class"]
-    known = dict.fromkeys((*OBJECTIVES, *Cost._fields, *scores))
+    known = dict.fromkeys(("trust", *scores, *Cost._fields, *derived))
     for side, given in (("min", search.min), ("max", search.max)):
         for name in limits(given):
             if name not in known:
