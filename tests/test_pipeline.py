@@ -78,6 +78,7 @@ def test_again_builds_and_evaluates_nothing(finished, tiny_model, monkeypatch, c
     assert "+export=ensemble export.study=tiny export.pick=" in said
     assert "evaluating" not in said
     assert "method: [rtn, gptq]" in said  # in a command to copy
+    assert "study.need_skill=false" in said.split("\nlimits")[1]
     stages = ("opening the study", "scoring every ensemble", "intervals", "writing the report")
     assert sorted(map(said.index, stages)) == [said.index(f"\n{each}") + 1 for each in stages]
 

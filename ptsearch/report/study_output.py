@@ -166,7 +166,8 @@ def _next(tracker: Tracker, config: Config, result: Result) -> dict[str, str]:
     pick = AS_GOOD if AS_GOOD in result.answer.picks else KNEE
     export = ["+export=ensemble", f"export.study={search.name}", f"export.pick={pick}",
               "export.out=chosen", *where]  # fmt: skip
-    others = [o for o in config.overrides if not o.startswith(("+study=", "study."))]
+    studies = ("+study=", "study.")
+    others = [o for o in config.overrides if o.startswith(page.KEPT) or not o.startswith(studies)]
     half = result.compared[0].search["memory_gb"] / 2
     limited = ["+study=slo", f"study.max.memory_gb={half:.2g}", *others]
     return steps | {
