@@ -20,6 +20,7 @@ from safetensors import safe_open
 
 from ptsearch import engine as engines
 from ptsearch import store
+from ptsearch.benchmarks.registry import NAMES
 from ptsearch.config import EngineConfig, ExportConfig
 from ptsearch.deploy import export, vllm_support
 from ptsearch.deploy import folder as exported
@@ -52,7 +53,8 @@ def cache(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def study(tiny_model: Path) -> dict[str, Any]:
     """What a study of that pool recorded of itself; one ensemble of all three is its front."""
-    scores = dict.fromkeys((*deploy.SHOWN, *costs(), *LAZY), 50.0)
+    beside = (f"{name}.refusal_rate" for name in NAMES)
+    scores = dict.fromkeys(("trust", *NAMES, *beside, "refusal_rate", *costs(), *LAZY), 50.0)
     labels = [variant.label for variant in POOL]
     return {
         "front": [
