@@ -17,10 +17,10 @@ import pyarrow as pa
 from ptsearch import engine as engines
 from ptsearch import store
 from ptsearch.benchmarks import Benchmark, Prompt, Sample, Scenario
-from ptsearch.benchmarks.fit import fit
 from ptsearch.benchmarks.parsing import without_thoughts
 from ptsearch.config import EngineConfig
 from ptsearch.evaluation import predictions
+from ptsearch.evaluation.fit import fit
 from ptsearch.models.base_model import BaseModel
 from ptsearch.models.prompting import Choices, Prompter
 from ptsearch.shared import EVALUATING, Report

@@ -28,8 +28,8 @@ from ptsearch.benchmarks import (
     mmlu,
     ood,
 )
-from ptsearch.benchmarks.fit import fit
 from ptsearch.benchmarks.sources import load_published
+from ptsearch.evaluation.fit import fit
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from ptsearch.benchmarks import (
     prompts,
     sources,
 )
-from ptsearch.benchmarks.fit import without_last_demo
 from ptsearch.benchmarks.parsing import Question
 from ptsearch.config import PROMPTS, BenchmarksConfig
+from ptsearch.evaluation.fit import without_last_demo
 from ptsearch.models.prompting import Prompter
 
 ZERO_SHOT = chat.zero_shot("Answer.", "Is it?")

@@ -10,10 +10,10 @@ from tiny_benchmark import benchmark
 
 from ptsearch import engine as engines
 from ptsearch.benchmarks import Sample, Turn, chat, fairness
-from ptsearch.benchmarks.fit import fit
 from ptsearch.benchmarks.parsing import Question
 from ptsearch.config import EngineConfig
 from ptsearch.evaluation import evaluate
+from ptsearch.evaluation.fit import fit
 from ptsearch.models.prompting import Prompter
 
 
