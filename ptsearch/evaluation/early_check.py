@@ -14,6 +14,7 @@ from typing import Any
 from ptsearch.benchmarks import own_file
 from ptsearch.config import Config, EngineConfig, default_weights
 from ptsearch.models.architecture import check_base, check_same_model, need_checkpoint
+from ptsearch.scoring import file_check
 from ptsearch.shared import did_you_mean, one_of
 from ptsearch.variant import Variant, expand_pool, method_of, unique_labels
 
@@ -47,7 +48,7 @@ def _about_questions(config: Config) -> str:
     own = own_file.load(path) if asked.path or asked.name == "file" or needed else []
     for name in config.trust.weights:
         one_of("trust.weights", name, (*default_weights(), *(benchmark.name for benchmark in own)))
-    return own_file.check(own, path, asked.split.salt)
+    return file_check.check(own, path, asked.split.salt)
 
 
 def free_folder(out: str) -> Path:

@@ -15,6 +15,7 @@ from command import ptsearch
 from ptsearch.benchmarks import Benchmark, own_file, sources
 from ptsearch.benchmarks.split import half
 from ptsearch.config import BenchmarksConfig
+from ptsearch.scoring import file_check
 
 ROOT = Path(__file__).parents[2]
 COMPLAINTS = ROOT / "examples" / "complaints.jsonl"
@@ -33,7 +34,7 @@ def jsonl(path: Path, rows: list[dict[str, object]]) -> Path:
 
 
 def checked(path: Path) -> str:
-    return own_file.check(own_file.load(path), path, "ptsearch")
+    return file_check.check(own_file.load(path), path, "ptsearch")
 
 
 def changed(**fields: object) -> list[dict[str, object]]:
@@ -259,7 +260,7 @@ def test_what_a_check_warns_of(tmp_path: Path) -> None:
 
 def test_so_many_samples_find_the_gain_in_four_of_five_trials(rng: np.random.Generator) -> None:
     """McNemar's test on simulated pairs: 6 % right in one system alone, 4 % in the other alone."""
-    n = own_file.samples_needed(0.02, 0.10)
+    n = file_check.samples_needed(0.02, 0.10)
     pairs = rng.multinomial(n, [0.06, 0.04, 0.90], size=4000)
     z = (pairs[:, 0] - pairs[:, 1]) / np.sqrt(pairs[:, 0] + pairs[:, 1])
     assert math.isclose((abs(z) > 1.96).mean(), 0.80, abs_tol=0.025)
