@@ -21,7 +21,6 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
-from sqlalchemy import create_engine, make_url, text
 
 from ptsearch.search.database import is_server, opening, replace_artifacts, shown, unusable
 from ptsearch.search.study import VIEW as OF_STUDY
@@ -55,7 +54,6 @@ def open_run(uri: str, artifacts: Path, name: str, run_id: str | None, key: str 
     """
     page, study = shown(uri) if is_server(uri) else LOCAL_PAGE, name.partition(OF_STUDY)[0]
     with opening(uri, lambda new: MlflowClient(new).search_experiments(max_results=1)):
-        _follow_move(uri, artifacts)
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name(study)
     if experiment is not None and experiment.lifecycle_stage == "deleted":
@@ -84,33 +82,6 @@ def open_run(uri: str, artifacts: Path, name: str, run_id: str | None, key: str 
         else client.create_run(experiment_id, run_name=name, tags={"kind": "study", "study": key})
     )
     return Tracker(client, experiment_id, run.info.run_id, page)
-
-
-def _follow_move(uri: str, artifacts: Path) -> None:
-    """MLflow records absolute places of artifacts and has no way to change them. Where its database
-    lies beside the folder `artifacts` and both were moved or copied, they become those of now.
-    """
-    place = make_url(uri)
-    if is_server(uri) or Path(place.database or "").parent != artifacts.parent:
-        return
-    engine, here = create_engine(place), artifacts.as_uri()
-    with engine.begin() as database:
-        recorded = database.execute(text("SELECT name, artifact_location FROM experiments"))
-        for name, location in recorded.all():
-            now = (artifacts / name).as_uri()
-            end = now.removeprefix(here)  # /NAME, quoted
-            if location == now or not location.endswith(f"/{artifacts.name}{end}"):
-                continue
-            before = {"here": here, "old": location.removesuffix(end)}
-            for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
-                database.execute(
-                    text(
-                        f"UPDATE {table} SET {column} = :here || substr({column}, length(:old) + 1)"
-                        f" WHERE substr({column}, 1, length(:old) + 1) = :old || '/'"
-                    ),
-                    before,
-                )
-    engine.dispose()
 
 
 @dataclass(frozen=True)
