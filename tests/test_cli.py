@@ -31,7 +31,7 @@ def test_without_a_job_it_says_what_there_is(monkeypatch, tmp_path, capsys) -> N
         (("study=pareto",), "+study=pareto"),
         (("study.trials=5",), "study.trials belongs to a job: append +study="),
         (("model=smollm2",), "which job?"),
-        (("+study=pareto", "benchmarks=glue"), "benchmarks is one of paper, paper_zero_shot"),
+        (("+study=pareto", "benchmarks=glue"), "benchmarks is one of file, paper, paper_zero_shot"),
         (("+study=pareto", "study.trials=many"), "study.trials=many: Value 'many' of type"),
         (("+study=pareto", "study.trials="), "study.trials=: Value ''"),
         (("+study=pareto", "study.min.ethics=abc"), "study.min.ethics=abc: Value 'abc'"),
