@@ -199,7 +199,7 @@ def stubbed(tmp_path: Path, gateway: str) -> tuple[int, dict[str, str]]:
     stub.chmod(0o755)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        first = taken.getsockname()[1] % 20000 + 20000
+        first = taken.getsockname()[1] % 10000 + 20000  # the system gives those from 32768 on
     return first, os.environ | {"PYTHON": str(stub), "FIRST_PORT": str(first), "PORT": "1"}
 
 
