@@ -4,23 +4,20 @@ import errno
 import json
 import os
 import re
-import socket
 import subprocess
-import sys
 import tomllib
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from exports import DENSE, POOL, write
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 from ptsearch import engine as engines
 from ptsearch import store
-from ptsearch.benchmarks.registry import NAMES
 from ptsearch.config import EngineConfig, ExportConfig
 from ptsearch.deploy import export, vllm_support
 from ptsearch.deploy import folder as exported
@@ -31,61 +28,7 @@ from ptsearch.models.base_model import BaseModel
 from ptsearch.models.prompting import Prompter
 from ptsearch.pool import build
 from ptsearch.pool.calibration import Calibration
-from ptsearch.report.rows import LAZY
-from ptsearch.search.objectives import costs
-from ptsearch.variant import Variant, from_fields
-
-DENSE = Variant("tiny", "0")
-WAYS = ("sequential", "parallel", "lazy")
-POOL = [replace(DENSE, method="rtn", bits=bits, group_size=32) for bits in (3, 4, 8)]
-
-
-@pytest.fixture(scope="module")
-def cache(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pool of three, built."""
-    root = tmp_path_factory.mktemp("cache")
-    text = "\n".join(f"Line {n}: {n * n} foxes jump over {n} dogs." for n in range(400))
-    base = BaseModel("tiny", "0", tiny_model)
-    build.build_pool(base, POOL, Calibration(text, samples=4, length=64), root, lambda *_: None)
-    return root
-
-
-@pytest.fixture
-def study(tiny_model: Path) -> dict[str, Any]:
-    """What a study of that pool recorded of itself; one ensemble of all three is its front."""
-    beside = (f"{name}.refusal_rate" for name in NAMES)
-    scores = dict.fromkeys(("trust", *NAMES, *beside, "refusal_rate", *costs(), *LAZY), 50.0)
-    labels = [variant.label for variant in POOL]
-    return {
-        "front": [
-            {
-                "members": labels,
-                "run_id": "run",
-                "search": scores | {"memory_gb": 0.09},
-                "holdout": scores,
-                "certificate": {"verdict": "worse than dense: mmlu -16.4 (-31.0 to -4.7)"},
-                "unskilled": [],
-                "picks": ["knee", "best_trust"],
-                "latency": {way: {"p50": 12.0, "p95": 34.0} for way in WAYS},
-            }
-        ],
-        "ask": {"run": labels},
-        "variants": {v.label: {"id": v.id, "fields": asdict(v)} for v in POOL},
-        "settings": {
-            "model.name": "tiny", "model.revision": "0", "engine.dtype": "bfloat16",
-            "memory.context": 512, "benchmarks.rules": "clean", "benchmarks.limit": 0,
-        },
-        "base": {
-            "source": "hub", "repo": "someone/tiny", "path": str(tiny_model), "memory_gb": 0.1,
-            "kv_bytes": 51_200, "benchmarks": "pocket",
-        },
-    }  # fmt: skip
-
-
-def write(study, cache: Path, out: Path, target: str = "local") -> exported.Exported:
-    folder = export.write(study, ExportConfig(study="s", out=str(out), target=target), cache)
-    assert store.verify_folder(folder) == []
-    return exported.open_folder(folder)
+from ptsearch.variant import from_fields
 
 
 @pytest.mark.parametrize("target", ["local", "cpu", "cuda"])
@@ -126,25 +69,6 @@ def test_every_text_parses(target: str, study, cache, tmp_path) -> None:
         assert set(given.removeprefix("serve.engines=[").removesuffix("]").split(",")) < hosts
 
 
-STUB = """#!{python}
-import http.server, sys
-arguments = sys.argv[1:]
-if arguments[:2] == ["-m", "vllm.entrypoints.openai.api_server"]:
-    class Health(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200 if self.path == "/health" else 404)
-            self.end_headers()
-        def log_message(self, *_): pass
-    port = int(arguments[arguments.index("--port") + 1])
-    http.server.HTTPServer(("127.0.0.1", port), Health).serve_forever()
-elif arguments[0] == "-c":
-    exec(arguments[1])
-else:
-    print("\\n".join(arguments), flush=True)
-    {gateway}
-"""
-
-
 def test_the_image_is_built_from_the_checkout(study, cache, tmp_path) -> None:
     """No package index may have ptsearch; what is copied is all that the package is built from."""
     folder = write(study, cache, tmp_path / "out").folder
@@ -161,55 +85,6 @@ def test_the_image_is_built_from_the_checkout(study, cache, tmp_path) -> None:
     assert copied >= {"pyproject.toml", *named, *wheel["packages"], *wheel["force-include"]}
     (install,) = [step for step in steps if step[:3] == ["RUN", "pip", "install"]]
     assert install[-1] == "."
-
-
-def test_the_script_starts_the_gateway_once_its_members_are_up(study, cache, tmp_path) -> None:
-    """vLLM and ptsearch are played by a stub: it is the script that is run."""
-    folder = write(study, cache, tmp_path / "out", "cpu").folder
-    first, environment = stubbed(tmp_path, "")
-    done = subprocess.run(
-        [folder / "serve.sh", "serve.max_changed=1"], env=environment, capture_output=True,
-        text=True, timeout=60, check=True,
-    )  # fmt: skip
-    urls = ",".join(f"http://127.0.0.1:{first + i}/v1" for i in range(3))
-    assert done.stdout.splitlines() == [
-        "-m", "ptsearch", "+serve=gateway", f"serve.dir={folder}", f"serve.engines=[{urls}]",
-        "serve.host=127.0.0.1", "serve.port=1", "serve.max_changed=1",
-    ]  # fmt: skip
-    assert not listening(first)
-
-
-def test_all_servers_end_with_the_script(study, cache, tmp_path) -> None:
-    folder = write(study, cache, tmp_path / "out", "cpu").folder
-    first, environment = stubbed(tmp_path, "import time; time.sleep(60)")
-    script = subprocess.Popen([folder / "serve.sh"], env=environment, stdout=subprocess.PIPE)
-    assert script.stdout
-    script.stdout.readline()  # the gateway has started
-    assert len(listening(first)) == 3
-    script.terminate()
-    assert script.wait(10) == 143
-    script.stdout.close()
-    assert not listening(first)
-
-
-def stubbed(tmp_path: Path, gateway: str) -> tuple[int, dict[str, str]]:
-    """First port and environment of the script; `gateway` is what the gateway does once started."""
-    stub = tmp_path / "python"
-    stub.write_text(STUB.format(python=sys.executable, gateway=gateway))
-    stub.chmod(0o755)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        first = taken.getsockname()[1] % 10000 + 20000  # the system gives those from 32768 on
-    return first, os.environ | {"PYTHON": str(stub), "FIRST_PORT": str(first), "PORT": "1"}
-
-
-def listening(first: int) -> list[int]:
-    """Which of the members' ports answer."""
-    found = []
-    for port in range(first, first + 3):
-        with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), 1):
-            found.append(port)
-    return found
 
 
 def test_the_card_has_the_hubs_metadata_and_claims_nothing_unproven(study, cache, tmp_path) -> None:
