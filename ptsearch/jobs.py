@@ -27,13 +27,7 @@ from ptsearch.report.study import Result, compile_result
 from ptsearch.scoring import scores as scoring
 from ptsearch.scoring.rescore import rescore
 from ptsearch.scoring.scores import Scores
-from ptsearch.search import (
-    database,
-    limits,
-    settings,
-    skill,
-    trials,
-)
+from ptsearch.search import database, limits, settings, skill, trials
 from ptsearch.search import study as studies
 from ptsearch.search.fronts import FRONTS, Front
 from ptsearch.search.scorer import EnsembleScorer, scorers
@@ -106,11 +100,7 @@ def _log_again(run: Search, tracker: tracking.Tracker) -> None:
 
 
 def _report(
-    run: Search,
-    tracker: tracking.Tracker,
-    found: Front,
-    others: Sequence[Table],
-    before: object,
+    run: Search, tracker: tracking.Tracker, found: Front, others: Sequence[Table], before: object
 ) -> Result | None:
     """Log the result; None = a process with the same configuration did since `before`, which was
     the mark of the last report when this process came in.

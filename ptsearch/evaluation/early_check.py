@@ -13,7 +13,7 @@ from typing import Any
 
 from ptsearch.benchmarks import own_file
 from ptsearch.config import Config, EngineConfig, default_weights
-from ptsearch.models.architecture import check_base, check_same_model, need_checkpoint
+from ptsearch.models.architecture import check_same_model, check_source, need_checkpoint
 from ptsearch.scoring import file_check
 from ptsearch.shared import did_you_mean, one_of
 from ptsearch.variant import Variant, expand_pool, method_of, unique_labels
@@ -71,10 +71,7 @@ def _check_pool(config: Config) -> None:
     if config.compute.name == "local":
         _check_device(config.engine)
     for model in (config.model, *config.baseline_models):
-        if model.source == "path":
-            check_base(Path(model.path), f"model.path={model.path!r}")
-        if model.source == "hub" and not (model.repo and model.revision):
-            raise ValueError("model=hub needs model.repo=OWNER/NAME and model.revision=COMMIT")
+        check_source(model)
     if config.calibration.source == "file" and not Path(config.calibration.path).is_file():
         raise ValueError(f"calibration.path={config.calibration.path!r} is not a file")
     root = config.benchmarks.root

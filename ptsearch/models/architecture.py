@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptsearch import store
+from ptsearch.config import ModelConfig
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -37,6 +38,14 @@ def check_same_model(base: Path, folder: Path, what: str) -> None:
                 f"{what}: a checkpoint of another model: {key} is {got}, the base model has "
                 f"{expected}"
             )
+
+
+def check_source(settings: ModelConfig) -> None:
+    """ValueError: where the base model comes from is not said, or the folder does not hold one."""
+    if settings.source == "path":
+        check_base(Path(settings.path), f"model.path={settings.path!r}")
+    if settings.source == "hub" and not (settings.repo and settings.revision):
+        raise ValueError("model=hub needs model.repo=OWNER/NAME and model.revision=COMMIT")
 
 
 def check_base(folder: Path, what: str) -> None:

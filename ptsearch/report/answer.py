@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ptsearch.evaluation.table import DENSE, Table
-from ptsearch.report.rows import BEST_SINGLE, DENSE_MODEL, Row, knee
+from ptsearch.report.rows import BEST_SINGLE, DENSE_MODEL, Row, best_single, knee
 from ptsearch.scoring.scores import nan_last
 from ptsearch.search.comparisons import figures, gains, in_words, losses
 from ptsearch.search.scorer import EnsembleScorer
@@ -60,7 +60,7 @@ def answer(front: Sequence[Row], compared: Sequence[Row], held_out: int) -> Answ
     dense_gb = compared[0].search["memory_gb"]
     if not any(row.gains for row in front):
         return Answer(["Nothing is claimed: there are no intervals."], picks)
-    best = next((row for row in compared if row.kind == "single"), None)
+    best = best_single(compared)
     sentences = [
         *_about_dense(compared[0]),
         *_about_as_good(picks.get(AS_GOOD), front, dense_gb, held_out),

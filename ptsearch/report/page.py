@@ -24,7 +24,7 @@ from ptsearch import store
 from ptsearch.config import Config, StudyConfig
 from ptsearch.evaluation.table import Table
 from ptsearch.report import certificate, samples
-from ptsearch.report.rows import BEST_SINGLE, DENSE_MODEL, Row, shown_benchmarks
+from ptsearch.report.rows import BEST_SINGLE, DENSE_MODEL, Row, best_single, shown_benchmarks
 from ptsearch.report.study import Parts, Result
 from ptsearch.report.terminal import SCENARIO_HEADS, scenario_cells
 from ptsearch.scoring.scores import MMLU, Scores
@@ -111,7 +111,7 @@ def _values(
 ) -> dict[str, object]:
     """What the template shows, but for the samples."""
     settings, dense = study_config(table.config), result.compared[0]
-    best = next((row for row in result.compared if row.kind == "single"), None)
+    best = best_single(result.compared)
     named = {**roles, "dense": dense} | ({"best single": best} if best else {})
     rows = list({row.members: row for row in (*named.values(), *result.front)}.values())
     margins = _margins(table, parts["holdout"], rows[:MOST_INTERVALS])
@@ -254,14 +254,23 @@ def _command(config: Config, job: str) -> str:
     """The job for the study's ensembles within other limits, as far as the limits do not say."""
     search = job.startswith("+study")
     name = study_config(config).name.partition(VIEW)[0]
-    given = [
+    own = [f"study.name={name}"] if search else [f"export.study={name}", "export.out=chosen"]
+    return command(job, *given_again(config, search), *own)
+
+
+def given_again(config: Config, search: bool) -> list[str]:
+    """The overrides of a study that its next job takes too; a search that of its ensembles."""
+    return [
         override
         for override in config.overrides
         if not override.lstrip("+~").startswith(("study", "export"))
         or (search and override.startswith(KEPT))
     ]
-    own = [f"study.name={name}"] if search else [f"export.study={name}", "export.out=chosen"]
-    return shlex.join(["python", "-m", "ptsearch", job, *given, *own])
+
+
+def command(*arguments: str) -> str:
+    """As it is typed in a shell."""
+    return shlex.join(["python", "-m", "ptsearch", *arguments])
 
 
 def _packed(content: bytes) -> str:

@@ -1,7 +1,6 @@
 """A finished study for people: what goes to MLflow, then what is printed."""
 
 import json
-import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -28,7 +27,6 @@ from ptsearch.report.rows import Row
 from ptsearch.report.study import Result
 from ptsearch.report.tracking import Tracker
 from ptsearch.search import limits
-from ptsearch.search.exact_front import ExactFront
 from ptsearch.search.limits import Answer, Relaxation
 from ptsearch.search.study import study_config
 from ptsearch.shared import CsvRow
@@ -166,14 +164,9 @@ def _next(tracker: Tracker, config: Config, result: Result) -> dict[str, str]:
     pick = AS_GOOD if AS_GOOD in result.answer.picks else KNEE
     export = ["+export=ensemble", f"export.study={search.name}", f"export.pick={pick}",
               "export.out=chosen", *where]  # fmt: skip
-    studies = ("+study=", "study.")
-    others = [o for o in config.overrides if o.startswith(page.KEPT) or not o.startswith(studies)]
     half = result.compared[0].search["memory_gb"] / 2
-    limited = ["+study=slo", f"study.max.memory_gb={half:.2g}", *others]
-    return steps | {
-        name: shlex.join(["python", "-m", "ptsearch", *arguments])
-        for name, arguments in (("export", export), ("limits", limited))
-    }
+    limited = ["+study=slo", f"study.max.memory_gb={half:.2g}", *page.given_again(config, True)]
+    return steps | {"export": page.command(*export), "limits": page.command(*limited)}
 
 
 def _footnotes(config: Config, result: Result) -> list[str]:
@@ -191,15 +184,11 @@ def _footnotes(config: Config, result: Result) -> list[str]:
     if result.degenerate:
         notes.append(f"degenerate, may not vote: {', '.join(result.degenerate)}")
     if result.exact is not None and result.exact.approximate:
-        notes.append(_kind(result.exact))
+        why = result.exact.approximate
+        notes.append(f"approximate front (greedy and NSGA-II, because {why})")
     if result.front[0].all:
         notes += paper.notes(config, result.rows, result.remarks) + result.explained.lines
     return notes + result.remarks
-
-
-def _kind(exact: ExactFront) -> str:
-    why = exact.approximate
-    return f"approximate front (greedy and NSGA-II, because {why})" if why else "exact front"
 
 
 def show_relaxations(screen: Console, answer: Answer) -> None:
