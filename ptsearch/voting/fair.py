@@ -51,6 +51,8 @@ def label_weights(members: int) -> list[float]:
 
 def _fit_part(inputs: VoteInputs, part: "Part", config: VoteConfig) -> list[float]:
     gold, group = inputs.questions.gold[part.rows], inputs.questions.group[part.rows]
+    if np.unique(group).size < 2:  # no difference, as in `metrics.parity`
+        return [1.0, 1.0]
     answers, weights = inputs.answers[:, part.rows], label_weights(len(inputs.answers))
     voted = np.stack(
         [

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import fake_table, search_and_holdout, undominated
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from tables import random_asked, random_codes
@@ -60,6 +60,7 @@ def test_fair_without_a_limit_or_within_it_is_the_majority(seed: int, members: i
         assert_array_equal(voted, majority(given.answers, given.precision))
 
 
+@example(seed=1621, members=2, own=False)  # a scenario with one group only
 @given(SEEDS, st.integers(2, 5), st.booleans())
 def test_fair_comes_as_close_to_its_limit_as_any_weight(seed: int, members: int, own: bool) -> None:
     given, config = inputs(seed, members), VoteConfig("fair", max_dpd=5.0, by_group=own)
