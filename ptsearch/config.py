@@ -18,6 +18,7 @@ JOBS = ("study", "check", "build", "evaluate", "export", "serve", "rescore", "ca
 STUDIES = ("pareto", "slo", "benchmark", "paper")
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "exhaustive")
 RULES = ("clean", "ct", "dt")
+REFUSALS = ("error", "label", "veto")  # in a vote
 PROMPTS = ("chat", "raw", "ct_llama2")
 LOCAL = "local"
 TARGETS = (LOCAL, "cpu", "cuda")
@@ -103,7 +104,7 @@ class JudgeConfig:
 
 @dataclass
 class BenchmarksConfig:
-    """What is asked. `mode` and `calibrate` override scenarios by name, or all with "*"."""
+    """What is asked. `mode`, `calibrate`, `refusal`: of scenarios by name, or of all with "*"."""
 
     name: str = "pocket"  # in the names of studies
     path: str = ""  # questions of your own, alone (file) or beside: .jsonl, .csv or .parquet
@@ -118,19 +119,18 @@ class BenchmarksConfig:
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     mode: dict[str, str] = field(default_factory=dict)
     calibrate: dict[str, str] = field(default_factory=dict)
+    refusal: dict[str, str] = field(default_factory=dict)  # scenario -> error | label | veto
     split: SplitConfig = field(default_factory=SplitConfig)
 
     def __post_init__(self) -> None:
-        for scenario, mode in self.mode.items():
-            one_of(f"benchmarks.mode.{scenario}", mode, ("choice", "generate"))
-        for scenario, calibrate in self.calibrate.items():
-            one_of(f"benchmarks.calibrate.{scenario}", calibrate, ("none", "dm", "cf"))
+        modes, offsets = ("choice", "generate"), ("none", "dm", "cf")
+        for key, known in (("mode", modes), ("calibrate", offsets), ("refusal", REFUSALS)):
+            for scenario, value in getattr(self, key).items():
+                one_of(f"benchmarks.{key}.{scenario}", value, known)
         check("benchmarks", self)
         if self.extract == "judge" and not self.judge.url:
-            raise ValueError(
-                "benchmarks.extract=judge needs benchmarks.judge.url=http://HOST/v1 and "
-                "benchmarks.judge.name, the model there"
-            )
+            raise ValueError("benchmarks.extract=judge needs benchmarks.judge.url=http://HOST/v1 "
+                             "and benchmarks.judge.name, the model there")  # fmt: skip
 
 
 @dataclass
@@ -226,11 +226,13 @@ class VoteConfig:
     max_dpd: float | None = None  # fair: limits on the search half, percent; null = none
     max_eod: float | None = None  # fair: the same of equalized odds
     by_group: bool = False  # fair: a label's weight may depend on the group, known when voting
+    veto: int = least(1, 1)  # members whose refusal decides where benchmarks.refusal is veto
 
     def __post_init__(self) -> None:
         from ptsearch.voting import VOTES
 
         one_of("vote.rule", self.rule, tuple(VOTES))
+        check("vote", self)
         if not 0 <= self.margin <= 1:
             raise ValueError(f"vote.margin must be 0 to 1, got {self.margin}")
         for name, limit in (("max_dpd", self.max_dpd), ("max_eod", self.max_eod)):
@@ -270,10 +272,8 @@ class StudyConfig:
         for name, lower in self.min.items():
             most = self.max.get(name)
             if lower is not None and most is not None and lower > most:
-                raise ValueError(
-                    f"study.min.{name}={lower:g} is above study.max.{name}={most:g}: "
-                    "no ensemble can meet both"
-                )
+                raise ValueError(f"study.min.{name}={lower:g} is above study.max.{name}={most:g}: "
+                                 "no ensemble can meet both")  # fmt: skip
 
 
 @dataclass

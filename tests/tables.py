@@ -3,6 +3,8 @@
 import numpy as np
 
 from ptsearch.benchmarks import Scenario
+from ptsearch.benchmarks.parsing import REFUSED
+from ptsearch.scoring.refusals import Refusals
 from ptsearch.scoring.scores import Part, Questions
 from ptsearch.shared import AnswerCodes
 
@@ -52,6 +54,18 @@ def random_asked(rng: np.random.Generator, samples: int = 30) -> Questions:
         holdout=np.zeros(start, dtype=bool),
         parts=tuple(part._replace(rows=np.sort(place[part.rows])) for part in parts),
     )
+
+
+def random_refusals(rng: np.random.Generator, asked: Questions) -> Refusals:
+    """Errors, labels and vetoes of one to three members; declining is an answer where it is gold,
+    may be right, or by chance.
+    """
+    offered = (
+        asked.abstain_ok | (asked.gold >= asked.n_labels) | (rng.random(asked.gold.size) < 0.5)
+    )
+    decide = rng.integers(-1, 4, asked.gold.size).astype(np.int16)
+    code = np.where(offered, asked.n_labels, REFUSED).astype(np.int16)
+    return Refusals(decide, code, asked.n_labels)
 
 
 def random_codes(rng: np.random.Generator, asked: Questions, n_variants: int) -> AnswerCodes:

@@ -47,6 +47,7 @@ class Scenario:
     # "dm": the demonstrations, each as a prompt in context; "cf": neutral inputs. The mean label
     # log-probabilities of these are subtracted; all samples then share one label space.
     scored: bool = True  # False: reported, but not part of the perspective's score
+    refusal: str = ""  # in a vote: error (dropped) | label | veto; "" = a label where offered
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ class Benchmark:
     def digest(self) -> str:
         """SHA-256 of all that decides a prediction: samples, prompts, modes, calibration, data."""
         scenarios = {name: asdict(scenario) for name, scenario in self.scenarios.items()}
+        for scenario in scenarios.values():
+            del scenario["refusal"]  # decides votes, not what members say
         samples = [
             (s.id, s.scenario, s.prompt, s.question.labels, s.question.abstain)
             for s in self.samples

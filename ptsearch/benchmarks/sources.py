@@ -31,7 +31,8 @@ def load(config: BenchmarksConfig, cache: Path) -> list[Benchmark]:
     for pattern in config.scenarios:
         if not any(select(b, [pattern.removeprefix("-")]).scenarios for b in loaded):
             raise ValueError(f"benchmarks.scenarios: no scenario matches {pattern!r}")
-    _check_names({"mode": config.mode, "calibrate": config.calibrate}, loaded)
+    overrides = {"mode": config.mode, "calibrate": config.calibrate, "refusal": config.refusal}
+    _check_names(overrides, loaded)
     merged = repeats.merge(loaded, config.split.salt)  # before any choice of samples
     chosen = [_overridden(_chosen(benchmark, config.scenarios), config) for benchmark in merged]
     return [
@@ -84,7 +85,8 @@ def _overridden(benchmark: Benchmark, config: BenchmarksConfig) -> Benchmark:
             if scenario.name in config.calibrate:
                 raise ValueError(f"scenario {scenario.name} has no prompts for {calibrate!r}")
             calibrate = "none"
-        return replace(scenario, mode=mode, calibrate=calibrate)
+        refusal = config.refusal.get(scenario.name, config.refusal.get("*", scenario.refusal))
+        return replace(scenario, mode=mode, calibrate=calibrate, refusal=refusal)
 
     changed = {name: change(scenario) for name, scenario in benchmark.scenarios.items()}
     return replace(benchmark, scenarios=changed)

@@ -33,6 +33,8 @@ class VoteInfo(Record):
     ties: str = "the first of the tied in this order"
     order: list[str]  # labels; the first of the tied wins
     ask: list[str] = Field(default_factory=list)  # labels in the order of asking where it may stop
+    refusal: str = ""  # of a question that the study does not have: error | label | veto
+    veto: int = 1  # members whose refusal is a veto
 
 
 class ChatInfo(Record):

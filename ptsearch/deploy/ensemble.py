@@ -24,7 +24,6 @@ from ptsearch.deploy.query import MemberAnswer, Query, Turns
 from ptsearch.engine import Engine, lanes, memory
 from ptsearch.models.prompting import Prompter
 from ptsearch.shared import one_of
-from ptsearch.voting.votes import decided, vote
 
 if TYPE_CHECKING:
     from ptsearch.models.loading import Tokenizer
@@ -131,7 +130,8 @@ class PrecisionEnsemble:
         one_of("texts", texts or chat.texts, ("text", "turns"))
         if isinstance(prompt, str) and (texts or chat.texts) == "turns":
             prompt = [{"role": "user", "content": prompt}]
-        return query.with_form(Query(prompt, question, lead, max_new_tokens, apart=True), chat)
+        asked = Query(prompt, question, lead, max_new_tokens, apart=True)
+        return query.with_form(query.with_refusal(asked, self.description.vote), chat)
 
     def ask(
         self,
@@ -166,7 +166,10 @@ class PrecisionEnsemble:
             for i, one in say(self.engines[member], tokens, wanted).items():
                 said[i][member] = one
                 codes[i][member] = query.code(queries[i], member, one)
-            left = [i for i in left if member in codes[i] and not decided(codes[i], self.members)]
+            left = [
+                i for i in left
+                if member in codes[i] and not query.decided(queries[i], codes[i], self.members)
+            ]  # fmt: skip
         return [self.count(*each) for each in zip(queries, codes, said, strict=True)]
 
     def _ask_together(
@@ -217,7 +220,7 @@ class PrecisionEnsemble:
         for given in names.values():
             if given is not None:
                 votes[given] = votes.get(given, 0) + 1
-        winner = vote([codes[member] for member in members])
+        winner = query.vote(asked, [codes[member] for member in members])
         return Answer(query.name(asked, winner), names, said, votes)
 
 

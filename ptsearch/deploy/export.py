@@ -137,7 +137,12 @@ def _description(
             repo=base.repo,
             license=manifests.license_of(base.source, Path(base.path)),
         ),
-        vote=VoteInfo(order=list(forms), ask=study.ask[row.run_id]),
+        vote=VoteInfo(
+            order=list(forms),
+            ask=study.ask[row.run_id],
+            refusal=str(settings.get("benchmarks.refusal.*", "")),
+            veto=int(str(settings.get("vote.veto", 1))),
+        ),
         chat=_chat(study, folder / members[next(iter(forms))].folder),
         members=list(members.values()),
         scores=HalfScores(

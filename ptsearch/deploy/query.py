@@ -12,7 +12,10 @@ from ptsearch.benchmarks import Turn
 from ptsearch.benchmarks.parsing import Question, best, margin, without_thoughts
 from ptsearch.benchmarks.prompts import RAW_LEAD, RAW_STOP, as_text, formed
 from ptsearch.benchmarks.registry import RULES
-from ptsearch.deploy.description import ChatInfo
+from ptsearch.config import REFUSALS
+from ptsearch.deploy.description import ChatInfo, VoteInfo
+from ptsearch.scoring import refusals
+from ptsearch.voting import votes
 
 Turns = Sequence[Mapping[str, str]]  # [{"role": "user", "content": "..."}]
 
@@ -24,7 +27,8 @@ class Query:
     `max_new_tokens=0`: the label with the highest log-probability behind prompt and `lead` (None =
     a space after text, nothing after chat turns). More: a greedy reply of at most so many tokens,
     read by the rule `parse` of `rules`, which is where a member can refuse. `offsets` are, for each
-    member, log-probabilities to subtract (its calibration).
+    member, log-probabilities to subtract (its calibration). `refusal`: error, label, veto (of
+    `veto` members), or "" for what the ensemble does (`Scenario.refusal`).
     """
 
     prompt: str | Turns
@@ -35,6 +39,8 @@ class Query:
     parse: str = "words"
     rules: str = "clean"
     offsets: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    refusal: str = ""
+    veto: int = 1
     apart: bool = False  # refuse labels of which one begins another, which it always beats
 
     def __post_init__(self) -> None:
@@ -46,8 +52,18 @@ class Query:
             raise ValueError("the prompt is empty")
         if not isinstance(self.lead, str | None):
             raise ValueError(f"lead must be a text, got {self.lead!r}")
+        if self.refusal not in ("", *REFUSALS) or type(self.veto) is not int or self.veto < 1:
+            raise ValueError(
+                f"refusal must be {', '.join(REFUSALS)} and veto at least 1, got "
+                f"{self.refusal!r} and {self.veto!r}"
+            )
         if type(self.max_new_tokens) is not int or self.max_new_tokens < 0:
             raise ValueError(f"max_new_tokens must be at least 0, got {self.max_new_tokens!r}")
+
+    @property
+    def decide(self) -> int:
+        """What a refusal is in the vote, see `refusals.deciding`."""
+        return refusals.deciding(self.refusal, self.question, self.veto)
 
     @property
     def size(self) -> int:
@@ -114,6 +130,13 @@ def with_form(query: Query, chat: ChatInfo) -> Query:
     return replace(query, prompt=as_text(turns, chat.prompt), lead=lead, stop=query.stop or stop)
 
 
+def with_refusal(query: Query, ensemble: VoteInfo) -> Query:
+    """The query with what a refusal is for the ensemble, where it does not say."""
+    if query.refusal:
+        return query
+    return replace(query, refusal=ensemble.refusal, veto=ensemble.veto)
+
+
 def code(query: Query, member: str, said: MemberAnswer) -> int:
     """The answer code (see `rules`) of what a member said."""
     if said.logprobs:
@@ -121,6 +144,19 @@ def code(query: Query, member: str, said: MemberAnswer) -> int:
     reply = without_thoughts(said.reply)
     reply = reply.split(query.stop)[0] if query.stop else reply
     return RULES[query.rules][query.parse](reply.removeprefix(query.before), query.question)
+
+
+def vote(query: Query, codes: Sequence[int]) -> int:
+    """The answer code of the majority; `codes` from the most precise member on."""
+    ballots = [refusals.ballot(code, query.question, query.decide) for code in codes]
+    return refusals.outcome(votes.vote(ballots), codes, query.question, query.decide)
+
+
+def decided(query: Query, codes: Mapping[str, int], order: Sequence[str]) -> bool:
+    """Whether no answer of the pending members of `order`, the vote's own, can change the vote."""
+    asked, decide = query.question, query.decide
+    ballots = {member: refusals.ballot(code, asked, decide) for member, code in codes.items()}
+    return votes.decided(ballots, order, max(decide, 0))
 
 
 def sureness(query: Query, member: str, said: MemberAnswer) -> float:

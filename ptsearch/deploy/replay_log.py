@@ -15,7 +15,6 @@ from ptsearch.deploy import query
 from ptsearch.deploy.query import MemberAnswer, Query
 from ptsearch.evaluation import predictions
 from ptsearch.evaluation.table import Table
-from ptsearch.voting.votes import vote
 
 SEED = 0
 RECORDED = 400  # samples of a study
@@ -94,7 +93,7 @@ def _line(row: Mapping[str, Any], order: Sequence[str]) -> tuple[Row, float]:
         "query": query.to_fields(asked),
         "members": {member: query.name(asked, code) for member, code in codes.items()},
         "logprobs": {member: raw["logprobs"] for member, raw in said.items() if "logprobs" in raw},
-        "vote": query.name(asked, vote(list(codes.values()))),
+        "vote": query.name(asked, query.vote(asked, list(codes.values()))),
     }
     return line, min(margins)
 
@@ -133,4 +132,6 @@ def _query(table: Table, benchmark: Benchmark, sample: Sample) -> Query:
         stop=scenario.stop,
         parse=scenario.parse,
         rules=table.config.benchmarks.rules,
+        refusal=scenario.refusal,
+        veto=table.config.vote.veto,
     )

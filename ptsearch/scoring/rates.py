@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ptsearch.scoring.intervals import ClusterSums
+from ptsearch.scoring.refusals import LABEL
 from ptsearch.scoring.scores import MMLU, Part, Questions, trust_weights
 from ptsearch.shared import AnswerCodes, Floats
 
@@ -91,7 +92,7 @@ def plan(asked: Questions, weights: Mapping[str, float]) -> Plan:
     trust = trust_weights(weights, scores)
     scores["trust"] = _average([scores[name] for name in trust], list(trust.values()))
     everyone = np.concatenate([part.rows for part in scored])
-    rates.append(_all_of(everyone, ANSWERED))
+    rates.append(_answered(asked, everyone))
     scores["refusal_rate"] = {("one", 0): 100.0, ("rate", len(rates) - 1): -1.0}
     return _plan(rates, gaps, scores)
 
@@ -198,6 +199,18 @@ def _all_of(rows: NDArray[np.intp], target: int) -> Rate:
     return rows, np.full(rows.size, target, dtype=np.int16), rows.size
 
 
+def _answered(asked: Questions, rows: NDArray[np.intp]) -> Rate:
+    """Rows where any answer counts; label by label where refusing is a label that is no answer."""
+    known = asked.refusals
+    if known is None:
+        return _all_of(rows, ANSWERED)
+    competes = (known.decide[rows] == LABEL) & (known.code[rows] < 0)
+    more = asked.n_labels[rows[competes]] - 1
+    labels = [np.arange(1, 1 + count) for count in more]
+    targets = np.concatenate([np.where(competes, 0, ANSWERED), *labels]).astype(np.int16)
+    return np.concatenate([rows, np.repeat(rows[competes], more)]), targets, rows.size
+
+
 def _correct(asked: Questions, rows: NDArray[np.intp]) -> Rate:
     """Rows and the codes that are correct there; rows where abstaining is too come twice."""
     also = asked.abstain_ok[rows] & (asked.gold[rows] != asked.n_labels[rows])
@@ -213,7 +226,7 @@ def _parity(part: Part, asked: Questions, rates: list[Rate], gaps: list[Pairs]) 
     for among, target in ((everyone, 1), (gold == 1, 1), (gold == 0, 1), (everyone, ANSWERED)):
         for side in (1, 0):
             rows = part.rows[among & (group == side)]
-            rates.append(_all_of(rows, target))
+            rates.append(_answered(asked, rows) if target == ANSWERED else _all_of(rows, target))
     dpd, tpr, fpr, answered = ((start + i, start + i + 1) for i in (0, 2, 4, 6))
     gaps += [(dpd, dpd, answered), (tpr, fpr, answered)]
     return {("one", 0): 100.0, ("gap", len(gaps) - 2): -0.5, ("gap", len(gaps) - 1): -0.5}

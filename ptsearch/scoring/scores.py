@@ -17,6 +17,7 @@ from ptsearch.benchmarks.parsing import Question, best, calibrated, without_thou
 from ptsearch.benchmarks.split import half
 from ptsearch.scoring import metrics
 from ptsearch.scoring.ct_dt import Answers, Measures, aggregate, measure
+from ptsearch.scoring.refusals import Refusals, of_questions
 from ptsearch.shared import AnswerCodes, Floats
 
 Scores = dict[str, float]
@@ -41,6 +42,7 @@ class Questions(NamedTuple):
     parts: tuple[Part, ...]
     rules: str = "clean"  # how codes become scores: clean | ct | dt
     stratum: NDArray[np.intp] | None = None  # (samples,) MMLU's subjects, numbered
+    refusals: Refusals | None = None  # None: codes < 0 are dropped, all others vote
 
     def scored(self) -> dict[str, NDArray[np.intp]]:
         """Rows of the scored scenarios, by benchmark."""
@@ -55,14 +57,19 @@ class Questions(NamedTuple):
         position = np.cumsum(mask) - 1
         parts = (part._replace(rows=position[part.rows[mask[part.rows]]]) for part in self.parts)
         stratum = None if self.stratum is None else self.stratum[mask]
+        refusals = self.refusals and self.refusals.at(np.flatnonzero(mask))
         return Questions(
             self.gold[mask], self.n_labels[mask], self.group[mask], self.abstain_ok[mask],
-            self.holdout[mask], tuple(parts), self.rules, stratum,
+            self.holdout[mask], tuple(parts), self.rules, stratum, refusals,
         )  # fmt: skip
 
 
-def questions(benchmarks: Sequence[Benchmark], salt: str, rules: str = "clean") -> Questions:
-    """All samples of the benchmarks, in their order; `salt` decides what is held out."""
+def questions(
+    benchmarks: Sequence[Benchmark], salt: str, rules: str = "clean", veto: int = 1
+) -> Questions:
+    """All samples of the benchmarks, in their order; `salt` decides what is held out, `veto`
+    members decide where a refusal is a veto.
+    """
     samples = [sample for benchmark in benchmarks for sample in benchmark.samples]
     places = [(b.name, sample.scenario) for b in benchmarks for sample in b.samples]
     rows: dict[tuple[str, str], list[int]] = {}
@@ -85,7 +92,18 @@ def questions(benchmarks: Sequence[Benchmark], salt: str, rules: str = "clean") 
         ),
         rules=rules,
         stratum=strata,
+        refusals=refusals(benchmarks, veto),
     )
+
+
+def refusals(benchmarks: Sequence[Benchmark], veto: int) -> Refusals:
+    """What a refusal is in each sample, in the benchmarks' order."""
+    asked = [
+        (benchmark.scenarios[sample.scenario].refusal, sample.question)
+        for benchmark in benchmarks
+        for sample in benchmark.samples
+    ]
+    return of_questions(asked, veto)
 
 
 def answers(

@@ -15,7 +15,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsearch.scoring import rates
+from ptsearch.benchmarks.parsing import REFUSED
+from ptsearch.scoring import rates, refusals
 from ptsearch.scoring.cost import VariantCost
 from ptsearch.scoring.scores import Questions, score
 from ptsearch.shared import AnswerCodes, Floats
@@ -61,7 +62,8 @@ def score_all(
     masks: Masks,
 ) -> dict[str, Floats]:
     """Scores (ensembles,) of every mask: `trust`, `mmlu`, the perspectives, `refusal_rate`, and DPD
-    and EOD by parity scenario; equal to `scores.score` of `voting.majority` on the members.
+    and EOD by parity scenario; equal to `scores.score` of `voting.majority` on the members, with
+    refusals as the scenarios take them.
 
     `codes` (variants, samples) answer `asked`; `precision` (variants,) as in `voting.majority`.
     Under the published rules (ct, dt) the masks are scored one by one, which is slow.
@@ -73,7 +75,7 @@ def score_all(
     if asked.rules != "clean":  # the published rules are no functions of rates
         return _score_each(asked, codes, precision, weights, masks)
     plan = rates.plan(asked, weights)
-    patterns = _patterns(plan, codes, precision)
+    patterns = _patterns(plan, asked, codes, precision)
     scores: dict[str, Floats] = {key: np.empty(masks.size) for key in plan.keys}
     for start in range(0, masks.size, CHUNK):
         chunk = slice(start, start + CHUNK)
@@ -87,11 +89,11 @@ def cost_all(
     variants: Sequence[VariantCost],
     latency: str,
     masks: Masks,
-    answers: tuple[AnswerCodes, Floats] | None = None,
+    answers: tuple[Questions, AnswerCodes, Floats] | None = None,
 ) -> tuple[Floats, Floats]:
     """`memory_gb` and `latency_ms` (ensembles,) of every mask, as `cost.total_cost` of the members.
 
-    `answers`, codes and precision as for `score_all`, are what the lazy latency depends on.
+    `answers`, the first arguments of `score_all`, are what the lazy latency depends on.
     """
     holders: dict[str, tuple[int, int]] = {}  # checksum -> bytes, mask of the variants that hold it
     for variant, cost in enumerate(variants):
@@ -110,7 +112,10 @@ def cost_all(
     if latency == "lazy":
         if answers is None:
             raise ValueError("the lazy latency depends on the members' answers")
-        return total / 1e9, lazy.asked_all(*answers, each, masks)[0] @ each
+        asked, codes, precision = answers
+        known = asked.refusals
+        ballots, veto = refusals.ballots(codes, known), known and known.decide
+        return total / 1e9, lazy.asked_all(ballots, precision, each, masks, veto)[0] @ each
     times = np.zeros(masks.size)
     for variant, ms in enumerate(each):
         counted = ms * ((masks >> np.uint32(variant)) & np.uint32(1))
@@ -142,37 +147,59 @@ class _Patterns(NamedTuple):
     """Distinct votes on what is counted, in masks by precision.
 
     `labels` (patterns, 1 + 2 x pairs): the variants that hit, then those of each other label, from
-    the most, padded with 0 to whole pairs.
+    the most, padded with 0 to whole pairs. Where `limit` > 0 refusals are a veto: so many of the
+    `declining` variants, and there is no hit. Where `limit` < 0 declining itself hits: if nobody
+    gives a label, or if -limit of the variants that hit are there.
     """
 
     labels: Masks
     pairs: NDArray[np.intp]  # (patterns,) pairs of other labels
     weight: NDArray[np.int32]  # (patterns,) how often
     rate: NDArray[np.intp]  # (patterns,)
+    declining: Masks  # (patterns,)
+    limit: NDArray[np.int64]  # (patterns,)
 
 
-def _patterns(plan: rates.Plan, codes: AnswerCodes, precision: Floats) -> _Patterns:
-    n_labels = max(int(codes.max(initial=0)), int(plan.target.max(initial=0))) + 1
-    voters = np.zeros(
-        (n_labels, codes.shape[1]), dtype=np.uint32
-    )  # by label and sample: who says so
-    for answers, bit in zip(codes, _precision_bits(precision), strict=True):
-        usable = np.flatnonzero(answers >= 0)
-        voters[answers[usable], usable] |= np.uint32(1 << int(bit))
-    others = voters[:, plan.row]
+def _patterns(
+    plan: rates.Plan, asked: Questions, codes: AnswerCodes, precision: Floats
+) -> _Patterns:
+    ballots = refusals.ballots(codes, asked.refusals)
+    n_labels = max(int(ballots.max(initial=0)), int(plan.target.max(initial=0))) + 1
+    # by label and sample: who says so; the last row is who declines and has no vote
+    voters = np.zeros((n_labels + 1, codes.shape[1]), dtype=np.uint32)
+    for answers, bit in zip(ballots, _precision_bits(precision), strict=True):
+        voting = np.where((answers == REFUSED) | (answers == refusals.VETO), n_labels, answers)
+        usable = np.flatnonzero(voting >= 0)
+        voters[voting[usable], usable] |= np.uint32(1 << int(bit))
+    others, declining = voters[:-1, plan.row], voters[-1, plan.row]
     counts = np.arange(plan.row.size)
     anyone = plan.target == rates.ANSWERED
-    hit = np.where(anyone, np.bitwise_or.reduce(others), others[plan.target * ~anyone, counts])
+    someone = np.bitwise_or.reduce(others)
+    hit = np.where(anyone, someone, others[plan.target * ~anyone, counts])
     others[:, anyone] = 0
     others[plan.target[~anyone], counts[~anyone]] = 0
+    limit = np.zeros(plan.row.size, dtype=np.int64)
+    if asked.refusals is not None:
+        decide, code, _ = (column[plan.row] for column in asked.refusals)
+        apart = decide != refusals.LABEL  # declining has no vote; it may yet be an answer
+        itself, answers = apart & (plan.target == code), apart & anyone & (code >= 0)
+        limit = np.maximum(decide, 0) * ~answers
+        limit[itself] = np.where(decide > 0, -decide, -MAX_VARIANTS - 1)[itself]
+        hit = np.where(itself, declining, np.where(answers, someone | declining, hit))
+        others[:, itself] = 0
+        others[0, itself] = someone[itself]
+    declining = np.where(limit > 0, declining, 0)
     others = np.sort(others, axis=0)[::-1]
     width = 2 * ((int((others > 0).any(axis=1).sum()) + 1) // 2)
     others = np.pad(others, ((0, 1), (0, 0)))[:width]
-    rows = np.stack([plan.rate, hit, *others], axis=1)[hit > 0]
+    rows = np.stack([plan.rate, limit, declining, hit, *others], axis=1)[hit > 0]
     rows, weight = np.unique(rows, axis=0, return_counts=True)
-    pairs = ((rows[:, 2:] > 0).sum(axis=1) + 1) // 2
-    labels = np.ascontiguousarray(rows[:, 1:].astype(np.uint32))
-    return _Patterns(labels, pairs, weight.astype(np.int32), rows[:, 0])
+    pairs = ((rows[:, 4:] > 0).sum(axis=1) + 1) // 2
+    masks = np.ascontiguousarray(rows[:, 2:].astype(np.uint32))
+    return _Patterns(
+        np.ascontiguousarray(masks[:, 1:]), pairs, weight.astype(np.int32), rows[:, 0],
+        masks[:, 0].copy(), rows[:, 1],
+    )  # fmt: skip
 
 
 def _hits(
@@ -207,7 +234,9 @@ def _score_each(
     scored = []
     for mask in masks:
         chosen = list(members(mask))
-        scored.append(score(asked, majority(codes[chosen], precision[chosen]), weights))
+        voted = majority(refusals.ballots(codes[chosen], asked.refusals), precision[chosen])
+        voted = refusals.outcomes(voted, codes[chosen], asked.refusals)
+        scored.append(score(asked, voted, weights))
     keys = [key for key in scored[0] if all(key in scores for scores in scored)]
     return {key: np.array([scores[key] for scores in scored]) for key in keys}
 
@@ -249,7 +278,7 @@ def _count_hits(
     masks: Masks, patterns: _Patterns, n_rates: int, shift: np.uint32
 ) -> NDArray[np.int32]:
     """Hits (rates, ensembles): patterns whose hitting label outweighs every other one."""
-    labels, pairs, weight, rate = patterns
+    labels, pairs, weight, rate, declining, limit = patterns
     hits = np.zeros((n_rates, masks.size), dtype=np.int32)
     for block in numba.prange((masks.size + BLOCK - 1) // BLOCK):
         start, end = block * BLOCK, min((block + 1) * BLOCK, masks.size)
@@ -265,4 +294,14 @@ def _count_hits(
             for i in range(inside.size):
                 won = _support(np.uint32(inside[i] & hit), shift) > best[i]
                 counted[i] += times if won else np.int32(0)
+            if limit[pattern] == 0:
+                continue
+            for i in range(inside.size):
+                won = _support(np.uint32(inside[i] & hit), shift) > best[i]
+                if limit[pattern] > 0:
+                    right = won and _popcount(inside[i] & declining[pattern]) < limit[pattern]
+                else:
+                    number = _popcount(inside[i] & hit)
+                    right = number >= -limit[pattern] or (number > 0 and best[i] == 0)
+                counted[i] += times * (np.int32(right) - np.int32(won))
     return hits

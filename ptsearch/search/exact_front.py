@@ -131,7 +131,7 @@ def enumerate_scores(table: Table, scorer: EnsembleScorer) -> Everything:
         scorer.asked, codes, precision, table.config.trust.weights, masks
     )
     costs, mode = [table.entries[label].cost for label in labels], table.config.latency.mode
-    cost = enumeration.cost_all(costs, mode, masks, (codes, precision))
+    cost = enumeration.cost_all(costs, mode, masks, (scorer.asked, codes, precision))
     scores |= dict(zip(Cost._fields, cost, strict=True))
     return _skilled(everything._replace(scores=with_objectives(scores)), scorer)
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from ptsearch.benchmarks.parsing import CONTRADICTORY, REFUSED, UNUSABLE
 from ptsearch.evaluation.table import Table
 from ptsearch.scoring import scores
+from ptsearch.scoring.refusals import ballots, outcomes
 from ptsearch.scoring.scores import Scores
 from ptsearch.search.comparisons import judged
 from ptsearch.search.scorer import EnsembleScorer
@@ -51,15 +52,17 @@ def votes(table: Table, scorer: EnsembleScorer, members: Members) -> dict[str, S
     replies without a usable answer, or refusals alone, as one more label.
     """
     answers, precision = scorer.answers(table, members)
+    known = scorer.asked.refusals
+    voted = outcomes(majority(ballots(answers, known), precision), answers, known)
     unusable = (REFUSED, UNUSABLE, CONTRADICTORY)
-    voted = {
+    each = {
         "rule": scorer.vote(table, members),
-        "majority": majority(answers, precision) if len(members) > 1 else answers[0],
+        "majority": voted if len(members) > 1 else answers[0],
         "unfiltered": majority_counting(answers, precision, unusable),
         "refusal label": majority_counting(answers, precision, (REFUSED,)),
     }
     weights = scorer.config.trust.weights
-    return {name: scores.score(scorer.asked, codes, weights) for name, codes in voted.items()}
+    return {name: scores.score(scorer.asked, codes, weights) for name, codes in each.items()}
 
 
 def _split(under: Mapping[str, float], base: float) -> Split:

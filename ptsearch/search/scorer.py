@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ptsearch.config import Config
 from ptsearch.evaluation.table import DENSE, Table
-from ptsearch.scoring import scores
+from ptsearch.scoring import refusals, scores
 from ptsearch.scoring.cost import total_cost
 from ptsearch.scoring.scores import Questions, Scores
 from ptsearch.search.objectives import with_objectives
@@ -46,10 +46,11 @@ class EnsembleScorer:
 
     def vote(self, table: Table, members: Sequence[str]) -> AnswerCodes:
         """Answer codes (samples of this half,) of the ensemble; one member answers as itself."""
-        inputs = self.inputs(table, members)
+        said, _ = self.answers(table, members)
         if len(members) == 1:
-            return inputs.answers[0]
-        return self.rule.vote(inputs, self.fitted(table, members))
+            return said[0]
+        voted = self.rule.vote(self.inputs(table, members), self.fitted(table, members))
+        return refusals.outcomes(voted, said, self.asked.refusals)
 
     @property
     def rule(self) -> VoteRule:
@@ -61,10 +62,15 @@ class EnsembleScorer:
         return self.rule.fit(inputs, self.config.vote)
 
     def inputs(self, table: Table, members: Sequence[str]) -> VoteInputs:
+        """With ballots as answers."""
         entries = [table.entries[label] for label in members]
+        said, precision = self.answers(table, members)
+        ballots = refusals.ballots(said, self.asked.refusals)
         given = [entry.logprobs[self.mask] for entry in entries if entry.logprobs is not None]
-        logprobs = np.stack(given) if len(given) == len(entries) else None
-        return VoteInputs(self.asked, *self.answers(table, members), logprobs)
+        logprobs = None
+        if len(given) == len(entries):
+            logprobs = np.where((ballots < 0)[..., None], np.nan, np.stack(given))
+        return VoteInputs(self.asked, ballots, precision, logprobs)
 
     def answers(
         self, table: Table, members: Sequence[str]
@@ -82,7 +88,8 @@ class EnsembleScorer:
             order = list(range(len(members)))
             return lazy.Plan(order, np.ones(len(members)), len(members))
         latency = np.array([table.entries[label].cost.latency_ms for label in members])
-        return lazy.plan(*self.answers(table, members), latency)
+        inputs, known = self.inputs(table, members), self.asked.refusals
+        return lazy.plan(inputs.answers, inputs.precision, latency, known and known.decide)
 
     def latencies(self, table: Table, members: Sequence[str]) -> dict[str, dict[str, float]]:
         """p50 and p95 in ms over the timed prompts: members one after the other, side by side (the
@@ -97,7 +104,9 @@ class EnsembleScorer:
         if self.rule.enumerable:
             codes = np.stack([entry.codes[timed[0].rows] for entry in entries])
             precision = np.array([entry.variant.precision for entry in entries])
-            asked = lazy.asked_each(codes, precision, self.lazily(table, members).order)
+            known = scores.refusals(table.benchmarks, self.config.vote.veto).at(timed[0].rows)
+            ballots, order = refusals.ballots(codes, known), self.lazily(table, members).order
+            asked = lazy.asked_each(ballots, precision, order, known.decide)
         ways = {
             "sequential": ms.sum(axis=0),
             "parallel": ms.max(axis=0),
@@ -131,7 +140,8 @@ def scorers(table: Table) -> dict[str, EnsembleScorer]:
     ValueError: a half has no samples of some benchmark.
     """
     settings = table.config.benchmarks
-    questions = scores.questions(table.benchmarks, settings.split.salt, settings.rules)
+    veto = table.config.vote.veto
+    questions = scores.questions(table.benchmarks, settings.split.salt, settings.rules, veto)
 
     def scorer(mask: NDArray[np.bool_], search: EnsembleScorer | None = None) -> EnsembleScorer:
         part = questions.where(mask)

@@ -20,8 +20,13 @@ def identity(table: Table) -> dict[str, object]:
     for key in changeable:
         del search[key]
     default_vote = config.vote.rule == VoteConfig().rule
-    vote: dict[str, object] = {} if default_vote else {"vote": asdict(config.vote)}
-    return vote | {
+    vote, veto = asdict(config.vote), config.vote.veto
+    del vote["veto"]
+    vote = {} if default_vote else vote
+    if any(s.refusal == "veto" for b in table.benchmarks for s in b.scenarios.values()):
+        vote["veto"] = veto
+    views: dict[str, object] = {"vote": vote} if vote else {}
+    return views | {
         "model": {"name": table.base.name, "revision": table.base.revision},
         "pool": {label: variant.id for label, variant in table.variants.items()},
         "benchmarks": {
@@ -30,6 +35,7 @@ def identity(table: Table) -> dict[str, object]:
             "prompt": config.benchmarks.prompt,
             "extract": table.reader.identity if table.reader else "rules",
             **({"template": config.benchmarks.template} if config.benchmarks.template else {}),
+            **({"refusal": config.benchmarks.refusal} if config.benchmarks.refusal else {}),
             "limit": config.benchmarks.limit,
             "split": config.benchmarks.split.salt,
             "samples": {b.name: b.digest[:12] for b in table.benchmarks},

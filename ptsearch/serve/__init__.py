@@ -56,6 +56,7 @@ async def serve(settings: ServeConfig, engine: EngineConfig, live: Live) -> None
                 settings,
                 key,
                 Meter(labels, settings.alarm_disagreement),
+                folder.description.vote,
             )
             connection = limited(settings.max_concurrent)
             server = uvicorn.Server(

@@ -16,7 +16,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ptsearch.config import ServeConfig
-from ptsearch.deploy.query import Query
+from ptsearch.deploy.description import VoteInfo
+from ptsearch.deploy.query import Query, with_refusal
 from ptsearch.serve import openai_api
 from ptsearch.serve.metrics import Meter
 from ptsearch.serve.openai_api import ApiError
@@ -39,6 +40,7 @@ class Service:
     settings: ServeConfig
     key: str  # "" = none is asked for
     meter: Meter
+    vote: VoteInfo
     under_way: int = 0
 
     @property
@@ -113,11 +115,12 @@ async def _answer(service: Service, request: Request, chat: bool, started: float
     _check_key(service, request)
     body = await _body(request, settings.max_body)
     asked, form = openai_api.parse(body, chat, service.name, settings.max_prompt)
+    asked = with_refusal(asked, service.vote)
     options = asked.question.labels
     if settings.log_prompts:
         log.info("asked %r, one of %r", asked.prompt, options)
     replies = await _replies(service, asked)
-    vote = count(replies, len(options))
+    vote = count(replies, asked)
     seconds = perf_counter() - started
     service.meter.vote(replies, vote, seconds)
     if len(labels) - vote.away < service.quorum:

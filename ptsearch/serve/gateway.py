@@ -23,7 +23,6 @@ from ptsearch.deploy.folder import Exported
 from ptsearch.deploy.query import Query
 from ptsearch.serve.replies import NOT_ASKED, Members, Reply, answered
 from ptsearch.shared import secret
-from ptsearch.voting import votes
 
 MIN_TOKENS = 16  # of a reply, where an engine is not bound to the labels
 LIST_SECONDS = 5.0  # to list the models that are served
@@ -195,7 +194,7 @@ async def _one_by_one(
         reply = await _reply(session, engines[order.index(label)], asked, settings)
         waited += reply.ms
         found[label], codes[label] = reply._replace(ms=waited), reply.code
-        if votes.decided(codes, order):
+        if query.decided(asked, codes, order):
             break
     return list(found.values())
 
@@ -255,7 +254,7 @@ def read(content: bytes, member: str, asked: Query) -> Reply:
         text = message.get("content") or choice.get("text") or ""
         declined = not text and bool(message.get("refusal"))
         tokens = int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
-        code = parsing.REFUSED if declined else answer_code(text, member, asked)
+        code = parsing.declined(asked.question) if declined else answer_code(text, member, asked)
         if not 0 <= min(tokens) <= max(tokens) < MOST_TOKENS:
             raise ValueError(f"it says that it has used {tokens} tokens")
     except (

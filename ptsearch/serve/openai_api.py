@@ -5,7 +5,8 @@ Labels are `structured_outputs: {choice: [...]}` (vLLM's), the older `guided_cho
 such property. A label is put behind a text prompt with a space between, unless one is there.
 
 `ptsearch` in a response holds what each member said. In a request it may hold `lead` (the text
-between prompt and label) and `max_new_tokens` (members then reply freely, and may refuse).
+between prompt and label), `max_new_tokens` (members then reply freely, and may refuse), `refusal`
+(error, label, veto) and `veto` (members whose refusal decides).
 """
 
 import json
@@ -17,6 +18,7 @@ from difflib import get_close_matches
 from typing import NamedTuple, TypedDict
 
 from ptsearch.benchmarks.parsing import Question
+from ptsearch.config import REFUSALS
 from ptsearch.deploy.query import Query, Turns, question_of
 from ptsearch.serve.replies import Reply, VoteResult
 
@@ -24,10 +26,10 @@ MAX_LABELS = 256
 MAX_LABEL = 1000  # characters: what scoring a label takes grows with their square
 MAX_LABELS_TEXT = 20_000  # characters of all labels: replies are read with a pattern of them
 MAX_REPLY = 256  # tokens
-OPTIONS = ("lead", "max_new_tokens")  # of the extension field
+OPTIONS = ("lead", "max_new_tokens", "refusal", "veto")  # of the extension field
 NEVER = -9999.0  # OpenAI's log-probability of what did not occur
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-NO_VOTE = "no member of the ensemble gave a usable answer"
+NO_VOTE = "no answer won: members refused, or their replies could not be read"
 HOW = (
     "give the labels as structured_outputs={'choice': [...]} or as a response_format of type "
     "json_schema with an enum of strings"
@@ -264,20 +266,26 @@ def _text(asked: Mapping[str, object]) -> str:
 
 def _query(prompt: str | Turns, labels: tuple[str, ...], options: object) -> Query:
     options = {} if options is None else options
-    may = f"ptsearch may hold lead, a text, and max_new_tokens, 0 to {MAX_REPLY}"
+    may = (
+        f"ptsearch may hold lead, a text, max_new_tokens, 0 to {MAX_REPLY}, refusal, one of "
+        f"{', '.join(REFUSALS)}, and veto, a number of members"
+    )
     if not isinstance(options, dict):
         raise ApiError(400, may)
     for key in options.keys() - set(OPTIONS):
         near = get_close_matches(key, OPTIONS, 1, 0.0)[0]
         raise ApiError(400, f"ptsearch has no {key!r}: did you mean {near}? {may}")
     lead, new = options.get("lead"), options.get("max_new_tokens", 0)
-    if not isinstance(lead, str | None) or type(new) is not int or new > MAX_REPLY:
+    refusal, veto = options.get("refusal", ""), options.get("veto", 1)
+    typed = isinstance(refusal, str) and type(veto) is int
+    if not (typed and isinstance(lead, str | None) and type(new) is int) or new > MAX_REPLY:
         raise ApiError(400, may)
     if lead is None and isinstance(prompt, str):
         spaced = prompt[-1:].isspace() or any(label[0].isspace() for label in labels)
         lead = "" if spaced else " "
     try:
-        return Query(prompt, Question(labels), lead=lead, max_new_tokens=new, apart=True)
+        question = Question(labels)
+        return Query(prompt, question, lead, new, refusal=refusal, veto=veto, apart=True)
     except ValueError as error:
         raise ApiError(400, str(error)) from None
 

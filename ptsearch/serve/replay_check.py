@@ -50,7 +50,7 @@ async def _change(
     away = [m for m, reply in zip(members, replies, strict=True) if reply.outcome in AWAY]
     if away:
         return f"{row.sample}: no reply of {', '.join(away)}"
-    vote = query.name(row.query, count(replies, 0).code)
+    vote = query.name(row.query, count(replies, row.query).code)
     if vote == row.vote:
         return ""
     given = [query.name(row.query, reply.code) for reply in replies]

@@ -7,8 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from ptsearch.benchmarks.parsing import CONTRADICTORY, REFUSED, UNUSABLE
-from ptsearch.deploy.query import Query
-from ptsearch.voting import votes
+from ptsearch.deploy.query import Query, vote
 
 OUTCOMES = {REFUSED: "refused", UNUSABLE: "unusable", CONTRADICTORY: "contradictory"}
 # No reply: the engine is down, too slow, in cooldown, or rejected the request (4xx).
@@ -50,11 +49,12 @@ def answered(code: int, ms: float = 0.0, tokens: tuple[int, int] = (0, 0)) -> Re
     return Reply(code, OUTCOMES.get(code, "answered"), ms, tokens)
 
 
-def count(replies: Sequence[Reply], n_labels: int) -> VoteResult:
+def count(replies: Sequence[Reply], asked: Query) -> VoteResult:
     """The search's majority vote over those who replied."""
     codes = [reply.code for reply in replies]
     usable = [code for code in codes if code >= 0]
-    shares = [usable.count(label) / len(usable) if usable else 0.0 for label in range(n_labels)]
+    labels = range(len(asked.question.labels))
+    shares = [usable.count(label) / len(usable) if usable else 0.0 for label in labels]
     away = sum(reply.outcome in AWAY for reply in replies)
     tokens = max((reply.tokens for reply in replies), default=(0, 0))
-    return VoteResult(votes.vote(codes), shares, len(set(usable)) <= 1, away, tokens)
+    return VoteResult(vote(asked, codes), shares, len(set(usable)) <= 1, away, tokens)

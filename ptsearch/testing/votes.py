@@ -8,9 +8,10 @@ import numpy as np
 from ptsearch.benchmarks import Benchmark, Sample, Scenario, item_hash
 from ptsearch.benchmarks.parsing import CONTRADICTORY, REFUSED, Question
 from ptsearch.config import VoteConfig
+from ptsearch.scoring.refusals import ERROR, LABEL, Refusals, ballots, outcomes
 from ptsearch.scoring.scores import Questions, questions
 from ptsearch.shared import AnswerCodes, Floats
-from ptsearch.voting import VoteInputs, VoteRule, votes
+from ptsearch.voting import Fitted, VoteInputs, VoteRule, votes
 
 SAMPLES = 60  # of each scenario
 LABELS = {"accuracy": ("red", "green", "blue"), "parity": ("no", "yes")}
@@ -43,6 +44,27 @@ def check_vote_rule(rule: VoteRule, config: VoteConfig | None = None, seed: int 
         nobody = _with(inputs, np.full(inputs.answers.shape, REFUSED, np.int16))
         found = rule.vote(nobody, fitted)
         assert (found < 0).all(), "where no member has a usable answer, the vote is one"
+        _check_refusals(rule, inputs, fitted)
+
+
+def _check_refusals(rule: VoteRule, inputs: VoteInputs, fitted: Fitted) -> None:
+    """Whether a refusal is an error, a label or a veto, one member answers as itself, enough vetoes
+    refuse, and other refusals that are no label change nothing.
+    """
+    said, n_labels = inputs.answers, inputs.questions.n_labels
+    number, dropped = (said == REFUSED).sum(axis=0), rule.vote(inputs, fitted)
+    for decide in (ERROR, LABEL, 1, 2):
+        known = Refusals(np.full_like(n_labels, decide), np.full_like(n_labels, REFUSED), n_labels)
+        given = _with(inputs, ballots(said, known))
+        voted = outcomes(rule.vote(given, fitted), said, known)
+        _check_codes(inputs, voted)
+        vetoed = (decide > 0) & (number >= decide)
+        assert (voted[vetoed] == REFUSED).all(), "enough vetoes must refuse"
+        if decide != LABEL:
+            _equal(voted[~vetoed], dropped[~vetoed], "a refusal without a veto must be dropped")
+        elif rule.enumerable:
+            most = 2 * number > len(said)
+            assert (voted[most] == REFUSED).all(), "as a label, refusals of most members must win"
 
 
 def _check_codes(inputs: VoteInputs, voted: AnswerCodes) -> None:
@@ -84,7 +106,7 @@ def _inputs(asked: Questions, members: int, rng: np.random.Generator) -> VoteInp
     """Members that are right two times of three and refuse now and then; precisions differ."""
     shape = (members, asked.gold.size)
     said = np.where(rng.random(shape) < 0.67, asked.gold, rng.integers(0, asked.n_labels, shape))
-    said[rng.random(shape) < 0.1] = REFUSED
+    said[rng.random(shape) < 0.2] = REFUSED
     precision = rng.permutation(members).astype(np.float64)
     return _with(VoteInputs(asked, said.astype(np.int16), precision), said.astype(np.int16))
 

@@ -12,6 +12,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from ptsearch.benchmarks.parsing import REFUSED
+from ptsearch.scoring.refusals import VETO
 from ptsearch.shared import AnswerCodes, Floats
 from ptsearch.voting.votes import decided
 
@@ -24,14 +26,18 @@ class Plan(NamedTuple):
     calls: float  # expected members asked
 
 
-def plan(codes: AnswerCodes, precision: Floats, latency: Floats) -> Plan:
+def plan(
+    codes: AnswerCodes, precision: Floats, latency: Floats, veto: AnswerCodes | None = None
+) -> Plan:
     """For one ensemble; codes (members, samples), the rest (members,) as in `asked_all`."""
     everyone = np.array([(1 << len(codes)) - 1], dtype=np.uint32)
-    asked, order = asked_all(codes, precision, latency, everyone)
+    asked, order = asked_all(codes, precision, latency, everyone, veto)
     return Plan(order[0].tolist(), asked[0], float(asked[0].sum()))
 
 
-def asked_each(codes: AnswerCodes, precision: Floats, order: Sequence[int]) -> NDArray[np.bool_]:
+def asked_each(
+    codes: AnswerCodes, precision: Floats, order: Sequence[int], veto: AnswerCodes | None = None
+) -> NDArray[np.bool_]:
     """(members, samples) whether each member is asked, in `order`, until the vote is decided."""
     ranked = [str(m) for m in np.argsort(-precision, kind="stable")]
     asked = np.zeros(codes.shape, dtype=bool)
@@ -40,23 +46,29 @@ def asked_each(codes: AnswerCodes, precision: Floats, order: Sequence[int]) -> N
         for member in order:
             asked[member, sample] = True
             known[str(member)] = int(said[member])
-            if decided(known, ranked):
+            if decided(known, ranked, 0 if veto is None else int(veto[sample])):
                 break
     return asked
 
 
 def asked_all(
-    codes: AnswerCodes, precision: Floats, latency: Floats, masks: NDArray[np.uint32]
+    codes: AnswerCodes,
+    precision: Floats,
+    latency: Floats,
+    masks: NDArray[np.uint32],
+    veto: AnswerCodes | None = None,
 ) -> tuple[Floats, NDArray[np.intp]]:
     """Share of samples (ensembles, variants) for which each variant is asked, 0 outside the mask,
     and variants (ensembles, variants) in the order they are asked, the mask's first.
 
-    `codes` (variants, samples); bit v of a mask = variant v; `precision` (variants,) as in
-    `votes.majority`; `latency` (variants,) of one call.
+    `codes` (variants, samples), ballots; bit v of a mask = variant v; `precision` (variants,) as in
+    `votes.majority`; `latency` (variants,) of one call; `veto` (samples,) as in `votes.decided`.
     """
-    first, counts = _patterns(codes)
+    veto = np.zeros(codes.shape[1], dtype=np.int16) if veto is None else np.maximum(veto, 0)
+    rows = np.concatenate((codes, veto[None]))
+    first, counts = _patterns(rows)
     ranked = np.argsort(-precision, kind="stable")  # the vote's total order
-    patterns = np.ascontiguousarray(codes.T[first])
+    patterns = np.ascontiguousarray(rows.T[first])
     return _asked(masks, patterns, counts / codes.shape[1], ranked, latency)
 
 
@@ -77,7 +89,9 @@ def _asked(
     masks: NDArray[np.uint32], patterns: AnswerCodes, weight: Floats, ranked: NDArray[np.intp],
     latency: Floats,
 ) -> tuple[Floats, NDArray[np.intp]]:  # fmt: skip
-    """`patterns` (patterns, variants), `weight` sums to 1, `ranked` the variants by precision."""
+    """`patterns` (patterns, variants + 1), the veto last; `weight` sums to 1, `ranked` the variants
+    by precision.
+    """
     variants = ranked.size
     asked = np.zeros((masks.size, variants))
     orders = np.empty((masks.size, variants), dtype=np.intp)
@@ -88,9 +102,9 @@ def _asked(
         agrees = np.zeros(n)
         for p in range(len(weight)):
             said = patterns[p][members[:n]]
-            vote = _vote(said)
+            vote = _vote(said, patterns[p, variants])
             for m in range(n):
-                agrees[m] += weight[p] * (vote >= 0 and said[m] == vote)
+                agrees[m] += weight[p] * (vote != REFUSED and said[m] == vote)
         turn = np.argsort(-agrees, kind="mergesort")
         turn = turn[np.argsort(latency[members[turn]], kind="mergesort")]
         for p in range(len(weight)):
@@ -99,7 +113,7 @@ def _asked(
             for m in turn:
                 known[m] = True
                 asked[e, members[m]] += weight[p]
-                if _decided(said, known):
+                if _settled(said, known, patterns[p, variants]):
                     break
         orders[e, :n] = members[:n][turn]
         orders[e, n:] = members[n:]
@@ -107,9 +121,11 @@ def _asked(
 
 
 @numba.njit(cache=True)
-def _vote(said: AnswerCodes) -> int:
-    """`votes.vote` of codes (members,), the most precise first."""
-    best, most = -1, 0
+def _vote(said: AnswerCodes, veto: int) -> int:
+    """`votes.vote` of ballots (members,), the most precise first, or VETO."""
+    if 0 < veto <= (said == VETO).sum():
+        return VETO
+    best, most = REFUSED, 0
     for m in range(said.size):
         votes = (said == said[m]).sum()
         if said[m] >= 0 and votes > most:
@@ -118,8 +134,17 @@ def _vote(said: AnswerCodes) -> int:
 
 
 @numba.njit(cache=True)
-def _decided(said: AnswerCodes, known: NDArray[np.bool_]) -> bool:
+def _settled(said: AnswerCodes, known: NDArray[np.bool_], veto: int) -> bool:
     """`votes.decided` where `known` members have answered."""
+    vetoes, pending = (known & (said == VETO)).sum(), (~known).sum()
+    if 0 < veto <= vetoes + pending:
+        return pending == 0 or vetoes >= veto
+    return _decided(said, known)
+
+
+@numba.njit(cache=True)
+def _decided(said: AnswerCodes, known: NDArray[np.bool_]) -> bool:
+    """The same where no veto is possible."""
     pending, next_one = 0, said.size
     for m in range(said.size - 1, -1, -1):
         if not known[m]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ptsearch.benchmarks.parsing import REFUSED
+from ptsearch.scoring.refusals import VETO
 from ptsearch.shared import AnswerCodes, Floats
 
 
@@ -35,16 +36,19 @@ def vote(answers: Sequence[int]) -> int:
     return max(count, key=lambda answer: count[answer], default=REFUSED)  # the first of the tied
 
 
-def decided(answers: Mapping[str, int], order: Sequence[str]) -> bool:
-    """Whether no answer of the pending members of `order` can change the vote.
+def decided(answers: Mapping[str, int], order: Sequence[str], veto: int = 0) -> bool:
+    """Whether no answer of the pending members of `order` can change the vote on these ballots.
 
     `order` is the vote's total order. In the worst case all pending members give the same other
     label; even then it must have fewer votes than the leader, or equally many and a later first
-    voter.
+    voter. Where a refusal is a veto, `veto` of them decide.
     """
     pending = [place for place, member in enumerate(order) if member not in answers]
-    if not pending:
+    vetoes = sum(answer == VETO for answer in answers.values())
+    if not pending or 0 < veto <= vetoes:
         return True
+    if 0 < veto <= vetoes + len(pending):
+        return False
     usable = [(answers[m], place) for place, m in enumerate(order) if answers.get(m, REFUSED) >= 0]
     votes, first = Counter(label for label, _ in usable), dict(reversed(usable))
     if not votes:

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from optuna._hypervolume import compute_hypervolume
-from tables import random_asked, random_codes
+from tables import random_asked, random_codes, random_refusals
 
 from ptsearch.benchmarks.parsing import UNUSABLE
-from ptsearch.scoring import rates, scores
+from ptsearch.scoring import rates, refusals, scores
 from ptsearch.scoring.cost import VariantCost, total_cost
 from ptsearch.search import enumeration, pareto
 from ptsearch.voting import lazy
@@ -25,15 +25,25 @@ seeds = st.integers(0, 2**32 - 1)
 def slow_scores(asked, codes, precision, masks) -> list[dict[str, float]]:
     """`voting.majority` and `scores.score`, one ensemble after the other."""
     chosen = [list(enumeration.members(mask)) for mask in masks]
-    votes = [voting.majority(codes[places], precision[places]) for places in chosen]
+    known = asked.refusals
+    votes = [
+        refusals.outcomes(
+            voting.majority(refusals.ballots(codes[places], known), precision[places]),
+            codes[places],
+            known,
+        )
+        for places in chosen
+    ]
     return [scores.score(asked, voted, WEIGHTS) for voted in votes]
 
 
-@settings(deadline=None, max_examples=30)
-@given(seeds, st.integers(1, 6))
-def test_every_score_equals_the_slow_path(seed: int, n_variants: int) -> None:
+@settings(deadline=None, max_examples=40)
+@given(seeds, st.integers(1, 6), st.booleans())
+def test_every_score_equals_the_slow_path(seed: int, n_variants: int, refusing: bool) -> None:
     rng = np.random.default_rng(seed)
     asked = random_asked(rng)
+    if refusing:
+        asked = asked._replace(refusals=random_refusals(rng, asked))
     codes, precision = random_codes(rng, asked, n_variants), PRECISION[:n_variants]
     masks = enumeration.enumerate_ensembles(n_variants, n_variants)
     fast = enumeration.score_all(asked, codes, precision, WEIGHTS, masks)
@@ -127,8 +137,9 @@ def test_costs_equal_those_of_the_members(rng, latency: str) -> None:
     ]
     masks = enumeration.enumerate_ensembles(6, 6)
     codes, precision = rng.integers(-1, 3, (6, 30)).astype(np.int16), rng.random(6)
+    no_refusals = random_asked(rng)
     each = np.array([cost.latency_ms for cost in costs])
-    memory, times = enumeration.cost_all(costs, latency, masks, (codes, precision))
+    memory, times = enumeration.cost_all(costs, latency, masks, (no_refusals, codes, precision))
     for i, mask in enumerate(masks):
         members = list(enumeration.members(mask))
         shares = lazy.plan(codes[members], precision[members], each[members]).asked.tolist()

@@ -186,6 +186,19 @@ def test_asking_one_by_one_stops_when_the_vote_is_decided(tmp_path) -> None:
     assert 0 < len(members[2].asked) < 20
 
 
+def test_a_request_says_what_a_refusal_is(tmp_path) -> None:
+    members = engines("yes", "I'm sorry, I cannot say.", "I cannot help.")
+
+    def vote(**given: object) -> str | None:
+        return ask(url, ptsearch={"max_new_tokens": 8, **given}).json()["ptsearch"]["vote"]
+
+    for lazy in (False, True):
+        with gateway(tmp_path, members, lazy=lazy) as url:
+            assert vote() == vote(refusal="error") == vote(refusal="veto", veto=3) == "yes"
+            assert vote(refusal="label") is vote(refusal="veto") is None
+            assert "refusal must be" in ask(url, ptsearch={"refusal": "never"}).text
+
+
 def test_nobody_left_is_a_refusal(tmp_path) -> None:
     with gateway(tmp_path, engines(*["Hm."] * 3), constrain="none") as url:
         message = ask(url).json()["choices"][0]["message"]

@@ -5,6 +5,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ptsearch.benchmarks.parsing import REFUSED
+from ptsearch.scoring.refusals import VETO
 from ptsearch.search import enumeration
 from ptsearch.voting import lazy
 from ptsearch.voting.votes import decided, majority, vote
@@ -19,14 +21,63 @@ def tables(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.array(codes, dtype=np.int16), np.array(draw(value)), np.array(draw(value))
 
 
-def ask(codes: list[int], order: list[int], total: list[int]) -> dict[int, int]:
+def ask(codes: list[int], order: list[int], total: list[int], veto: int = 0) -> dict[int, int]:
     """Members in turn until the vote is decided; `total` is the vote's own order."""
     answers: dict[int, int] = {}
     for member in order:
         answers[member] = codes[member]
-        if decided(answers, total):
+        if decided(answers, total, veto):
             break
     return answers
+
+
+def as_ballots(codes: np.ndarray, veto: np.ndarray) -> np.ndarray:
+    """Refusals veto in every second sample or so."""
+    return np.where((codes == REFUSED) & (veto > 0), VETO, codes).astype(np.int16)
+
+
+@st.composite
+def vetoed(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """A table with ballots, and the veto of each sample."""
+    codes, precision, latency = draw(tables())
+    samples = codes.shape[1]
+    veto = draw(st.lists(st.integers(0, 3), min_size=samples, max_size=samples))
+    decide = np.array(veto, dtype=np.int16)
+    return as_ballots(codes, decide), precision, latency, decide
+
+
+def full_vote(said: list[int], veto: int) -> int:
+    return VETO if 0 < veto <= said.count(VETO) else vote(said)
+
+
+@given(vetoed(), st.randoms(use_true_random=False))
+def test_a_veto_is_asked_for_until_it_is_decided_and_no_longer(table, random) -> None:
+    codes, precision, _, veto = table
+    total = np.argsort(-precision, kind="stable").tolist()
+    for column, k in zip(codes.T.tolist(), veto.tolist(), strict=True):
+        answers = ask(column, random.sample(total, len(total)), total, k)
+        said = [answers[m] for m in total if m in answers]
+        assert full_vote(said, k) == full_vote([column[m] for m in total], k)
+        answers.popitem()
+        left = [m for m in total if m not in answers]
+        possible = {
+            full_vote([(answers | dict.fromkeys(left, other))[m] for m in total], k)
+            for other in (-1, *([VETO] if k else []), 0, 1, 2, 3, 4)
+        }
+        assert len(possible) > 1
+
+
+@given(vetoed())
+def test_expected_calls_with_vetoes_are_those_of_asking_each_sample(table) -> None:
+    codes, precision, latency, veto = table
+    total = np.argsort(-precision, kind="stable").tolist()
+    found = lazy.plan(codes, precision, latency, veto)
+    counts = np.zeros(len(codes))
+    for column, k in zip(codes.T.tolist(), veto.tolist(), strict=True):
+        counts[list(ask(column, found.order, total, k))] += 1 / codes.shape[1]
+    np.testing.assert_allclose(found.asked, counts)
+    each = lazy.asked_each(codes, precision, found.order, veto)
+    np.testing.assert_allclose(each.mean(axis=1), counts)
 
 
 @given(tables(), st.randoms(use_true_random=False))
