@@ -135,10 +135,10 @@ class BenchmarksConfig:
 
 @dataclass
 class EngineConfig:
-    """What answers: transformers in this process, or vLLM's server."""
+    """What answers: transformers or llama.cpp in this process, or vLLM's server."""
 
-    name: str = choice("transformers", "vllm")  # in this process | a server
-    dtype: str = choice("auto", "bfloat16", "float32")  # auto: bfloat16 where the processor has it
+    name: str = choice("transformers", "vllm", "llamacpp")
+    dtype: str = choice("auto", "bfloat16", "float32", "float16")  # auto: bfloat16 if native
     device: str = choice("auto", "cpu", "cuda")
     max_tokens: int = 0  # of one forward pass, 0 = from free memory
     threads: int = least(0, 0)  # of each worker, 0 = all cores shared out

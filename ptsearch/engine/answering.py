@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ptsearch.config import EngineConfig
 from ptsearch.engine import lanes
+from ptsearch.engine.llamacpp import LlamaCpp
 from ptsearch.engine.local import LocalModel
 from ptsearch.engine.prefix_cache import Kept
 from ptsearch.engine.requests import Progress, Tokens
@@ -23,7 +24,7 @@ Ids = Sequence[int]  # token ids of a prompt, a label or a reply
 class Engine(NamedTuple):
     """A loaded model, how to run it, and how to make tokens for it."""
 
-    runner: LocalModel | Server  # in this process, or in another
+    runner: LocalModel | LlamaCpp | Server  # in this process, or in another
     tokenizer: "PreTrainedTokenizerBase"
     settings: EngineConfig
     context: int  # longest sequence the model was made for; 0 = no limit
@@ -36,7 +37,7 @@ class Engine(NamedTuple):
 
     @property
     def local(self) -> LocalModel | None:
-        """The model where it runs in this process; None: a server has it."""
+        """The model where transformers runs it in this process."""
         return self.runner if isinstance(self.runner, LocalModel) else None
 
 

@@ -1,4 +1,4 @@
-"""Loading a checkpoint, or connecting to a server that has it."""
+"""Loading a checkpoint, here or in another engine."""
 
 import logging
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ptsearch.config import EngineConfig
-from ptsearch.engine import fake_quant, memory, probe, vllm
+from ptsearch.engine import fake_quant, llamacpp, memory, probe, vllm
 from ptsearch.engine.answering import Engine
 from ptsearch.engine.local import LocalModel
 from ptsearch.models import loading
@@ -43,7 +43,7 @@ def load(folder: Path, settings: EngineConfig) -> Engine:
     import transformers
 
     settings = with_dtype(settings)
-    if settings.name == "vllm":
+    if settings.name != "transformers":
         return _served(folder, settings)
     runtime = fake_quant.of(folder)
     if runtime.folders:
@@ -75,9 +75,13 @@ def load(folder: Path, settings: EngineConfig) -> Engine:
 
 
 def with_dtype(settings: EngineConfig) -> EngineConfig:
-    """`dtype=auto` made definite: what this machine multiplies natively; bfloat16 for vLLM."""
+    """`dtype=auto` made definite: what this machine multiplies natively; bfloat16 for vLLM,
+    float16 for llama.cpp.
+    """
     if settings.dtype != "auto":
         return settings
+    if settings.name == "llamacpp":
+        return replace(settings, dtype="float16")
     native = torch.bfloat16 if settings.name == "vllm" else loading.compute_dtype()
     return replace(settings, dtype=loading.dtype_name(native))
 
@@ -96,17 +100,17 @@ def check_fits(checkpoint: Path, trust_remote_code: bool, settings: EngineConfig
 
 
 def _served(folder: Path, settings: EngineConfig) -> Engine:
-    """The engine of a server: its tokenizer and limits are read from the checkpoint here.
+    """vLLM or llama.cpp: tokenizer and limits are read from the checkpoint here.
 
-    ValueError: no server, or what is rounded at run time would not be rounded there.
+    ValueError: not there, or what is rounded at run time would not be rounded there.
     """
     import transformers
 
     runtime = fake_quant.of(folder)
     if runtime.kv or runtime.folders:
         raise ValueError(
-            f"{folder}: vLLM does not round keys and values as this variant does, nor does it "
-            "change models within a reply; take engine=transformers"
+            f"{folder}: engine={settings.name} does not round keys and values as this variant "
+            "does, nor does it change models within a reply; take engine=transformers"
         )
     checkpoint, trust = loading.checkpoint_of(folder)
     config = read_config(checkpoint, trust)
@@ -116,6 +120,14 @@ def _served(folder: Path, settings: EngineConfig) -> Engine:
         generation = transformers.GenerationConfig()
     context = context_of(config)
     tokenizer = loading.load_tokenizer(checkpoint, trust)
+    if settings.name == "llamacpp":
+        if runtime.act_bits < 16:
+            raise ValueError(
+                f"{folder} rounds the inputs of its layers, which llama.cpp does not; take "
+                "engine=transformers"
+            )
+        runner = llamacpp.load(checkpoint, settings, trust)
+        return Engine(runner, tokenizer, settings, context, eos_ids(config, generation))
     server = vllm.connect(folder, settings, context)
     if runtime.act_bits < 16 and server.form.startswith("dense"):
         server.close()

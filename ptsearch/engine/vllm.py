@@ -31,7 +31,7 @@ from ptsearch.engine.requests import (
     Tokens,
     until_eos,
 )
-from ptsearch.models import loading
+from ptsearch.models import gguf_weights, loading
 
 CHUNK, PARALLEL = 32, 4  # prompts of a request, requests under way
 ANSWER_SECONDS = 1800.0  # for a request
@@ -124,9 +124,11 @@ def connect(folder: Path, settings: EngineConfig, context: int) -> Server:
     groups = quantization.get("config_groups", {}).values()
     bits = sorted({group["weights"]["num_bits"] for group in groups})
     reason = "asked for by engine.form=dense" if settings.form == "dense" else ""
+    if gguf := (checkpoint / gguf_weights.NAME).is_file():
+        reason = "GGUF is llama.cpp's"
     if not STABLE.issuperset(bits):
         reason = f"versions of compressed-tensors pack {bits[-1]} bits in different ways"
-    if not reason or not quantization:
+    if not (reason and (quantization or gguf)):
         try:
             return _start(checkpoint, folder.name, settings, context, trust)
         except ValueError as error:

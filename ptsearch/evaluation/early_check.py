@@ -4,6 +4,7 @@ A CUDA device is looked for by its driver, a method by the literals of its recor
 """
 
 import ctypes
+import importlib.util
 import os
 import sys
 from collections.abc import Mapping
@@ -69,7 +70,7 @@ def _check_writable(folder: Path) -> None:
 def _check_pool(config: Config) -> None:
     config.engine.check()
     if config.compute.name == "local":
-        _check_device(config.engine)
+        _check_engine(config.engine)
     for model in (config.model, *config.baseline_models):
         check_source(model)
     if config.calibration.source == "file" and not Path(config.calibration.path).is_file():
@@ -105,8 +106,14 @@ def _ready_made(dense: Variant, row: Mapping[str, Any]) -> Variant:
     return Variant(dense.model, "", "path", bits=row["bits"], method_args=args)
 
 
-def _check_device(engine: EngineConfig) -> None:
-    """ValueError: torch will find no CUDA device. `local` versions say what it was built for."""
+def _check_engine(engine: EngineConfig) -> None:
+    """ValueError: a package is missing, or torch will find no CUDA device. `local` versions say
+    what it was built for.
+    """
+    if engine.name == "llamacpp" and importlib.util.find_spec("llama_cpp") is None:
+        raise ValueError("engine=llamacpp needs llama.cpp: pip install 'ptsearch[llamacpp]'")
+    if engine.dtype == "float16" and engine.name != "llamacpp":
+        raise ValueError("engine.dtype=float16 is llama.cpp's alone: take bfloat16 or float32")
     if engine.device != "cuda" or engine.name != "transformers":
         return
     built = version("torch").partition("+")[2]

@@ -267,10 +267,10 @@ class Table:
 
     def _latency(self, label: str) -> Path:
         """Built variants run dequantized, in the dense model's form: one measurement is theirs, if
-        nothing is rounded while they run. vLLM runs them as they are stored.
+        nothing is rounded while they run. Other engines run them as they are stored.
         """
         apart = self.variant(label).method == "path" or self.variant(label).acts_at_run_time
-        form = label if apart or self.config.engine.name == "vllm" else DENSE
+        form = label if apart or self.config.engine.name != "transformers" else DENSE
         names = [path.parent.name for path in self.outputs(form).values()]
         what = json.dumps([names, self.config.latency.prompts, evaluate.LATENCY_VERSION])
         digest = hashlib.sha256(what.encode()).hexdigest()[:12]

@@ -10,7 +10,7 @@ from compressed_tensors.quantization import QuantizationScheme
 from safetensors import safe_open
 from torch import Tensor
 
-from ptsearch.models import coded
+from ptsearch.models import coded, gguf_weights
 from ptsearch.models.architecture import Names
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def names_in(path: Path) -> list[str]:
 
 def dense(folder: Path, prefix: str = "", names: Names | None = None) -> dict[str, Tensor]:
     """A checkpoint's tensors under a prefix as dense weights."""
+    if (folder / gguf_weights.NAME).is_file():
+        return gguf_weights.dense(folder, prefix)
     stored = Tensors(folder, names)
     tensors = stored.under(prefix)
     if (folder / coded.INDEX).is_file():
@@ -101,10 +103,10 @@ def decompress(
 
 
 def needs_decoding(folder: Path) -> bool:
-    """Whether transformers cannot load it: our own layout, and the experts of a mixture with zero
-    points, which its conversion of experts leaves out.
+    """Whether transformers cannot load it as it is: GGUF, our own layout, and the experts of a
+    mixture with zero points, which its conversion of experts leaves out.
     """
-    if (folder / coded.INDEX).is_file():
+    if (folder / coded.INDEX).is_file() or (folder / gguf_weights.NAME).is_file():
         return True
     names = Tensors(folder).file_of if list(folder.glob("*.safetensors")) else ()
     return any(".experts." in name and name.endswith(".weight_zero_point") for name in names)
