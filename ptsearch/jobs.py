@@ -232,6 +232,9 @@ def build_pool(config: Config) -> None:
         for label in labels:
             meta, same = table.meta(label), {"same_as": copies[label]} if label in copies else {}
             row = {key: getattr(meta, key) for key in keys}
+            if meta.types:
+                bits = 8 * meta.tensor_bytes / sum(meta.types.values())
+                row |= {"bits_per_weight": round(bits, 2), "types": meta.types}
             _print_json({"variant": label, **row, **same})
         _check_failed(failed)
 

@@ -60,6 +60,7 @@ class VariantMeta:
     trust_remote_code: bool = False
     tensors: dict[str, StoredTensor] = field(default_factory=dict)
     tensor_bytes: int = 0
+    types: dict[str, int] = field(default_factory=dict)  # of a GGUF: type -> weights in it
     read_back: str = "whole"  # how it was checked: whole | layer by layer
     kv: KvStorage = KvStorage()
     perplexity: float | None = None  # None: not finite

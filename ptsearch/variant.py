@@ -89,6 +89,8 @@ class Variant:
             raise ValueError(f"{self.method} needs kv_bits, one of 8, 4, 3, 2")
         if self.method == "path" and not 1 <= self.bits <= 16:
             raise ValueError(f"{self.label}: bits must be 1 to 16, got bits={self.bits}")
+        if method.types and method.types.get(dict(self.method_args).get("type", "")) != self.bits:
+            raise ValueError(f"{self.method} needs type, one of {', '.join(method.types)}")
         if not method.dense:
             self._check_method(method)
 
@@ -144,8 +146,10 @@ class Variant:
         if self.method == "path":
             return args["label"]
         group = "row" if self.group_size == -1 else str(self.group_size)
-        dense = method_of(self.method).dense
-        parts = [self.method] if dense else [self.method, f"{self.bits}b", f"g{group}"]
+        method = method_of(self.method)
+        parts = [self.method]
+        if not method.dense:
+            parts += [args["type"]] if method.types else [f"{self.bits}b", f"g{group}"]
         if not self.sym:
             parts.append("asym")
         if self.actorder != "none":
@@ -174,18 +178,21 @@ def expand_pool(
     """The variants that config rows span, in order; each row's list values are multiplied out.
 
     `dense` carries model and revision, `defaults` what a row may leave out. Methods that calibrate
-    get the identity `calibration`. An unknown field, a value of another type and a variant named
-    twice are a ValueError.
+    get the identity `calibration`; `type` gives a method that has types its bits. An unknown field,
+    a value of another type and a variant named twice are a ValueError.
     """
     known = [field.name for field in fields(Variant) if field.name not in ("model", "revision")]
     variants: list[Variant] = []
     for row in rows:
         for name in row:
-            if name not in known:
+            if name not in known and not (name == "type" and method_of(row["method"]).types):
                 raise ValueError(f"pool.variants has no field {name!r}; known: {', '.join(known)}")
         axes = [value if isinstance(value, list | tuple) else [value] for value in row.values()]
         for values in itertools.product(*axes):
             chosen = {**defaults, **dict(zip(row, values, strict=True))}
+            if "type" in chosen:
+                types, kind = method_of(chosen["method"]).types, str(chosen.pop("type"))
+                chosen |= {"method_args": (("type", kind),), "bits": types.get(kind, 0)}
             _check_types(chosen)
             method = method_of(chosen.get("method", "none"))
             if method.calibrated:
@@ -226,7 +233,11 @@ def short_labels(pool: Mapping[str, Variant]) -> dict[str, str]:
     """Label -> a name for narrow tables: method and bits, the seed where these do not suffice, the
     label itself where that does not either.
     """
-    bits = {label: f"{v.method}-{v.bits}b" for label, v in pool.items() if v.method != "path"}
+    bits = {
+        label: f"{v.method}-{dict(v.method_args).get('type', f'{v.bits}b')}"
+        for label, v in pool.items()
+        if v.method != "path"
+    }
     seeds = {label: f"{name}-s{pool[label].seed}" for label, name in bits.items()}
     short = {}
     for label in pool:

@@ -50,7 +50,7 @@ def of(folder: Path) -> Runtime:
             return Runtime(first=first, folders=tuple(folder.parent / part.id for part in parts))
         if variant.method != "path":
             return of_variant(variant, folder)
-        folder = Path(meta["checkpoint"])
+        folder = folder / meta["checkpoint"]
     quantization = loading.quantization_config(folder)
     return Runtime(act_bits=_input_bits(quantization, folder))
 

@@ -28,7 +28,7 @@ from ptsearch.engine.requests import (
     logprobs_of,
     until_eos,
 )
-from ptsearch.models import gguf_weights, llama_library
+from ptsearch.models import gguf_file, gguf_weights, llama_library
 
 WAVE = 512  # new tokens, if no sequence is longer by itself
 CELLS = 2048  # at first; more when a wave needs them
@@ -233,10 +233,10 @@ def load(checkpoint: Path, settings: EngineConfig, trust_remote_code: bool) -> L
     """The checkpoint in a folder. ValueError: llama.cpp is not installed or does not run it."""
     llama_library.library()
     threads = settings.threads or torch.get_num_threads()
-    if (checkpoint / gguf_weights.NAME).is_file():
-        return LlamaCpp(Session(checkpoint / gguf_weights.NAME, threads), "GGUF")
+    if (checkpoint / gguf_file.NAME).is_file():
+        return LlamaCpp(Session(checkpoint / gguf_file.NAME, threads), "GGUF")
     with tempfile.TemporaryDirectory(prefix="ptsearch-") as scratch:
-        path = Path(scratch) / gguf_weights.NAME
+        path = Path(scratch) / gguf_file.NAME
         gguf_weights.write(checkpoint, path, settings.dtype, trust_remote_code)
         return LlamaCpp(Session(path, threads), f"GGUF of dense {settings.dtype}")
 

@@ -31,7 +31,7 @@ from ptsearch.engine.requests import (
     Tokens,
     until_eos,
 )
-from ptsearch.models import gguf_weights, loading
+from ptsearch.models import gguf_file, loading
 
 CHUNK, PARALLEL = 32, 4  # prompts of a request, requests under way
 ANSWER_SECONDS = 1800.0  # for a request
@@ -124,7 +124,7 @@ def connect(folder: Path, settings: EngineConfig, context: int) -> Server:
     groups = quantization.get("config_groups", {}).values()
     bits = sorted({group["weights"]["num_bits"] for group in groups})
     reason = "asked for by engine.form=dense" if settings.form == "dense" else ""
-    if gguf := (checkpoint / gguf_weights.NAME).is_file():
+    if gguf := (checkpoint / gguf_file.NAME).is_file():
         reason = "GGUF is llama.cpp's"
     if not STABLE.issuperset(bits):
         reason = f"versions of compressed-tensors pack {bits[-1]} bits in different ways"

@@ -14,6 +14,7 @@ from typing import Any
 
 from ptsearch.benchmarks import own_file
 from ptsearch.config import Config, EngineConfig, default_weights
+from ptsearch.models import gguf_file
 from ptsearch.models.architecture import check_same_model, check_source, need_checkpoint
 from ptsearch.scoring import file_check
 from ptsearch.shared import did_you_mean, one_of
@@ -93,15 +94,27 @@ def _labels(config: Config) -> list[str]:
         method_of(variant.method).check_available()
     variants += [_ready_made(dense, row) for row in pool.paths]
     for row in pool.paths if config.model.source == "path" else ():
-        base, folder = Path(config.model.path), Path(row["path"])
-        check_same_model(base, folder, f"pool.paths, {row['label']}")
+        base, path, what = Path(config.model.path), Path(row["path"]), f"pool.paths, {row['label']}"
+        if path.suffix == ".gguf":
+            gguf_file.check_like(base, gguf_file.read(path), what)
+        else:
+            check_same_model(base, path, what)
     return ["none", *unique_labels(variants)]
 
 
 def _ready_made(dense: Variant, row: Mapping[str, Any]) -> Variant:
-    if row.keys() != PATH_ROW.keys() or not all(isinstance(row[k], PATH_ROW[k]) for k in PATH_ROW):
-        raise ValueError(f"pool.paths needs rows {{path: FOLDER, label: NAME, bits: N}}, got {row}")
-    need_checkpoint(Path(row["path"]), f"pool.paths, {row['label']}")
+    gguf = str(row.get("path")).endswith(".gguf")
+    needed = PATH_ROW.keys() - ({"bits"} if gguf else set())
+    wrong = [k for k in row if not isinstance(row[k], PATH_ROW.get(k, ()))]
+    if wrong or not needed <= row.keys():
+        raise ValueError(
+            "pool.paths needs rows {path: FOLDER, label: NAME, bits: N} or "
+            f"{{path: FILE.gguf, label: NAME}}, got {row}"
+        )
+    if gguf:
+        row = {"bits": gguf_file.read(Path(row["path"])).bits, **row}
+    else:
+        need_checkpoint(Path(row["path"]), f"pool.paths, {row['label']}")
     args = (("label", row["label"]), ("path", row["path"]))
     return Variant(dense.model, "", "path", bits=row["bits"], method_args=args)
 

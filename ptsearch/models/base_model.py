@@ -18,6 +18,7 @@ import torch
 from ptsearch import store
 from ptsearch.benchmarks import hub
 from ptsearch.config import ModelConfig
+from ptsearch.models import gguf_file
 from ptsearch.models.architecture import (
     check_base,
     check_same_model,
@@ -98,13 +99,20 @@ def _hash(folder: Path, known: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
-def path_variant(base: BaseModel, path: str, label: str, bits: int) -> Variant:
-    """A ready-made checkpoint of the base model as a member; `bits` is what it claims to have."""
-    folder = Path(path).resolve()
-    need_checkpoint(folder, f"pool.paths, {label}")
-    check_format(folder, quantization_config(folder))
-    check_same_model(base.path, folder, f"pool.paths, {label}")
-    digest = _hash(folder, {})
+def path_variant(base: BaseModel, path: str, label: str, bits: int = 0) -> Variant:
+    """A ready-made checkpoint of the base model as a member, or a GGUF; `bits` is what it claims to
+    have, 0 = what a GGUF has on average.
+    """
+    folder, what = Path(path).resolve(), f"pool.paths, {label}"
+    if folder.suffix == ".gguf":
+        header = gguf_file.read(folder)
+        gguf_file.check_like(base.path, header, what)
+        bits, digest = bits or header.bits, store.sha256_file(folder)
+    else:
+        need_checkpoint(folder, what)
+        check_format(folder, quantization_config(folder))
+        check_same_model(base.path, folder, what)
+        digest = _hash(folder, {})
     args = (("label", label), ("path", str(folder)), ("sha256", digest))
     return Variant(base.name, base.revision, "path", bits=bits, method_args=args)
 

@@ -10,7 +10,7 @@ from compressed_tensors.quantization import QuantizationScheme
 from safetensors import safe_open
 from torch import Tensor
 
-from ptsearch.models import coded, gguf_weights
+from ptsearch.models import coded, gguf_file, gguf_weights
 from ptsearch.models.architecture import Names
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def names_in(path: Path) -> list[str]:
 
 def dense(folder: Path, prefix: str = "", names: Names | None = None) -> dict[str, Tensor]:
     """A checkpoint's tensors under a prefix as dense weights."""
-    if (folder / gguf_weights.NAME).is_file():
+    if (folder / gguf_file.NAME).is_file():
         return gguf_weights.dense(folder, prefix)
     stored = Tensors(folder, names)
     tensors = stored.under(prefix)
@@ -106,7 +106,7 @@ def needs_decoding(folder: Path) -> bool:
     """Whether transformers cannot load it as it is: GGUF, our own layout, and the experts of a
     mixture with zero points, which its conversion of experts leaves out.
     """
-    if (folder / coded.INDEX).is_file() or (folder / gguf_weights.NAME).is_file():
+    if (folder / coded.INDEX).is_file() or (folder / gguf_file.NAME).is_file():
         return True
     names = Tensors(folder).file_of if list(folder.glob("*.safetensors")) else ()
     return any(".experts." in name and name.endswith(".weight_zero_point") for name in names)

@@ -5,9 +5,21 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
+from ptsearch import store
+
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
 
+NAME = "model.gguf"  # in a folder that is a checkpoint, beside config.json and a tokenizer
+# Of a model -> llama.cpp's name, where weights are read and written here.
+ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+SHAPE = {  # field behind the architecture's name -> key of config.json
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+}
 VERSIONS = (2, 3)
 SCALARS = dict(enumerate("BbHhIif?"))  # GGUF's type of a field -> struct's
 SCALARS |= {10: "Q", 11: "q", 12: "d"}
@@ -50,6 +62,30 @@ class GgufFile(NamedTuple):
     @property
     def bits_per_weight(self) -> float:
         return 8 * self.tensor_bytes / sum(self.types.values())
+
+    @property
+    def bits(self) -> int:
+        """The same as a whole number that a variant may have."""
+        return min(16, max(1, round(self.bits_per_weight)))
+
+
+def check_like(base: Path, file: GgufFile, what: str) -> None:
+    """ValueError: the file, which `what` gives, holds another model than the checkpoint `base`."""
+    config = store.read_json(base / "config.json")
+    known = ARCHITECTURES.get(config["model_type"], "none that is known here")
+    found: dict[str, object] = {"architecture": file.architecture}
+    expected: dict[str, object] = {"architecture": known}
+    for field, key in SHAPE.items():
+        found[key] = file.fields.get(f"{file.architecture}.{field}")
+        expected[key] = config.get(key, found[key])
+    if embeddings := file.tensors.get("token_embd.weight"):
+        found["vocab_size"], expected["vocab_size"] = embeddings.shape[0], config["vocab_size"]
+    for key, got in found.items():
+        if got is not None and got != expected[key]:
+            raise ValueError(
+                f"{what}: a GGUF of another model: {key} is {got}, for the base model it is "
+                f"{expected[key]}"
+            )
 
 
 def read(path: Path) -> GgufFile:

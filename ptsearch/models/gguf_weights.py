@@ -16,14 +16,12 @@ from torch import Tensor, from_numpy
 from ptsearch import store
 from ptsearch.models import gguf_file
 from ptsearch.models.architecture import read_config
-from ptsearch.models.gguf_file import GgufFile
+from ptsearch.models.gguf_file import ARCHITECTURES, NAME, SHAPE
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
     from transformers import PretrainedConfig
 
-NAME = "model.gguf"
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 AROUND = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 LAYER = {
     "attn_norm": "input_layernorm",
@@ -39,35 +37,8 @@ LAYER = {
     "ffn_down": "mlp.down_proj",
 }
 IN_GGUF = {name: stem for stem, name in (AROUND | LAYER).items()}
-SHAPE = {  # field behind the architecture's name -> key of config.json
-    "embedding_length": "hidden_size",
-    "block_count": "num_hidden_layers",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-}
 FACTORS = "rope_freqs.weight"  # of positions, which transformers takes from its configuration
 SPLITS = {"Digits": "smollm", "{1,3}": "llama-bpe", "(?i:": "qwen2"}  # what tells BPEs apart
-
-
-def check_like(base: Path, file: GgufFile, what: str) -> None:
-    """ValueError: the file, which `what` gives, holds another model than the checkpoint `base`."""
-    config = store.read_json(base / "config.json")
-    found: dict[str, object] = {"architecture": file.architecture}
-    expected: dict[str, object] = {
-        "architecture": ARCHITECTURES.get(config["model_type"], "none that is known here")
-    }
-    for field, key in SHAPE.items():
-        found[key] = file.fields.get(f"{file.architecture}.{field}")
-        expected[key] = config.get(key, found[key])
-    if embeddings := file.tensors.get("token_embd.weight"):
-        found["vocab_size"], expected["vocab_size"] = embeddings.shape[0], config["vocab_size"]
-    for key, got in found.items():
-        if got is not None and got != expected[key]:
-            raise ValueError(
-                f"{what}: a GGUF of another model: {key} is {got}, for the base model it is "
-                f"{expected[key]}"
-            )
 
 
 def dense(folder: Path, prefix: str = "") -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from ptsearch.models import loading
 from ptsearch.models.base_model import BaseModel
 from ptsearch.models.checkpoint import Tensors, tensors_of
 from ptsearch.models.layers import linears_of, skeleton
-from ptsearch.pool import backends, kv_calibration, one_pass, verify, writer
+from ptsearch.pool import backends, gguf_build, kv_calibration, one_pass, verify, writer
 from ptsearch.pool.calibration import Calibration
 from ptsearch.pool.variant_build import (
     NO_ROOM,
@@ -110,7 +110,13 @@ def _solve(
     by_library = [build for build in solved if build.variant.backend != "native"]
     if by_library:
         _with_libraries(base, by_library, calibration, report)
-    native = [build for build in solved if build.variant.backend == "native"]
+    if by_llama := [build for build in solved if build.method.storage == "gguf"]:
+        gguf_build.build(base, by_llama, calibration, report)
+    for build in builds:
+        if dict(build.variant.method_args).get("path", "").endswith(".gguf"):
+            gguf_build.link(base, build)
+    ours = [build for build in solved if build not in by_llama]
+    native = [build for build in ours if build.variant.backend == "native"]
     together = [build for build in native if not build.sequential]
     passes = [together] if together else []
     for builds_of_pass in [*passes, *([build] for build in native if build.sequential)]:

@@ -129,7 +129,7 @@ class VariantBuild:
             noted = [entry for notes in self.notes() for entry in notes.entries.items()]
             entries = {self.names.on_disk(name): entry for name, entry in noted}
             coded.write_index(self.folder, entries, weight_map)
-        else:
+        elif self.method.storage == "uniform":
             config["quantization_config"] = writer.quantization_config(self.variant, dense_linears)
             size = sum(path.stat().st_size for path in files)
             index = {"metadata": {"total_size": size}, "weight_map": weight_map}

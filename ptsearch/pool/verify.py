@@ -16,7 +16,7 @@ from ptsearch import store
 from ptsearch.engine import fake_quant as runtime
 from ptsearch.engine import memory
 from ptsearch.engine.fake_quant import Runtime
-from ptsearch.models import checkpoint, loading
+from ptsearch.models import checkpoint, gguf_file, loading
 from ptsearch.models.base_model import BaseModel
 from ptsearch.models.layers import fill_around, forwards, give_back, layers_of, linears_of, skeleton
 from ptsearch.pool import calibration as calibrations
@@ -52,7 +52,7 @@ class Check(NamedTuple):
 def check(build: VariantBuild, how: Check) -> VariantMeta:
     """Read the checkpoint back and measure its perplexity."""
     variant, base, folder = build.variant, how.base, build.folder
-    if build.method.dense:
+    if build.method.dense and not (folder / gguf_file.NAME).is_file():
         folder = Path(dict(variant.method_args).get("path", base.path))
     tensors = table_of(folder) | table_of(build.folder)
     asked = runtime.of_variant(variant, build.folder)
@@ -75,6 +75,7 @@ def check(build: VariantBuild, how: Check) -> VariantMeta:
         trust_remote_code=base.trust_remote_code,
         tensors=tensors,
         tensor_bytes=sum(tensor.bytes for tensor in tensors.values()),
+        types=gguf_file.read(file).types if (file := folder / gguf_file.NAME).is_file() else {},
         read_back="whole" if whole else "layer by layer",
         kv=kv,
         perplexity=value if math.isfinite(value) else None,

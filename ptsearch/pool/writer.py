@@ -21,6 +21,7 @@ from compressed_tensors.quantization import (
 )
 from torch import Tensor
 
+from ptsearch.models import gguf_file
 from ptsearch.models.coded import Coded
 from ptsearch.quantize import METHODS
 from ptsearch.quantize.grid import SCALE_DTYPE, Quantized
@@ -30,8 +31,14 @@ from ptsearch.variant import Variant
 
 
 def table_of(folder: Path, files: str = "*.safetensors") -> dict[str, StoredTensor]:
-    """Bytes and SHA-256 of every tensor in a checkpoint's safetensors files."""
+    """Bytes and SHA-256 of every tensor in a checkpoint's safetensors files, or in its GGUF."""
     table = {}
+    if (gguf := folder / gguf_file.NAME).is_file():
+        with gguf.open("rb") as file:
+            for name, tensor in gguf_file.read(gguf).tensors.items():
+                file.seek(tensor.start)
+                digest = hashlib.sha256(file.read(tensor.bytes)).hexdigest()
+                table[name] = StoredTensor(tensor.bytes, digest)
     for path in sorted(folder.glob(files)):
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")

@@ -4,7 +4,7 @@ import ast
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 GROUP = "ptsearch.methods"  # of the entry points through which packages add methods
 NEEDS = ("hessian", "ranges", "gradients", "sites", "kv")  # what calibration may measure
-STORAGES = ("dense", "uniform", "codes")  # as the base model | compressed-tensors | ptsearch-codes
+# as the base model | compressed-tensors | ptsearch-codes | llama.cpp
+STORAGES = ("dense", "uniform", "codes", "gguf")
 AGREE_ON = ("seed", "damp_percent", "actorder", "group_size")
 
 
@@ -38,8 +39,9 @@ class Method:
     """A quantization method: how it solves a layer, and what it knows.
 
     `solve` handles the linears of one input, `solve_layer` a decoder layer as a whole; a method
-    with neither leaves the weights dense. `bits` are the lowest and highest bit-width, both
-    supported, and `without_bits` are gaps between them. `needs` lists what calibration measures
+    with neither leaves the weights dense, or llama.cpp quantizes them. `bits` are the lowest and
+    highest bit-width, both supported, and `without_bits` are gaps between them; a method may have
+    `types` instead, by name, each of about so many bits. `needs` lists what calibration measures
     for it: second moments of inputs (`hessian`), their per-channel ranges, squared gradients of the
     loss, sites where channels can be scaled, recorded keys and values (`kv`).
     """
@@ -56,7 +58,8 @@ class Method:
     solve_layer: "SolveLayer | None" = None
     fit_inputs: "FitInputs | None" = None  # static rounding of inputs; None = per token
     kv: bool = False  # defines how keys and values are rounded; needs kv_bits
-    package: str = ""  # optional dependency, an extra of the same name
+    package: str = ""  # optional dependency, an extra of the same name without _
+    types: Mapping[str, int] = field(default_factory=dict)  # name -> bits
 
     def __post_init__(self) -> None:
         if unknown := set(self.needs) - set(NEEDS):
@@ -65,8 +68,8 @@ class Method:
             raise ValueError(
                 f"{self.name}: storage must be one of {', '.join(STORAGES)}, got {self.storage!r}"
             )
-        if (self.storage != "dense") != bool(self.solve or self.solve_layer):
-            raise ValueError(f"{self.name}: solve or solve_layer is required unless storage=dense")
+        if (self.storage in ("uniform", "codes")) != bool(self.solve or self.solve_layer):
+            raise ValueError(f"{self.name}: storage uniform or codes needs solve or solve_layer")
 
     @property
     def calibrated(self) -> bool:
@@ -83,7 +86,7 @@ class Method:
         if self.package and importlib.util.find_spec(self.package) is None:
             raise ValueError(
                 f"method={self.name} requires the package {self.package}: "
-                f"pip install 'ptsearch[{self.package}]'"
+                f"pip install 'ptsearch[{self.package.replace('_', '')}]'"
             )
 
     def check_bits(self, bits: int) -> None:

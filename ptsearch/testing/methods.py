@@ -69,7 +69,8 @@ def check_record(method: Method) -> None:
 
 def _variants(method: Method) -> list[Variant]:
     bits = [16] if method.dense else sorted(set(method.bits))
-    row: dict[str, object] = {"method": method.name, "bits": bits, "damp_percent": 0.05}
+    row: dict[str, object] = {"method": method.name, "damp_percent": 0.05}
+    row |= {"type": [*method.types][:: len(method.types) - 1]} if method.types else {"bits": bits}
     if method.kv:
         row |= {"kv_bits": 4}
     return expand_pool(Variant("tiny", "0"), [row], {"group_size": 32}, CALIBRATION.identity)

@@ -13,7 +13,7 @@ from ptsearch.testing.tiny_model import write_tiny_model
 
 @pytest.fixture(scope="module")
 def gguf(tiny_model, tmp_path_factory):
-    path = tmp_path_factory.mktemp("gguf") / gguf_weights.NAME
+    path = tmp_path_factory.mktemp("gguf") / gguf_file.NAME
     gguf_weights.write(tiny_model, path, "bfloat16")
     return path
 
@@ -21,7 +21,7 @@ def gguf(tiny_model, tmp_path_factory):
 def beside(path, base, folder):
     """A checkpoint folder that has the file's weights."""
     shutil.copytree(base, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    shutil.copyfile(path, folder / gguf_weights.NAME)
+    shutil.copyfile(path, folder / gguf_file.NAME)
     return folder
 
 
@@ -78,7 +78,7 @@ def test_another_model_is_refused_by_what_differs_first(gguf, tmp_path):
     ):
         base = write_tiny_model(tmp_path / str(reason), kind, **sizes)
         with pytest.raises(ValueError, match=f"^here: a GGUF of another model: {reason}$"):
-            gguf_weights.check_like(base, header, "here")
+            gguf_file.check_like(base, header, "here")
 
 
 def test_a_model_that_cannot_be_written_says_what_to_do(tmp_path):
