@@ -22,7 +22,7 @@ needs_llama = pytest.mark.skipif(
     importlib.util.find_spec("llama_cpp") is None, reason="needs pip install 'ptsearch[llamacpp]'"
 )
 CALIBRATION = Calibration("little foxes jump over 11 dogs. " * 200, samples=2, length=32)
-TYPES = ["Q2_K", "IQ3_XXS", "Q4_K_M", "Q8_0"]
+TYPES = ["Q2_K", "IQ4_XS", "Q4_K_M", "Q8_0"]
 
 
 def pool(types, **fields):
@@ -52,7 +52,7 @@ def folders(wide, tmp_path_factory):
 def test_a_type_is_a_variant_of_about_so_many_bits():
     variants = unique_labels(pool(TYPES, seed=[0, 1]))
     assert list(variants)[:2] == ["gguf-Q2_K-s0", "gguf-Q2_K-s1"]
-    assert [variants[f"gguf-{kind}-s0"].bits for kind in TYPES] == [2, 3, 4, 8]
+    assert [variants[f"gguf-{kind}-s0"].bits for kind in TYPES] == [2, 4, 4, 8]
     assert short_labels(unique_labels(pool(TYPES)))["gguf-Q4_K_M-s0"] == "gguf-Q4_K_M"
     assert all(variant.calibration for variant in variants.values())
     with pytest.raises(ValueError, match="gguf needs type, one of IQ1_S, "):

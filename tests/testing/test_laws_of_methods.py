@@ -11,7 +11,7 @@ from ptsearch.quantize.layer import LinearGroup
 from ptsearch.testing import check_method
 from ptsearch.variant import Variant
 
-SLOW = ("qtip", "squeezellm", "wkvquant")
+SLOW = ("gguf", "qtip", "squeezellm", "wkvquant")
 OURS = [name for name in METHODS if name not in ("none", "path")]
 
 
