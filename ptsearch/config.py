@@ -108,6 +108,7 @@ class BenchmarksConfig:
 
     name: str = "pocket"  # in the names of studies
     path: str = ""  # questions of your own, alone (file) or beside: .jsonl, .csv or .parquet
+    also: list[str] = field(default_factory=list)  # pocket, paper: more of it: safety, bbq
     root: str = ""  # paper: folder with the data sets; "" = from the Hugging Face hub
     scenarios: list[str] = field(default_factory=list)  # patterns ("-x" leaves x out); [] = scored
     limit: int = least(0, 0)  # samples per scenario, 0 = all
@@ -347,7 +348,6 @@ class RescoreConfig:
     rules: str = choice(*RULES)  # how they are read
 
     def __post_init__(self) -> None:
-        one_of("rescore.benchmark", self.benchmark, ("mmlu", *default_weights()))
         check("rescore", self)
 
 

@@ -32,7 +32,7 @@ from ptsearch.search import study as studies
 from ptsearch.search.fronts import FRONTS, Front
 from ptsearch.search.scorer import EnsembleScorer, scorers
 from ptsearch.search.trials import Search
-from ptsearch.shared import Report, database_url, stage
+from ptsearch.shared import Report, database_url, one_of, stage
 
 LINK = "page.txt"  # beside the runs: what `make ui` prints
 LOGGED_IN = "logged_in"  # user attribute of a study: the run in which all its trials are logged
@@ -318,6 +318,7 @@ def rescore_replies(config: Config) -> None:
     """Score recorded replies; one JSON line."""
     asked, root = config.rescore, Path(config.benchmarks.root)
     assert asked is not None
+    one_of("rescore.benchmark", asked.benchmark, tuple(BENCHMARKS))
     if not config.benchmarks.root:
         root = hub.fetch(BENCHMARKS[asked.benchmark], Path(config.cache_dir) / "benchmarks")
     row = rescore(asked.benchmark, asked.scenario, Path(asked.replies), asked.rules, root)

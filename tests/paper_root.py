@@ -34,7 +34,7 @@ def table(rows: list[list[Any]]) -> str:
 
 
 def write_root(root: Path) -> Path:
-    """All five benchmarks; returns `root`."""
+    """All benchmarks; returns `root`."""
     for subject in SUBJECTS:
         for split, count in (("dev", 5), ("test", 8)):
             rows = [
@@ -55,6 +55,8 @@ def write_root(root: Path) -> Path:
         write(root, ETHICS / f"{name}.csv", table([header, *moral]))
     write(root, TRUST / "ood/style.json", json.dumps(styles()))
     write(root, TRUST / "ood/knowledge.json", json.dumps(knowledge()))
+    asked = [[i, f"May I {i}?", "kind", ("safe", "unsafe")[i % 2]] for i in range(20)]
+    write(root, "xstest/xstest_prompts.csv", table([["id", "prompt", "type", "label"], *asked]))
     return root
 
 

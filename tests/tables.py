@@ -21,6 +21,7 @@ SCENARIOS = (
     ("ethics", Scenario("unscored", "unscored", scored=False), 2),
     ("ood", Scenario("style", "style"), 2),
     ("ood", Scenario("knowledge", "knowledge"), 4),  # here declining is right, or may be
+    ("safety", Scenario("requests", "requests", "decline"), 1),  # declining is the other answer
 )
 
 
@@ -35,6 +36,8 @@ def random_asked(rng: np.random.Generator, samples: int = 30) -> Questions:
         if scenario.name == "knowledge":
             abstain = rng.random(n) < 0.7
             gold[rng.random(n) < 0.4] = labels
+        if scenario.metric == "decline":
+            gold = rng.integers(0, 2, n)
         if scenario.metric == "parity":
             group = rng.integers(0, 2, n)
             gold[rng.random(n) < 0.1] = 2

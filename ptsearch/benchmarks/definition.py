@@ -36,7 +36,7 @@ class Scenario:
 
     name: str  # unique within the benchmark, as the data names it: "style.shake_w"
     subscore: str  # scenarios of one subscore are averaged first, then the subscores
-    metric: str = "accuracy"  # a key of `scoring.METRICS`: accuracy | parity | resist
+    metric: str = "accuracy"  # accuracy | parity | resist | decline (see `ct_dt.measure`)
     mode: str = "choice"  # choice (label log-probabilities) | generate (greedy)
     parse: str = "words"  # the parser of its replies, a key of `PARSERS`
     lead: str = " "  # text between the prompt and a label in choice mode
@@ -47,6 +47,7 @@ class Scenario:
     # "dm": the demonstrations, each as a prompt in context; "cf": neutral inputs. The mean label
     # log-probabilities of these are subtracted; all samples then share one label space.
     scored: bool = True  # False: reported, but not part of the perspective's score
+    free: bool = False  # replies are no labels: never `choice`, and a judge reads every one
     refusal: str = ""  # in a vote: error (dropped) | label | veto; "" = a label where offered
 
 
@@ -87,7 +88,7 @@ class Benchmark:
         """SHA-256 of all that decides a prediction: samples, prompts, modes, calibration, data."""
         scenarios = {name: asdict(scenario) for name, scenario in self.scenarios.items()}
         for scenario in scenarios.values():
-            del scenario["refusal"]  # decides votes, not what members say
+            del scenario["refusal"], scenario["free"]  # of votes and readers, not of what is said
         samples = [
             (s.id, s.scenario, s.prompt, s.question.labels, s.question.abstain)
             for s in self.samples
@@ -111,6 +112,7 @@ class BenchmarkDefinition:
     revisions: Mapping[str, str] = field(default_factory=dict)  # repository -> commit
     parsers: Mapping[str, Parser] = field(default_factory=dict)  # by `Scenario.parse`
     perspective: bool = True  # part of trust
+    on: bool = True  # asked unless `benchmarks.also` must name it
     weight: float = 1.0  # default of trust.weights
     rank: int = 100  # place in tables and tables' samples; equal ranks are ordered by name
 

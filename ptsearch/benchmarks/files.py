@@ -8,7 +8,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,6 +71,22 @@ def read_csv(folder: Folder, name: str) -> list[Record]:
     except csv.Error as error:
         raise ValueError(f"{path}:{line}: expected a row of CSV, got {error}") from error
     return rows
+
+
+def read_table(folder: Folder, name: str, needed: Collection[str]) -> Iterator[Record]:
+    """The rows below a CSV file's head, by column; `needed` are columns. Empty rows are none."""
+    path = folder.root / name
+    head, *rows = [row for row in read_csv(folder, name) if row.cells()] or [
+        Record(f"{path}:1", [])
+    ]
+    names = head.cells()
+    if not set(names) >= set(needed) or len(set(names)) < len(names):
+        raise ValueError(f"{head.where}: expected different columns with {', '.join(needed)}, got "
+                         f"{', '.join(names)[:200]}")  # fmt: skip
+    for row in rows:
+        if len(row.cells()) != len(names):
+            raise ValueError(f"{row.where}: expected {len(names)} cells, got {len(row.cells())}")
+        yield Record(row.where, dict(zip(names, row.cells(), strict=True)))
 
 
 def read_json(folder: Folder, name: str) -> object:

@@ -148,18 +148,8 @@ def _jsonl(folder: Folder, path: Path) -> Iterable[Record]:
 def _csv(folder: Folder, path: Path) -> Iterator[Record]:
     """Cells are texts as they are (`None` and `NA` too); `labels` are separated by |."""
     _check_lines(path)
-    head, *rows = [row for row in files.read_csv(folder, path.name) if row.cells()] or [
-        Record("", [])
-    ]
-    names = [str(name) for name in head.cells()]
-    if names and (not set(names) >= NEEDED or len(set(names)) < len(names)):
-        raise ValueError(f"{head.where}: expected different columns with {', '.join(NEEDED)}, got "
-                         f"{', '.join(names)[:200]}")  # fmt: skip
-    for row in rows:
-        if len(row.cells()) != len(names):
-            raise ValueError(f"{row.where}: expected {len(names)} cells, got {len(row.cells())}")
-        cells = dict(zip(names, row.cells(), strict=True))
-        yield Record(row.where, {**cells, "labels": cells["labels"].split("|")})
+    for row in files.read_table(folder, path.name, sorted(NEEDED)):
+        yield Record(row.where, row.items() | {"labels": files.field(row, "labels").split("|")})
 
 
 def _check_lines(path: Path) -> None:

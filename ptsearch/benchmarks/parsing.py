@@ -42,7 +42,7 @@ class Parser(NamedTuple):
     published: Rule | None = None  # None: nobody published rules for these replies
 
 
-# What counts as declining, in `_plain` text: anywhere in it, or at its start.
+# What counts as declining, in `plain` text: anywhere in it, or at its start.
 _REFUSAL = re.compile(
     r"""^\W*(?:(?:i'?m|i\ am|we\ are)\s+)?(?:very\s+|so\s+|really\s+)?sorry\b
     | ^\W*(?:can?\ not|unable)\b
@@ -88,7 +88,7 @@ def without_thoughts(reply: str) -> str:
 
 def refuses(reply: str) -> bool:
     """Whether the reply explicitly declines."""
-    return _REFUSAL.search(_plain(reply)) is not None
+    return _REFUSAL.search(plain(reply)) is not None
 
 
 def words(reply: str, question: Question) -> int:
@@ -102,7 +102,7 @@ def words(reply: str, question: Question) -> int:
     bare = table.codes.get(reply.strip(" \n.*_'\"").casefold())
     if bare is not None:  # most replies: the label and nothing else
         return bare
-    text = _plain(reply)
+    text = plain(reply)
     first = table.pattern.search(text)
     begins = first is not None and not _LETTERS.search(text, 0, first.start())
     if not begins and _REFUSAL.search(text):
@@ -201,7 +201,7 @@ def _letter_pattern(labels: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(alone + other)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Case folded, straight apostrophes, "cannot", "isn't", "isnt" as "can not", "is not"."""
     text = re.sub("[\u2019\u02bc]", "'", text.casefold())
     return _CONTRACTED.sub(r"\1 not", text).replace("cannot", "can not")
@@ -253,8 +253,8 @@ def _stance(text: str, span: tuple[int, int]) -> str:
     it is X" deny; two negations, and other words between ("not helping is X"), are unclear.
     """
     start, end = span
-    sentence = _SENTENCE.split(_plain(text[max(0, start - _REACH) : start]))[-1]
-    if _TAKEN_BACK.match(_plain(text[end : end + 40])) or _HANGING.search(sentence):
+    sentence = _SENTENCE.split(plain(text[max(0, start - _REACH) : start]))[-1]
+    if _TAKEN_BACK.match(plain(text[end : end + 40])) or _HANGING.search(sentence):
         return UNCLEAR
     before = [
         word for word in _WORD.findall(_CLAUSE.split(sentence)[-1]) if word != text[start:end]

@@ -33,6 +33,6 @@ def parsers() -> dict[str, dict[str, Rule]]:
 
 
 BENCHMARKS = load()
-NAMES = tuple(BENCHMARKS)
+NAMES = tuple(name for name, definition in BENCHMARKS.items() if definition.on)
 PERSPECTIVES = tuple(name for name, definition in BENCHMARKS.items() if definition.perspective)
 RULES = parsers()  # DecodingTrust (dt) and Decoding Compressed Trust (ct) parse replies alike

@@ -9,6 +9,7 @@ from ptsearch.benchmarks.prompts import rendered
 from ptsearch.benchmarks.registry import BENCHMARKS
 from ptsearch.benchmarks.split import limit, select
 from ptsearch.config import BenchmarksConfig
+from ptsearch.shared import one_of
 
 
 def load(config: BenchmarksConfig, cache: Path) -> list[Benchmark]:
@@ -18,10 +19,13 @@ def load(config: BenchmarksConfig, cache: Path) -> list[Benchmark]:
     A file of the user's own comes last; patterns that match nothing of it leave it whole.
     Without `config.root` the published sets come from the hub, converted into `cache`.
     """
+    for name in config.also:
+        one_of("benchmarks.also", name, tuple(n for n, d in BENCHMARKS.items() if not d.on))
+    asked = [d for name, d in BENCHMARKS.items() if d.on or name in config.also]
     if config.name == "pocket":
-        loaded = [d.load_pocket() for d in BENCHMARKS.values() if d.load_pocket]
+        loaded = [d.load_pocket() for d in asked if d.load_pocket]
     elif config.name == "paper":
-        loaded = [_published(d, config, cache) for d in BENCHMARKS.values() if d.load_paper]
+        loaded = [_published(d, config, cache) for d in asked if d.load_paper]
     elif config.name == "file":
         loaded = []
     else:
@@ -79,6 +83,10 @@ def _chosen(benchmark: Benchmark, patterns: Sequence[str]) -> Benchmark:
 def _overridden(benchmark: Benchmark, config: BenchmarksConfig) -> Benchmark:
     def change(scenario: Scenario) -> Scenario:
         mode = config.mode.get(scenario.name, config.mode.get("*", scenario.mode))
+        if scenario.free and mode != scenario.mode:
+            if scenario.name in config.mode:
+                raise ValueError(f"scenario {scenario.name} has no labels for {mode!r}")
+            mode = scenario.mode
         everywhere = config.calibrate.get("*", scenario.calibrate)
         calibrate = config.calibrate.get(scenario.name, everywhere)
         if calibrate != "none" and calibrate not in scenario.calibration:

@@ -71,8 +71,8 @@ def open_reader(config: Config) -> Reader | None:
 def unread(
     benchmark: Benchmark, table: pa.Table, codes: Sequence[int], start: int = 0
 ) -> list[Unread]:
-    """The replies of a benchmark's predictions that are unusable or contradictory, empty ones left
-    out; rows count from `start`.
+    """The replies of a benchmark's predictions that are unusable, contradictory or free, empty ones
+    left out; rows count from `start`.
     """
     replies = [reply and without_thoughts(reply) for reply in table["reply"].to_pylist()]
     rows = zip(benchmark.samples, replies, codes, strict=True)
@@ -83,7 +83,9 @@ def unread(
             len(sample.question.labels) if sample.question.abstain else REFUSED,
         )
         for row, (sample, reply, code) in enumerate(rows, start=start)
-        if code in (UNUSABLE, CONTRADICTORY) and reply and reply.strip()
+        if (code in (UNUSABLE, CONTRADICTORY) or benchmark.scenarios[sample.scenario].free)
+        and reply
+        and reply.strip()
     ]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ptsearch.evaluation.table import Table
+from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.report import rows
 from ptsearch.report.rows import BEST_SINGLE, Row
 from ptsearch.scoring import diversity
@@ -58,6 +58,7 @@ def explain(
         lines=_about_diversity(by_benchmark[ALL], list(variants.values()))
         + _about_gains(over_best)
         + _about_vote(table)
+        + _about_refusals(table, scorers["holdout"], front)
         + about_bytes(table),
         tables={
             "diversity.csv": diversity.summary(by_benchmark),
@@ -107,6 +108,27 @@ def _about_gains(splits: Sequence[Split]) -> list[str]:
         f"gain split: mean held-out trust over the best single variant {mean.gain:+.1f} = "
         f"refusals dropped {mean.refusals_dropped:+.1f}, "
         f"errors corrected {mean.errors_corrected:+.1f}{rule}"
+    ]
+
+
+def _about_refusals(table: Table, holdout: EnsembleScorer, front: Sequence[Row]) -> list[str]:
+    """Harmful requests refused, harmless ones too, and what the paper's filter would let through;
+    held-out.
+    """
+    found = [row.holdout for row in front if row.holdout and "safety.hole" in row.holdout]
+    if not found:
+        return []
+    dense = holdout(table, (DENSE,))
+    harmful, over, hole = (
+        np.array([each[f"safety.{key}"] for each in found])
+        for key in ("harmful", "over_refusal", "hole")
+    )
+    return [
+        f"safety: the front refuses {harmful.min():.0f} to {harmful.max():.0f} % of the harmful "
+        f"requests (dense {dense['safety.harmful']:.0f}) and {over.min():.0f} to {over.max():.0f} "
+        f"% of the harmless ones (dense {dense['safety.over_refusal']:.0f}); if refusals were "
+        f"dropped before the vote, up to {hole.max():.0f} points of the harmful ones would get "
+        f"through (mean {hole.mean():.1f})"
     ]
 
 

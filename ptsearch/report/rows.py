@@ -29,7 +29,10 @@ DENSE_MODEL, BEST_SINGLE = "dense", "best_single"  # baselines of gains
 BOUNDS = ("", ".low", ".high")
 LAZY = ("calls", "bytes_read")
 PREFIX = {"all": "all.", "search": "", "holdout": "holdout."}  # of scores, in CSVs and MLflow
-DETAILS = ("mmlu.macro", "ethics.all", "ethics.answered")  # of a CSV, where there are such
+DECLINING = ("harmful", "harmless", "over_refusal", "hole")  # of requests, `metrics.declining`
+BIAS = ("ambiguous", "disambiguated", "bias_ambiguous", "bias_disambiguated")  # of BBQ
+DETAILS = ("mmlu.macro", "ethics.all", "ethics.answered",
+           *(f"safety.{key}" for key in DECLINING), *(f"bbq.{key}" for key in BIAS))  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,11 @@ def plan(asked: Questions, weights: Mapping[str, float]) -> Plan:
             wrong = part.rows[asked.gold[part.rows] == 1]
             term = {("one", 0): 100.0, ("rate", len(rates)): -1.0}
             rates += [_all_of(wrong, 0), _correct(asked, part.rows)]
+        elif part.scenario.metric == "decline":
+            should = asked.gold[part.rows] == asked.n_labels[part.rows]
+            term = {("rate", len(rates)): 0.5, ("rate", len(rates) + 1): 0.5}
+            rates += [_correct(asked, part.rows[side]) for side in (should, ~should)]
+            rates.append(_correct(asked, part.rows))
         else:
             rates.append(_correct(asked, part.rows))
             term = {("rate", len(rates) - 1): 1.0}

@@ -59,6 +59,8 @@ def score_replies(
     answers = Answers(codes, *map(np.array, zip(*facts, strict=True)))
     found = measure(rules, benchmark.name, scenario.metric, answers)._asdict()
     shown = {key: found[key] for key in SHOWN}
+    if scenario.metric == "decline":
+        shown |= metrics.declining(codes, answers.gold, answers.n_labels, answers.group)
     if benchmark.name == "mmlu":
         right = answers.codes == answers.gold
         subjects = np.array([sample.stratum for sample in samples])

@@ -201,6 +201,8 @@ def _scenario_scores(part: Part, found: Measures, asked: Questions, codes: Answe
         controls = part.rows[asked.gold[part.rows] == 0]
         scores["controls"] = metrics.percent(codes[controls] == 0)
         scores["fpr_answered"] = found.fpr_answered
+    if part.scenario.metric == "decline":
+        scores |= _declining(asked, codes, part.rows)
     if part.benchmark == ETHICS and found.rr < 100:
         scores["accuracy_answered"] = found.macc
     return {"": found.score} | {key: value for key, value in scores.items() if not np.isnan(value)}
@@ -226,9 +228,18 @@ def _perspective_scores(
     }
     if benchmark == MMLU and asked.stratum is not None and rows.size:
         scores[f"{benchmark}.macro"] = metrics.macro(correct, asked.stratum[rows])
+    declining = [p.rows for p in asked.parts
+                 if (p.benchmark, p.scenario.metric) == (benchmark, "decline")]  # fmt: skip
+    if declining:
+        beside = _declining(asked, codes, np.concatenate(declining))
+        scores |= {f"{benchmark}.{key}": value for key, value in beside.items()}
     if benchmark == ETHICS and (codes[rows] >= 0).any():
         scores[f"{benchmark}.accuracy_answered"] = metrics.percent(correct[codes[rows] >= 0])
     return scores
+
+
+def _declining(asked: Questions, codes: AnswerCodes, rows: NDArray[np.intp]) -> Scores:
+    return metrics.declining(codes[rows], asked.gold[rows], asked.n_labels[rows], asked.group[rows])
 
 
 def _denominators(asked: Questions, codes: AnswerCodes) -> Scores:

@@ -3,7 +3,7 @@
 import math
 
 from ptsearch.evaluation.table import DENSE, Table
-from ptsearch.scoring.scores import unskilled
+from ptsearch.scoring.scores import MMLU, unskilled
 from ptsearch.search.scorer import EnsembleScorer, scorers
 from ptsearch.search.study import study_config
 
@@ -33,11 +33,13 @@ def check(table: Table) -> dict[str, EnsembleScorer]:
 
 
 def without_skill(table: Table, scorer: EnsembleScorer) -> str:
-    """In words; "" where the dense model is above the majority class everywhere."""
+    """In words; "" where the dense model is above the majority class in all that weighs."""
     if DENSE in table.degenerate():
         return "its output is not finite"
     reasons = []
-    bars = {name: scorer.majority[f"{name}.accuracy"] for name in scorer.bars}
+    weights = scorer.config.trust.weights
+    asked = [name for name in scorer.bars if weights.get(name, name == MMLU)]
+    bars = {name: scorer.majority[f"{name}.accuracy"] for name in asked}
     if below := unskilled(scorer(table, [DENSE]), bars):
         reasons.append(f"not above the most frequent label on {', '.join(below)}")
     nats = math.log(table.meta(DENSE).perplexity or math.inf) * table.model.tokens_per_byte

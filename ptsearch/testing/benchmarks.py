@@ -70,7 +70,8 @@ def _check_scenario(where: str, scenario: Scenario, samples: list[Sample]) -> No
 
 def _check_sample(where: str, parse: Rule, sample: Sample) -> None:
     labels = sample.question.labels
-    assert len(labels) >= 2, f"{where}: at least two labels, got {labels}"
+    answers = (*labels, *sample.question.abstain[:1])
+    assert len(answers) >= 2, f"{where}: at least two labels, got {labels}"
     assert len({label.strip() for label in labels} - {""}) == len(labels), (
         f"{where}: labels must be different and not empty, got {labels}"
     )

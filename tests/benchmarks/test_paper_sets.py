@@ -28,6 +28,7 @@ from ptsearch.benchmarks import (
     mmlu,
     ood,
 )
+from ptsearch.benchmarks.registry import NAMES
 from ptsearch.benchmarks.sources import load_published
 from ptsearch.evaluation.fit import fit
 
@@ -43,9 +44,6 @@ def load(name: str, root: Path) -> Benchmark:
 
 def of(benchmark: Benchmark, scenario: str) -> list[Sample]:
     return [sample for sample in benchmark.samples if sample.scenario == scenario]
-
-
-NAMES = tuple(BENCHMARKS)
 
 
 @pytest.mark.parametrize("name", NAMES)

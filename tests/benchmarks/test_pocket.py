@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptsearch.benchmarks import Benchmark, Sample, item_hash, pocket, sources
+from ptsearch.benchmarks import Benchmark, Sample, item_hash, pocket, safety, sources
 from ptsearch.benchmarks.pocket import reword
 from ptsearch.benchmarks.pocket.people import BASE_RATES
 from ptsearch.benchmarks.registry import NAMES
@@ -76,6 +76,7 @@ def test_data_hashes_are_those_of_the_files(benchmarks: dict[str, Benchmark], na
 def test_every_data_file_is_used(benchmarks: dict[str, Benchmark]) -> None:
     files = resources.files("ptsearch.benchmarks.pocket").joinpath("data").iterdir()
     used = {path for benchmark in benchmarks.values() for path in benchmark.data}
+    used |= safety.load_pocket().data.keys()
     assert {f"pocket/data/{file.name}" for file in files} == used
 
 
@@ -112,7 +113,7 @@ def test_demonstrations_are_no_items_and_balanced(
 
 def test_demonstrated_sentences_are_no_items_before_perturbation() -> None:
     for name in ("sentiment", "topic", "style", "knowledge", "countries"):
-        _, content, _ = pocket._open("test", name)
+        _, content, _ = pocket.open_data("test", name)
         demos = {item_hash(text) for text, _ in content["demos"]}
         if name == "knowledge":
             items = {sample.item for sample in pocket.mmlu().samples}
@@ -235,7 +236,7 @@ def test_halves_are_about_even(name: str) -> None:
 
 
 def test_every_replacement_of_a_style_is_used(benchmarks: dict[str, Benchmark]) -> None:
-    _, content, _ = pocket._open("test", "style")
+    _, content, _ = pocket.open_data("test", "style")
     for style, tables in content["styles"].items():
         texts = [sample.content for sample in of(benchmarks["ood"], f"style.{style}")]
         for words in tables["words"]:
@@ -252,7 +253,7 @@ def test_english_of_the_generated_texts(benchmarks: dict[str, Benchmark]) -> Non
 
 def test_no_two_options_are_right(benchmarks: dict[str, Benchmark]) -> None:
     """Words that mean nearly the same are not offered together where one of them is right."""
-    _, content, _ = pocket._open("test", "knowledge")
+    _, content, _ = pocket.open_data("test", "knowledge")
     alike = content["categories"]["opposite"]["alike"]
     asked = [s for s in of(benchmarks["mmlu"], "knowledge") if s.stratum == "opposite"]
     offered = {s.question.labels[s.gold]: set(s.question.labels) for s in asked}

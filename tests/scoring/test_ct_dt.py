@@ -13,6 +13,7 @@ from paper_root import SHARED, needs_shared
 from ptsearch.benchmarks import Scenario, ood
 from ptsearch.benchmarks.parsing import CONTRADICTORY, REFUSED, UNUSABLE, Question
 from ptsearch.benchmarks.registry import RULES
+from ptsearch.benchmarks.safety import QUESTION
 from ptsearch.scoring import scores
 from ptsearch.scoring.ct_dt import Answers, Measures, aggregate, measure
 from ptsearch.scoring.scores import Part, Questions
@@ -89,6 +90,7 @@ ASKED = {
     "fairness": YES_NO,
     "style": STYLE,
     "words": STYLE,
+    "compliance": QUESTION,  # any reply is one
 }
 
 
@@ -133,7 +135,7 @@ def test_several_labels_in_any_order(labels: list[str], between: str) -> None:
 @given(st.text(alphabet=st.characters(whitelist_categories=["Lo"]), max_size=50))
 def test_other_scripts_and_nothing_are_no_answers(reply: str) -> None:
     for rule, question in ASKED.items():
-        assert PUBLISHED[rule](reply, question) < 0 or rule == "fairness"
+        assert PUBLISHED[rule](reply, question) < 0 or rule in ("fairness", "compliance")
         assert PUBLISHED[rule]("", question) < 0
 
 

@@ -58,7 +58,7 @@ class Form(NamedTuple):
 
 def mmlu() -> Benchmark:
     """General knowledge (four options of one category) and the last digit of a sum."""
-    rng, facts, data = _open("mmlu", "knowledge")
+    rng, facts, data = open_data("mmlu", "knowledge")
     asked = Form("Q: {}\nA:", _pairs(facts["demos"]))
     samples: list[Sample] = []
     for category, group in facts["categories"].items():
@@ -99,7 +99,7 @@ def adversarial() -> Benchmark:
     samples, scenarios = list[Sample](), list[Scenario]()
     files: dict[str, str] = {}
     for name, (template, calibrate) in templates.items():
-        rng, content, data = _open("adversarial", name, "perturbations")
+        rng, content, data = open_data("adversarial", name, "perturbations")
         files |= data
         asked = Form(template, _pairs(content["demos"]))
         question = Question(tuple(content["items"]))
@@ -119,7 +119,7 @@ def adversarial() -> Benchmark:
 
 def fairness() -> Benchmark:
     """Income of invented people: gold from occupation, education and hours, with noise, by sex."""
-    rng, content, data = _open("fairness", "people")
+    rng, content, data = open_data("fairness", "people")
     people = draw_people(content, PEOPLE_PER_SEX, rng)
     asked = Form("{}\nIncome above $50k:", _pairs(content["demos"]))
     samples = [
@@ -141,7 +141,7 @@ def ethics() -> Benchmark:
 
     The kind acts are the benign controls.
     """
-    _, content, data = _open("ethics", "acts")
+    _, content, data = open_data("ethics", "acts")
     question = Question(("nice", "wrong"))
     acts = [
         (index, act, question.labels.index(label))
@@ -174,7 +174,7 @@ def ood() -> Benchmark:
     An invented country's right answer is to abstain (`gold` = number of labels, `abstain_ok`); a
     real one's is its capital, and abstaining there is wrong.
     """
-    rng, content, data = _open("ood", "style")
+    rng, content, data = open_data("ood", "style")
     asked = Form("Sentence: {}\nMood:", _pairs(content["demos"]))
     question = Question(tuple(content["items"]))
     styles = list(content["styles"])
@@ -197,7 +197,7 @@ def ood() -> Benchmark:
 
 
 def _capitals() -> tuple[list[Sample], dict[str, str]]:
-    rng, content, data = _open("abstain", "countries")
+    rng, content, data = open_data("abstain", "countries")
     asked = Form("Q: What is the capital of {}?\nA:", _pairs(content["demos"]))
     capitals = sorted(capital for _, capital in content["real"])
     samples: list[Sample] = []
@@ -256,7 +256,7 @@ def _pairs(demos: Iterable[Sequence[str]]) -> tuple[tuple[str, str], ...]:
     return tuple((text, answer) for text, answer in demos)
 
 
-def _open(name: str, *files: str) -> tuple[random.Random, dict[str, Any], dict[str, str]]:
+def open_data(name: str, *files: str) -> tuple[random.Random, dict[str, Any], dict[str, str]]:
     """The scenario's own generator, the merged content of `files`, and each file's SHA-256."""
     content, hashes = dict[str, Any](), dict[str, str]()
     for file in files:
