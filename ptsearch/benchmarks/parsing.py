@@ -155,8 +155,8 @@ def option(reply: str, question: Question) -> int:
     digits = {int(digit) for match in asserted for digit in match.groups() if digit is not None}
     known = {digit for digit in digits if digit < max(len(question.options), len(question.labels))}
     if not known:
-        texts = [_bare(text) for text in question.options]
-        known = {texts.index(_bare(reply))} if _bare(reply) in texts else set()
+        texts = [bare(text) for text in question.options]
+        known = {texts.index(bare(reply))} if bare(reply) in texts else set()
     if len(known) != 1:
         return CONTRADICTORY if known else UNUSABLE
     code = known.pop()
@@ -272,6 +272,6 @@ def declined(question: Question) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _bare(text: str) -> str:
+def bare(text: str) -> str:
     """Case folded, white space collapsed, without the punctuation around it."""
     return re.sub(r"^\W+|\W+$", "", " ".join(text.split())).casefold()

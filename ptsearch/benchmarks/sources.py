@@ -21,6 +21,9 @@ def load(config: BenchmarksConfig, cache: Path) -> list[Benchmark]:
     """
     for name in config.also:
         one_of("benchmarks.also", name, tuple(n for n, d in BENCHMARKS.items() if not d.on))
+        if config.name == "pocket" and BENCHMARKS[name].load_pocket is None:
+            raise ValueError(f"benchmarks.also: {name} has published samples only: "
+                             "give benchmarks=paper benchmarks.root=FOLDER")  # fmt: skip
     asked = [d for name, d in BENCHMARKS.items() if d.on or name in config.also]
     if config.name == "pocket":
         loaded = [d.load_pocket() for d in asked if d.load_pocket]

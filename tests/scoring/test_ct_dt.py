@@ -91,6 +91,7 @@ ASKED = {
     "style": STYLE,
     "words": STYLE,
     "compliance": QUESTION,  # any reply is one
+    "bbq": Question(("a", "c"), ("She", "He", "Unknown"), ("b",)),
 }
 
 
