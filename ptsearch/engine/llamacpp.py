@@ -8,8 +8,9 @@ common with the last sequence of the wave before (the trunk) is still there.
 
 import ctypes
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,6 @@ import torch
 from torch import Tensor
 
 from ptsearch.config import EngineConfig
-from ptsearch.engine.memory import LOGITS
 from ptsearch.engine.prefix import alike
 from ptsearch.engine.requests import (
     Logprobs,
@@ -32,7 +32,7 @@ from ptsearch.models import gguf_file, gguf_weights, llama_library
 
 WAVE = 512  # new tokens, if no sequence is longer by itself
 CELLS = 2048  # at first; more when a wave needs them
-SEQUENCES = 256  # that llama.cpp tells apart; number 0 is the trunk
+SEQUENCES = 65  # for the logits of one each there is room from the start; number 0 is the trunk
 
 
 class Cell(NamedTuple):
@@ -58,8 +58,8 @@ class Session:
             raise ValueError(f"llama.cpp does not load {path}: {llama_library.reason()}")
         vocab = self.api.llama_model_get_vocab(self.model)
         self.vocabulary = int(self.api.llama_vocab_n_tokens(vocab))
-        self.rows = min(SEQUENCES - 1, max(16, LOGITS // self.vocabulary))
         self.context, self.cells, self.trunk = None, 0, Tokens()
+        self.lock = Lock()  # of its cells: a server asks from two threads
 
     def close(self) -> None:
         if self.context is not None:
@@ -153,11 +153,12 @@ class LlamaCpp(NamedTuple):
     def logprobs(self, requests: Requests, report: Progress) -> Logprobs:
         """log p(token | tokens before it) in nats, for every request."""
         values: Logprobs = {}
-        for wave in self._waves(dict.fromkeys(requests, 0)):
-            logits = self.session.start(wave)
-            self.session.finish(wave[-1], len(wave))
-            values |= logprobs_of(logits, {tokens: requests[tokens] for tokens in wave})
-            report(len(values), len(requests))
+        with self.session.lock:
+            for wave in self._waves(dict.fromkeys(requests, 0)):
+                logits = self.session.start(wave)
+                self.session.finish(wave[-1], len(wave))
+                values |= logprobs_of(logits, {tokens: requests[tokens] for tokens in wave})
+                report(len(values), len(requests))
         return values
 
     def generate(
@@ -172,26 +173,34 @@ class LlamaCpp(NamedTuple):
         for prompt, new in zip(map(tuple, prompts), max_new_tokens, strict=True):
             most[prompt] = max(new, most.get(prompt, 0))
         replies: dict[Tokens, list[int]] = {}
-        for wave in self._waves({prompt: new for prompt, new in most.items() if new}):
-            written = [[token] for token in _greedy(self.session.start(wave))]
-            while rows := [
-                row
-                for row, prompt in enumerate(wave)
-                if len(written[row]) < most[prompt] and written[row][-1] not in eos
-            ]:
-                cells = []
-                for row in rows:
-                    position = len(wave[row]) + len(written[row]) - 1
-                    cells.append(Cell(written[row][-1], position, [row + 1], [row + 1]))
-                for row, token in zip(rows, _greedy(self.session.decode(cells)), strict=True):
-                    written[row].append(token)
-            self.session.finish(wave[-1], len(wave))
-            replies |= zip(wave, written, strict=True)
-            report(len(replies) * len(prompts) // len(most), len(prompts))
+        with self.session.lock:
+            for wave in self._waves({prompt: new for prompt, new in most.items() if new}):
+                written = self._write(wave, most, eos)
+                self.session.finish(wave[-1], len(wave))
+                replies |= zip(wave, written, strict=True)
+                report(len(replies) * len(prompts) // len(most), len(prompts))
         return [
             until_eos(replies[tuple(prompt)][:new], eos) if new else []
             for prompt, new in zip(prompts, max_new_tokens, strict=True)
         ]
+
+    def _write(
+        self, wave: Sequence[Tokens], most: Mapping[Tokens, int], eos: frozenset[int]
+    ) -> list[list[int]]:
+        """The replies of a wave, the token that ends one included."""
+        written = [[token] for token in _greedy(self.session.start(wave))]
+        while rows := [
+            row
+            for row, prompt in enumerate(wave)
+            if len(written[row]) < most[prompt] and written[row][-1] not in eos
+        ]:
+            cells = []
+            for row in rows:
+                position = len(wave[row]) + len(written[row]) - 1
+                cells.append(Cell(written[row][-1], position, [row + 1], [row + 1]))
+            for row, token in zip(rows, _greedy(self.session.decode(cells)), strict=True):
+                written[row].append(token)
+        return written
 
     def uncached(self) -> "LlamaCpp":
         """The same, with nothing kept from one call to the next."""
@@ -211,7 +220,7 @@ class LlamaCpp(NamedTuple):
         for tokens in ordered(news, before):
             kept = min(alike(before, tokens), len(tokens) - 1)
             more = len(tokens) - kept + news[tokens]
-            if wave and (added + more > most or len(wave) == session.rows):
+            if wave and (added + more > most or len(wave) == SEQUENCES - 1):
                 session.reserve(cells + added)
                 yield wave
                 wave, added = [], 0

@@ -68,6 +68,19 @@ class GgufFile(NamedTuple):
         """The same as a whole number that a variant may have."""
         return min(16, max(1, round(self.bits_per_weight)))
 
+    def resident_bytes(self, context: int) -> int:
+        """What llama.cpp holds while it runs the file, its buffers aside: tensors as stored, keys
+        and values of `context` tokens in 16 bits.
+        """
+        sizes = {key.partition(".")[2]: value for key, value in self.fields.items()}
+        heads = sizes["attention.head_count"]
+        width = sizes["embedding_length"] // heads
+        width = sizes.get("attention.key_length", width) + sizes.get(
+            "attention.value_length", width
+        )
+        kv_heads = sizes.get("attention.head_count_kv", heads)
+        return self.tensor_bytes + 2 * context * sizes["block_count"] * kv_heads * width
+
 
 def check_like(base: Path, file: GgufFile, what: str) -> None:
     """ValueError: the file, which `what` gives, holds another model than the checkpoint `base`."""

@@ -44,6 +44,8 @@ def test_sizes_are_those_of_the_file(gguf):
     start = min(tensor.start for tensor in header.tensors.values())
     assert 0 <= gguf.stat().st_size - start - header.tensor_bytes < 32 * len(header.tensors)
     assert 16 < header.bits_per_weight < 16.1
+    cache = 100 * 2 * 2 * 2 * 16 * 2  # tokens, layers, keys and values, heads, width, bytes
+    assert header.resident_bytes(100) - header.tensor_bytes == cache
 
 
 def test_a_file_that_is_cut_off_says_where(gguf, tmp_path):
