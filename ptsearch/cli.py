@@ -60,22 +60,19 @@ def main() -> None:
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def _composed(raw: DictConfig) -> None:
-    if TRACEBACKS:
-        _run(raw)
-    elif status := ended(_run, raw):
+    if status := _run(raw) if TRACEBACKS else ended(_run, raw):
         sys.exit(status)
 
 
-def ended(job: Callable[[Given], None], given: Given) -> int:
+def ended(job: Callable[[Given], int], given: Given) -> int:
     """Exit status of a job; in two lines why it could not be done, or that it was stopped."""
     try:
-        job(given)
+        return job(given)
     except (ValueError, OSError, ImportError, WorkerError, OmegaConfBaseException) as error:
         return _complain(error)
     except KeyboardInterrupt as stop:
         sys.stderr.write("\nptsearch: stopped; run the same command again to go on\n")
         return TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED
-    return 0
 
 
 class _Terminated(KeyboardInterrupt):
@@ -86,7 +83,8 @@ def _terminate(*_: object) -> None:
     raise _Terminated
 
 
-def _run(raw: DictConfig) -> None:
+def _run(raw: DictConfig) -> int:
+    """Exit status of the job."""
     config: Any = OmegaConf.to_object(raw)
     _refuse_unknown(config)
     config.overrides = list(HydraConfig.get().overrides.task)
@@ -97,7 +95,7 @@ def _run(raw: DictConfig) -> None:
         if config.overrides:
             raise ValueError("which job? Append one, such as +study=pareto")
         sys.stdout.write(USAGE + "\n")
-        return
+        return 0
     config.baseline_models = (
         [_model(name) for name in config.study.baselines] if config.study else []
     )
@@ -105,15 +103,15 @@ def _run(raw: DictConfig) -> None:
         from ptsearch import serve
 
         serve.run(config)
-        return
+        return 0
     known = early_check.check(config)
     if config.check and config.check.name == "benchmark":
         sys.stdout.write(f"{known}\n")
-        return
+        return 0
     from ptsearch import jobs
 
     signal.signal(signal.SIGTERM, _terminate)
-    jobs.JOBS[asked[0]](config)
+    return jobs.JOBS[asked[0]](config) or 0
 
 
 def _need_job(arguments: Sequence[str]) -> None:

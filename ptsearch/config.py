@@ -4,17 +4,16 @@ Plain dataclasses of int, float, str, bool, list and dict, as OmegaConf wants it
 `None` until their group is appended (`+study=pareto`).
 """
 
-import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from ptsearch.shared import at_least, check, choice, least, one_of, refuse_password
+from ptsearch.shared import at_least, check, choice, least, need_http, one_of, refuse_password
 from ptsearch.variant import BACKENDS
 
 CONF = Path(__file__).parent / "conf"  # in a wheel
 CONF = CONF if CONF.is_dir() else Path(__file__).parents[1] / "conf"
-JOBS = ("study", "check", "build", "evaluate", "export", "serve", "rescore", "cache")
+JOBS = ("study", "gate", "check", "build", "evaluate", "export", "serve", "rescore", "cache")
 STUDIES = ("pareto", "slo", "benchmark", "paper")
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "exhaustive")
 RULES = ("clean", "ct", "dt")
@@ -26,7 +25,6 @@ DATABASES = {  # what their URLs begin with
     "optuna_db": ("sqlite:///", "postgres"),
     "mlflow_db": ("sqlite:///", "postgres", "mysql", "mssql", "http://", "https://"),
 }
-CONSTRAINTS = ("structured_outputs", "response_format", "none")
 
 
 @dataclass
@@ -95,8 +93,7 @@ class JudgeConfig:
     parallel: int = least(8, 1)  # requests under way at the same time
 
     def __post_init__(self) -> None:
-        if self.url and not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"benchmarks.judge.url must begin with http, got {self.url!r}")
+        need_http("benchmarks.judge.url", self.url)
         if self.url and not self.name:
             raise ValueError("benchmarks.judge.url needs benchmarks.judge.name, the model there")
         check("benchmarks.judge", self)
@@ -154,16 +151,6 @@ class EngineConfig:
         if self.max_tokens:  # fewer would cut prompts into slivers
             at_least("engine.max_tokens (0 = from free memory)", self.max_tokens, 64)
 
-    def check(self) -> None:
-        """ValueError, FileNotFoundError: vLLM cannot be reached with these settings."""
-        if self.name == "vllm" and bool(self.python) == bool(self.url):
-            raise ValueError(
-                "engine=vllm needs either engine.python=PATH, the python of an environment with "
-                "vLLM, or engine.url=http://HOST/v1, a server that has the variant"
-            )
-        if self.python and not shutil.which(self.python):
-            raise FileNotFoundError(f"engine.python: no such program: {self.python}")
-
 
 @dataclass
 class ComputeConfig:
@@ -178,9 +165,6 @@ class ComputeConfig:
     num_cpus: float = least(1.0, 0.01)  # ray: of a task
     num_gpus: float = least(0.0, 0)  # ray: of a task
     memory_gb: float = least(0.0, 0)  # ray: of a task, 0 = any
-
-    def __post_init__(self) -> None:
-        check("compute", self)
 
 
 @dataclass
@@ -278,13 +262,25 @@ class StudyConfig:
 
 
 @dataclass
-class BuildConfig:
-    name: str = "pool"  # the only choice
+class GateConfig:
+    base: str = ""  # folder of a checkpoint; "" = the configured model
+    candidate: str = ""  # folder of a checkpoint, or what +export=ensemble wrote
+    margin: float = least(2.0, 0)  # percent points that a score may lose
+    perspectives: list[str] = field(default_factory=list)  # the scores that decide; [] = benchmarks
+    samples: str = choice("auto", "all", "holdout")  # auto: holdout if a study chose the candidate
+    json: str = ""  # a file for the result, - = standard output
+    junit: str = ""  # a file for the result as JUnit's XML
+    markdown: str = ""  # a file for the result as a comment on a pull request
 
 
 @dataclass
 class CheckConfig:
     name: str = choice("model", "benchmark")  # tokenizer and shapes | the file benchmarks.path
+
+
+@dataclass
+class BuildConfig:
+    name: str = "pool"  # the only choice
 
 
 @dataclass
@@ -297,11 +293,10 @@ class ExportConfig:
     study: str = ""  # name of a finished study
     pick: str = "knee"  # one of `answer.PICKS` | a run id of MLflow
     out: str = ""  # a folder that does not exist yet
-    target: str = choice(*TARGETS)  # what runs the members: +serve=local | vLLM on cpu or cuda
+    target: str = choice(
+        LOCAL, "cpu", "cuda"
+    )  # what runs the members: +serve=local | vLLM on cpu or cuda
     register: str = ""  # a name for MLflow's model registry, which gets a reference to `out`
-
-    def __post_init__(self) -> None:
-        check("export", self)
 
 
 @dataclass
@@ -326,7 +321,8 @@ class ServeConfig:
     # gateway: URLs up to and with /v1, in the order of vote.order in ensemble.yaml
     engines: list[str] = field(default_factory=list)
     engine_key_env: str = ""  # gateway: name of the variable that holds the engines' key
-    constrain: str = choice(*CONSTRAINTS)  # gateway: how engines are bound to the labels
+    # gateway: how engines are bound to the labels
+    constrain: str = choice("structured_outputs", "response_format", "none")
     quorum: int = least(0, 0)  # gateway: members that must reply; 0 = more than half
     timeout: float = least(10.0, 0.001)  # gateway: seconds for a member's reply with its retries
     retries: int = least(1, 0)  # gateway: of a request that got no reply, a 429 or a 5xx
@@ -336,8 +332,7 @@ class ServeConfig:
     def __post_init__(self) -> None:
         check("serve", self)
         for url in self.engines:
-            if not url.startswith(("http://", "https://")):
-                raise ValueError(f"serve.engines must begin with http, got {url!r}")
+            need_http("serve.engines", url)
 
 
 @dataclass
@@ -358,9 +353,6 @@ class CacheConfig:
     older_than: float = least(0.0, 0)  # prune: days without a change
     dry_run: bool = True  # prune: only say what would go
 
-    def __post_init__(self) -> None:
-        check("cache", self)
-
 
 @dataclass
 class Config:
@@ -375,6 +367,7 @@ class Config:
     trust: TrustConfig = field(default_factory=TrustConfig)
     vote: VoteConfig = field(default_factory=VoteConfig)
     study: StudyConfig | None = None
+    gate: GateConfig | None = None
     check: CheckConfig | None = None
     build: BuildConfig | None = None
     evaluate: EvaluateConfig | None = None
@@ -393,8 +386,11 @@ class Config:
         for key in ("runs_dir", "cache_dir"):
             if not getattr(self, key):
                 raise ValueError(f"{key} is empty: give {key}=FOLDER")
+        for each in fields(self):
+            if is_dataclass(section := getattr(self, each.name)):
+                check(each.name, section)
         for key, kinds in DATABASES.items():
             refuse_password(key, url := getattr(self, key))
             if url and not url.startswith((*kinds, "env:")):
-                expected = ", ".join((*kinds, "env:NAME"))
-                raise ValueError(f"{key} must begin with one of {expected}, got {url!r}")
+                known = ", ".join((*kinds, "env:NAME"))
+                raise ValueError(f"{key} must begin with one of {known}, got {url!r}")

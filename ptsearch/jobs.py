@@ -13,15 +13,16 @@ from pathlib import Path
 
 import optuna
 
-from ptsearch.benchmarks import BENCHMARKS, Benchmark, hub, sources
-from ptsearch.config import Config, TrustConfig
+from ptsearch.benchmarks import BENCHMARKS, hub, sources
+from ptsearch.config import Config, TrustConfig, VoteConfig
 from ptsearch.deploy import export, record
 from ptsearch.deploy import folder as exported
-from ptsearch.evaluation import cache, predictions
+from ptsearch.evaluation import cache, checkpoints
 from ptsearch.evaluation.table import DENSE, Table, open_table
 from ptsearch.evaluation.workers import workers
+from ptsearch.report import gate as gates
 from ptsearch.report import progress as bars
-from ptsearch.report import run_records, study_output, terminal, tracking
+from ptsearch.report import rows, run_records, study_output, terminal, tracking
 from ptsearch.report.page import PAGE
 from ptsearch.report.study import Result, compile_result
 from ptsearch.scoring import scores as scoring
@@ -35,6 +36,7 @@ from ptsearch.search.trials import Search
 from ptsearch.shared import Report, database_url, one_of, stage
 
 LINK = "page.txt"  # beside the runs: what `make ui` prints
+CANDIDATE = "candidate"  # of a gate, where it is one checkpoint
 LOGGED_IN = "logged_in"  # user attribute of a study: the run in which all its trials are logged
 
 
@@ -256,7 +258,7 @@ def evaluate_variant(config: Config) -> None:
             scores |= scoring.judged_shares(questions, [entry.judged])
         without_model = scoring.without_model(questions, weights)
         for benchmark in table.benchmarks:
-            _print_json(_evaluation(table, label, benchmark, scores, without_model))
+            _print_json(rows.evaluation(table, label, benchmark, scores, without_model))
 
 
 def _check_failed(reasons: Mapping[str, str]) -> None:
@@ -265,38 +267,34 @@ def _check_failed(reasons: Mapping[str, str]) -> None:
         raise ValueError("; ".join(f"{label} {reason}" for label, reason in reasons.items()))
 
 
-def _evaluation(
-    table: Table,
-    label: str,
-    benchmark: Benchmark,
-    scores: Scores,
-    without_model: dict[str, Scores],
-) -> dict[str, object]:
-    """What is printed of one benchmark: its scores, and per scenario those that need no model."""
-    name, path = benchmark.name, table.outputs(label)[benchmark.name]
-    changes = predictions.changes(path)
-    scenarios = [s for s in benchmark.scenarios if f"{name}/{s}" in without_model]
-
-    def baseline(key: str) -> dict[str, float]:
-        return {s: round(without_model[f"{name}/{s}"][key], 4) for s in scenarios}
-
-    return {
-        "variant": label,
-        "benchmark": name,
-        "items": len(benchmark.samples),
-        "seconds": round(sum(predictions.read(path)["seconds"].to_pylist()), 3),
-        "scores": {
-            key: round(v, 4)
-            for key, v in scores.items()
-            if key.startswith(name) and not math.isnan(v)
-        },
-        "majority": baseline("majority"),
-        "constant": baseline("constant"),
-        "notes": benchmark.notes,
-        "dropped": changes.demonstrations,
-        "thoughts": changes.thoughts,
-        "predictions": str(path),
-    }
+def gate(config: Config) -> int:
+    """Decide whether the candidate may replace the base model; the exit status."""
+    asked = config.gate
+    assert asked is not None
+    members, chosen = {CANDIDATE: Path(asked.candidate)}, False
+    if (Path(asked.candidate) / exported.DESCRIPTION).is_file():
+        opened = exported.open_folder(asked.candidate)
+        members, chosen = opened.members, True
+        salt = str(opened.description.settings.get("benchmarks.split", ""))
+        config.benchmarks.split.salt = salt or config.benchmarks.split.salt
+    if asked.base:
+        config.model = checkpoints.model_of(Path(asked.base), Path(config.cache_dir))
+    pool = replace(config.pool, variants=[], paths=[], max_perplexity_ratio=math.inf)
+    config = replace(config, pool=pool, vote=VoteConfig(veto=config.vote.veto))
+    screen = terminal.console(stderr=asked.json == "-")
+    with tables(config, bars.progress(terminal.console(stderr=True))) as (table, *_):
+        checkpoints.refresh(table)
+        table.ensure([DENSE])
+        for label, folder in members.items():
+            checkpoints.add(table, label, folder)
+        found = gates.report(table, tuple(members), chosen)
+    gates.write(found, asked)
+    gates.show(screen, found)
+    if asked.json == "-":
+        sys.stdout.write(gates.to_json(found))
+    place = gates.log(found, mlflow_url(config), runs(config) / "artifacts")
+    screen.print(f"logged  {place}", soft_wrap=True)
+    return gates.EXIT[found.gate.verdict]
 
 
 def export_ensemble(config: Config) -> None:
@@ -360,8 +358,9 @@ def manage_cache(config: Config) -> None:
         )
 
 
-JOBS: dict[str, Callable[[Config], None]] = {
+JOBS: dict[str, Callable[[Config], int | None]] = {
     "study": run_study,
+    "gate": gate,
     "check": check_model,
     "build": build_pool,
     "evaluate": evaluate_variant,

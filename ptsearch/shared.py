@@ -110,6 +110,11 @@ def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
 
 
+def need_http(key: str, url: str) -> None:
+    if url and not url.startswith(("http://", "https://")):
+        raise ValueError(f"{key} must begin with http, got {url!r}")
+
+
 def at_least(key: str, value: float, minimum: float) -> None:
     if value < minimum:
         raise ValueError(f"{key} must be at least {minimum}, got {value}")

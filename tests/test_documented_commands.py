@@ -22,6 +22,7 @@ NOT_RUN = {
     "env:": "database servers",
     "+serve=gateway": "engines that serve the members",
     "+serve=local": "runs until it is stopped; tests/serve/test_local.py",
+    "+gate=": "its exit status is the verdict; tests/test_gate.py",
     "method: median": "the reader's own package; tests/test_documents.py runs its code",
 }
 # A second or a few each; the others, minutes together, are run by make test-slow.

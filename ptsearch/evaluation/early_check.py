@@ -6,6 +6,7 @@ A CUDA device is looked for by its driver, a method by the literals of its recor
 import ctypes
 import importlib.util
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -13,13 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from ptsearch.benchmarks import own_file
-from ptsearch.config import Config, EngineConfig, default_weights
+from ptsearch.config import Config, EngineConfig, GateConfig, default_weights
 from ptsearch.models import gguf_file
-from ptsearch.models.architecture import check_same_model, check_source, need_checkpoint
+from ptsearch.models.architecture import (
+    check_base,
+    check_same_model,
+    check_source,
+    need_checkpoint,
+)
 from ptsearch.scoring import file_check
 from ptsearch.shared import did_you_mean, one_of
 from ptsearch.variant import Variant, expand_pool, method_of, unique_labels
 
+ENSEMBLE = "ensemble.yaml"  # of an exported ensemble
 PATH_ROW: dict[str, type] = {"path": str, "label": str, "bits": int}  # of `pool.paths`
 
 
@@ -38,7 +45,9 @@ def check(config: Config) -> str:
     known = _about_questions(config)
     if config.check and config.check.name == "benchmark":
         return known
-    if config.study or config.check or config.build or config.evaluate:
+    if config.gate:
+        _check_gate(config.gate)
+    if config.study or config.gate or config.check or config.build or config.evaluate:
         _check_pool(config)
     return known
 
@@ -62,6 +71,31 @@ def free_folder(out: str) -> Path:
     return Path(out)
 
 
+def _check_gate(gate: GateConfig) -> None:
+    """ValueError: a checkpoint is not there, or a result has nowhere to go."""
+    if not gate.candidate:
+        raise ValueError("gate.candidate is missing: give gate.candidate=DIR, a checkpoint")
+    if gate.base:
+        check_base(Path(gate.base), f"gate.base={gate.base!r}")
+    if not (Path(gate.candidate) / ENSEMBLE).is_file():
+        need_checkpoint(Path(gate.candidate), f"gate.candidate={gate.candidate!r}")
+    for key in ("json", "junit", "markdown"):
+        path = Path(getattr(gate, key))
+        if not path.parent.is_dir() or (getattr(gate, key) and path.is_dir()):
+            raise ValueError(f"gate.{key}={path}: give a file in a folder that exists")
+
+
+def check_server(engine: EngineConfig) -> None:
+    """ValueError, FileNotFoundError: vLLM cannot be reached with these settings."""
+    if engine.name == "vllm" and bool(engine.python) == bool(engine.url):
+        raise ValueError(
+            "engine=vllm needs either engine.python=PATH, the python of an environment with "
+            "vLLM, or engine.url=http://HOST/v1, a server that has the variant"
+        )
+    if engine.python and not shutil.which(engine.python):
+        raise FileNotFoundError(f"engine.python: no such program: {engine.python}")
+
+
 def _check_writable(folder: Path) -> None:
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
@@ -69,7 +103,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def _check_pool(config: Config) -> None:
-    config.engine.check()
+    check_server(config.engine)
     if config.compute.name == "local":
         _check_engine(config.engine)
     for model in (config.model, *config.baseline_models):

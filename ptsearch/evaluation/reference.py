@@ -21,6 +21,7 @@ USAGE = """ptsearch: which job? Append one of
   +study=pareto                                        search the ensembles of the pool
   +study=slo study.max.memory_gb=4                     the best ensemble within limits
   +study=benchmark | +study=paper                      the published experiments
+  +gate=compressed gate.candidate=DIR                  may it replace the dense model? 0 | 1 | 3
   +check=model model=hub model.repo=OWNER/NAME         what a model's tokenizer and shapes mean
   +check=benchmark benchmarks.path=FILE                what a file of your own questions holds
   +build=pool                                          build the pool only

@@ -21,7 +21,7 @@ from ptsearch.benchmarks import Benchmark
 from ptsearch.benchmarks.parsing import UNUSABLE
 from ptsearch.benchmarks.registry import RULES
 from ptsearch.config import Config
-from ptsearch.evaluation import evaluate, llm_judge, predictions, preflight
+from ptsearch.evaluation import early_check, evaluate, llm_judge, predictions, preflight
 from ptsearch.evaluation.workers import Bounds, Pool, WorkerError, each
 from ptsearch.models import base_model
 from ptsearch.models.architecture import attention_sizes
@@ -343,7 +343,7 @@ def open_table(
     config: Config, benchmarks: Sequence[Benchmark], workers: Pool, report: Report
 ) -> Table:
     """The table of a config: the base model is fetched, the pool spanned, nothing built yet."""
-    config.engine.check()
+    early_check.check_server(config.engine)
     bounds = Bounds(config.compute.deadline)
     engine = workers.call(partial(evaluate.with_dtype, config.engine), report, bounds)
     config = replace(config, engine=engine)

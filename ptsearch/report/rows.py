@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ptsearch.benchmarks import Benchmark
 from ptsearch.config import Config
+from ptsearch.evaluation import predictions
 from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.scoring import scores as scoring
 from ptsearch.scoring.scores import MMLU, Scores, constant_scores, nan_last
@@ -280,4 +282,38 @@ def run_params(config: Config) -> dict[str, str]:
         "vote": config.vote.rule,
         "engine": config.engine.name,
         "dtype": config.engine.dtype,
+    }
+
+
+def evaluation(
+    table: Table,
+    label: str,
+    benchmark: Benchmark,
+    scores: Scores,
+    without_model: Mapping[str, Scores],
+) -> dict[str, object]:
+    """One benchmark of a variant, as JSON: its scores, per scenario those that need no model."""
+    name, path = benchmark.name, table.outputs(label)[benchmark.name]
+    changes = predictions.changes(path)
+    scenarios = [s for s in benchmark.scenarios if f"{name}/{s}" in without_model]
+
+    def baseline(key: str) -> dict[str, float]:
+        return {s: round(without_model[f"{name}/{s}"][key], 4) for s in scenarios}
+
+    return {
+        "variant": label,
+        "benchmark": name,
+        "items": len(benchmark.samples),
+        "seconds": round(sum(predictions.read(path)["seconds"].to_pylist()), 3),
+        "scores": {
+            key: round(v, 4)
+            for key, v in scores.items()
+            if key.startswith(name) and not math.isnan(v)
+        },
+        "majority": baseline("majority"),
+        "constant": baseline("constant"),
+        "notes": benchmark.notes,
+        "dropped": changes.demonstrations,
+        "thoughts": changes.thoughts,
+        "predictions": str(path),
     }

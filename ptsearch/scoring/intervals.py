@@ -33,6 +33,14 @@ class Intervals(NamedTuple):
     significant: NDArray[np.bool_]  # the interval excludes 0
 
 
+class Studentised(NamedTuple):
+    """Contrasts of rates with their errors, and how far resamples move them in units of these."""
+
+    estimate: Floats  # (contrasts,) in percent
+    error: Floats  # (contrasts,) by the influence of each cluster, and one more that differs
+    t: Floats  # (resamples, contrasts): (resampled - estimate) / resampled error
+
+
 def max_t_intervals(
     sums: ClusterSums,
     coefficients: Floats,
@@ -44,14 +52,26 @@ def max_t_intervals(
     the largest |resampled - estimate| / resampled error over all contrasts (Romano and Wolf 2005,
     https://doi.org/10.1111/j.1468-0262.2005.00615.x).
 
+    `coefficients` and errors as in `studentised`. ValueError: a contrast has too few clusters to
+    show even a unanimous difference.
+    """
+    _check(sums, coefficients, level)
+    estimate, error, t = studentised(sums, coefficients, rng, resamples)
+    reach = quantile(np.abs(t).max(axis=1), level) * error
+    low, high = estimate - reach, estimate + reach
+    return Intervals(estimate, low, high, (low > 0) | (high < 0))
+
+
+def studentised(
+    sums: ClusterSums, coefficients: Floats, rng: np.random.Generator, resamples: int = 2000
+) -> Studentised:
+    """Contrasts and their resamples.
+
     A contrast is the sum of `coefficients` (contrasts, systems, rates) x rates in percent; an
     error is that of its linear part, the influence of the clusters. To each variance that of one
     more cluster which differs is added (Agresti and Min 2005, https://doi.org/10.1002/sim.1781):
     where few clusters differ, resamples in which none does would else have no error at all.
-
-    ValueError: a contrast has too few clusters to show even a unanimous difference.
     """
-    _check(sums, coefficients, level)
     asked = np.abs(coefficients).sum(axis=(0, 1)) > 0
     used = np.flatnonzero(asked & (sums.sizes.sum(axis=0) > 0))  # a rate over nobody stays 0
     hits, sizes, coefficients = sums.hits[..., used], sums.sizes[:, used], coefficients[..., used]
@@ -63,11 +83,11 @@ def max_t_intervals(
     stacked = np.moveaxis(hits, 0, 1)  # (clusters, systems, rates)
     influence = (100 * stacked - rate * sizes[:, None]) / total
     influence = influence.reshape(len(sizes), -1) @ weights.T  # (clusters, contrasts)
-    floor = _one_cluster(sizes, coefficients)
+    floor = one_cluster(sizes, coefficients).mean_square
     table = np.concatenate([stacked.reshape(len(sizes), -1), sizes], axis=1)
     error = np.sqrt(floor + _variance(np.ones((1, len(sizes))), influence, sums.strata)[0])
 
-    largest = np.empty(resamples)
+    t = np.zeros((resamples, contrasts))
     step = max(1, AT_ONCE // len(sizes))
     for start in range(0, resamples, step):
         drawn = _resample(sums.strata, min(step, resamples - start), rng)
@@ -77,12 +97,14 @@ def max_t_intervals(
         rates_again = np.where(again[:, -1:] > 0, rates_again, rate)
         moved = rates_again.reshape(len(drawn), -1) @ weights.T - estimate
         errors = np.sqrt(floor + _variance(drawn, influence, sums.strata))
-        t = np.divide(np.abs(moved), errors, out=np.zeros_like(moved), where=errors > 0)
-        largest[start : start + step] = t.max(axis=1)
-    place = min(ceil((resamples + 1) * level), resamples) - 1
-    reach = np.partition(largest, place)[place] * error
-    low, high = estimate - reach, estimate + reach
-    return Intervals(estimate, low, high, (low > 0) | (high < 0))
+        np.divide(moved, errors, out=t[start : start + step], where=errors > 0)
+    return Studentised(estimate, error, t)
+
+
+def quantile(values: Floats, level: float) -> Floats:
+    """Along the first axis, the value that as many of so many resamples reach."""
+    place = min(ceil((len(values) + 1) * level), len(values)) - 1
+    return np.asarray(np.partition(values, place, axis=0)[place])
 
 
 def clusters_needed(contrasts: int, level: float) -> int:
@@ -112,11 +134,23 @@ def _check(sums: ClusterSums, coefficients: Floats, level: float) -> None:
         )
 
 
-def _one_cluster(sizes: Floats, coefficients: Floats) -> Floats:
-    """(contrasts,): mean square of what a contrast changes by if one cluster's answers flip."""
-    flip = sizes / sizes.sum(axis=0) @ (100 * np.abs(coefficients).max(axis=1)).T
+class Flip(NamedTuple):
+    """What a contrast changes by if one cluster's answers flip, (contrasts,), in percent."""
+
+    mean_square: Floats
+    typical: Floats  # of clusters that flip at random: variance per point of the contrast
+
+
+def one_cluster(sizes: Floats, coefficients: Floats) -> Flip:
+    """`sizes` (clusters, rates), `coefficients` (contrasts, systems, rates)."""
+    total = np.maximum(sizes.sum(axis=0), 1)
+    flip = sizes / total @ (100 * np.abs(coefficients).max(axis=1)).T
     touched = np.maximum((flip > 0).sum(axis=0), 1)
-    return np.asarray((flip**2).sum(axis=0) / touched)
+    squares = (flip**2).sum(axis=0)
+    sums = flip.sum(axis=0)
+    return Flip(
+        squares / touched, np.divide(squares, sums, out=np.zeros_like(sums), where=sums > 0)
+    )
 
 
 def _variance(drawn: Floats, influence: Floats, strata: NDArray[np.intp]) -> Floats:

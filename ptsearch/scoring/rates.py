@@ -122,14 +122,27 @@ def slopes(plan: Plan, hits: ArrayLike) -> Floats:
     Gaps keep the sign, and EOD the side, that they have there: so continued, a score is smooth, and
     a resampled gap around zero is not folded into a positive bias.
     """
+    return slopes_on(plan, sides(plan, hits).argmax(axis=-1))
+
+
+def sides(plan: Plan, hits: ArrayLike) -> Floats:
+    """(systems, gaps, 4): what each gap is the largest of: its two differences, each followed by
+    its negative.
+    """
     differences = _differences(plan, _percent(plan, hits))  # (systems, gaps, 2)
-    systems, gaps = np.indices(differences.shape[:2])
-    side = np.abs(differences).argmax(axis=-1)
-    sign = np.where(differences[systems, gaps, side] >= 0, 1.0, -1.0)
-    of_gap = np.zeros((*differences.shape[:2], plan.size.size))
-    plus, minus = plan.gaps[gaps, side, 0], plan.gaps[gaps, side, 1]
-    of_gap[systems, gaps, plus], of_gap[systems, gaps, minus] = sign, -sign
-    return np.asarray(plan.by_rate + np.einsum("kg,sgr->skr", plan.by_gap, of_gap))
+    both = np.stack([differences, -differences], axis=-1)
+    return np.asarray(both.reshape(*differences.shape[:2], 4))
+
+
+def slopes_on(plan: Plan, side: NDArray[np.intp]) -> Floats:
+    """Derivatives (..., keys, rates) where each gap is that of `sides`: `side` (..., gaps)."""
+    *places, gaps = np.indices(side.shape)
+    pair = plan.gaps[gaps, side // 2]  # (..., gaps, 2)
+    sign = np.where(side % 2 == 0, 1.0, -1.0)
+    of_gap = np.zeros((*side.shape, plan.size.size))
+    of_gap[(*places, gaps, pair[..., 0])] = sign
+    of_gap[(*places, gaps, pair[..., 1])] = -sign
+    return np.asarray(plan.by_rate + np.einsum("kg,...gr->...kr", plan.by_gap, of_gap))
 
 
 def contrasts(
