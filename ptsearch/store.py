@@ -43,14 +43,6 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
-class KvStorage:
-    """How keys and values are stored; the default is 16 bits, nothing rounded."""
-
-    bits: float = 16.0  # per cached value on average, scales included
-    window: int = 0  # newest tokens kept in full
-
-
-@dataclass(frozen=True)
 class VariantMeta:
     """What a variant's folder holds and how it was built; an export keeps the first four fields."""
 
@@ -62,7 +54,6 @@ class VariantMeta:
     tensor_bytes: int = 0
     types: dict[str, int] = field(default_factory=dict)  # of a GGUF: type -> weights in it
     read_back: str = "whole"  # how it was checked: whole | layer by layer
-    kv: KvStorage = KvStorage()
     perplexity: float | None = None  # None: not finite
     dense_perplexity: float | None = None
     degenerate: bool = False  # it may not vote

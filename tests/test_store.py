@@ -118,7 +118,6 @@ def test_a_description_of_an_earlier_version_is_read_and_keeps_its_id(tmp_path: 
     meta = store.read_meta(described(tmp_path / "old", OLD_META))
     assert (meta.variant.id, meta.variant.label) == ("23fd6c4ac9c8", meta.label)
     assert meta.tensors == {"model.embed_tokens.weight": store.StoredTensor(32896, "02ea")}
-    assert meta.kv == store.KvStorage()
     assert meta.calibration_indices == [216, 98, 194, 227]
     with store.new_folder(tmp_path / "new") as folder:
         store.write_meta(folder, meta)

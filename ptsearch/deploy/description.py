@@ -80,8 +80,10 @@ class Latency(Record):
 class Cost(Record):
     """As searched, next to the dense model's."""
 
-    memory_gb: float = 0.0
-    latency_ms: float = 0.0
+    target: str = "local"  # in whose form memory and latency were counted
+    memory_gb: float = 0.0  # while they run
+    stored_gb: float = 0.0
+    latency_ms: float = 0.0  # NaN: the target was not run
     calls: float = 0.0  # members asked per prompt until the vote is decided
     bytes_read: float = 0.0
     of_dense: float = 0.0  # memory in percent of the dense model's

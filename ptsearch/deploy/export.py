@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ from ptsearch.deploy.description import (
 )
 from ptsearch.deploy.folder import DESCRIPTION, SAFE, VERIFY
 from ptsearch.deploy.record import FrontRecord, StudyRecord, read_record
-from ptsearch.deploy.vllm_support import Form, form_of
+from ptsearch.engine.targets import Form, form_of
 from ptsearch.evaluation.early_check import free_folder
 from ptsearch.models import base_model, loading
 from ptsearch.models.prompting import Prompter
@@ -93,7 +94,7 @@ def _chosen(study: StudyRecord, config: ExportConfig) -> FrontRecord:
         served = ", ".join(name for name, known in VOTES.items() if known.deployable)
         raise ValueError(f"study {config.study!r} has vote={rule}: only vote={served} is served")
     row = choose(study.front, config.pick)
-    if not row.latency:
+    if not row.latency and not math.isnan(row.search["latency_ms"]):
         raise ValueError(
             f"study {config.study!r} has no latencies of {row.run_id}; run it again, it resumes"
         )
@@ -128,6 +129,7 @@ def _description(
     """The content of ensemble.yaml; `forms` holds the members in the vote's total order."""
     base, settings = study.base, study.settings
     members = {label: _member(study, label, forms[label], folder) for label in row.members}
+    no_scores = (*costs(), "stored_gb", *LAZY)
     return Description(
         study=config.study,
         run=row.run_id,
@@ -147,7 +149,7 @@ def _description(
         chat=_chat(study, folder / members[next(iter(forms))].folder),
         members=list(members.values()),
         scores=HalfScores(
-            search={key: row.search[key] for key in row.search if key not in (*costs(), *LAZY)},
+            search={key: v for key, v in row.search.items() if key not in no_scores},
             holdout=row.holdout,
         ),
         unskilled=row.unskilled,
@@ -191,12 +193,13 @@ def _member(study: StudyRecord, label: str, form: Form, folder: Path) -> MemberI
 def _cost(study: StudyRecord, target: str, row: FrontRecord, sizes: Sequence[int]) -> Cost:
     """Costs in the search next to the dense model's; `sizes` are the members' bytes as written."""
     base, settings = study.base, study.settings
-    memory = row.search["memory_gb"]
+    memory, searched = row.search["memory_gb"], str(settings.get("cost.target", LOCAL))
     apart = (sum(sizes) + len(sizes) * base.kv_bytes) / 1e9
     ways = {way: Percentiles.model_validate(ms) for way, ms in row.latency.items()}
     engine = f"{settings.get('engine.name', 'transformers')} {settings['engine.dtype']}"
     return Cost(
         memory_gb=memory,
+        stored_gb=row.search.get("stored_gb", 0.0),
         latency_ms=row.search["latency_ms"],
         calls=row.search["calls"],
         bytes_read=row.search["bytes_read"],
@@ -204,7 +207,8 @@ def _cost(study: StudyRecord, target: str, row: FrontRecord, sizes: Sequence[int
         dense_memory_gb=base.memory_gb,
         dense_bytes=int(1e9 * base.memory_gb) - base.kv_bytes,
         kv_bytes=base.kv_bytes,
-        served_gb=memory if target == LOCAL else apart,
+        target=searched,
+        served_gb=memory if target == searched.removeprefix("vllm_") else apart,
         latency=Latency(engine=engine, **ways),
     )
 

@@ -3,7 +3,8 @@
 In: prompts and labels as token ids. Out: log-probabilities per label, or generated ids.
 Prompts are packed without padding and share their prefixes; `plain.py` is the reference path,
 `vllm.py` asks a vLLM server, `llamacpp.py` runs GGUF. What is rounded at run time is in
-`fake_quant.py`, private names of libraries in `_compat.py`. Open `answering.py` first, then
+`fake_quant.py`, weights that stay as stored in `stored_weights.py`, what deployment targets hold in
+`targets.py`, private names of libraries in `_compat.py`. Open `answering.py` first, then
 `requests.py`, `plain.py`, `packed.py`.
 """
 

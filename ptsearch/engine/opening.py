@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ptsearch.config import EngineConfig
-from ptsearch.engine import fake_quant, llamacpp, memory, probe, vllm
+from ptsearch.engine import fake_quant, llamacpp, memory, probe, stored_weights, vllm
 from ptsearch.engine.answering import Engine
 from ptsearch.engine.local import LocalModel
 from ptsearch.models import loading
@@ -35,7 +35,7 @@ def opened(folder: Path, settings: EngineConfig) -> Iterator[Engine]:
 
 
 def load(folder: Path, settings: EngineConfig) -> Engine:
-    """The checkpoint in `folder`, ready to run.
+    """The checkpoint in `folder`, ready to run; `form=auto`: in less memory, see `stored_weights`.
 
     ValueError: no such device, the weights do not fit into memory (nothing is loaded then),
     `models.load` refuses the checkpoint, or there is no server for it.
@@ -64,6 +64,8 @@ def load(folder: Path, settings: EngineConfig) -> Engine:
     # Nothing of the checkpoint's sampling or penalty settings may reach a greedy reply.
     model.generation_config = transformers.GenerationConfig()
     linears = list(linears_of(model))
+    if settings.form == "auto":
+        stored_weights.keep_stored(model, checkpoint[0])
     reason = probe.enable(model)
     if reason:
         _warn_once(f"{type(model).__name__} runs in plain batches: {reason}")

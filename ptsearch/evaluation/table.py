@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -20,10 +20,11 @@ from ptsearch import store
 from ptsearch.benchmarks import Benchmark
 from ptsearch.benchmarks.parsing import UNUSABLE
 from ptsearch.benchmarks.registry import RULES
-from ptsearch.config import Config
+from ptsearch.config import LOCAL, Config
+from ptsearch.engine import targets
 from ptsearch.evaluation import early_check, evaluate, llm_judge, predictions, preflight
 from ptsearch.evaluation.workers import Bounds, Pool, WorkerError, each
-from ptsearch.models import base_model
+from ptsearch.models import base_model, checkpoint
 from ptsearch.models.architecture import attention_sizes
 from ptsearch.models.base_model import BaseModel
 from ptsearch.pool import build, calibration, one_pass
@@ -78,7 +79,7 @@ class Table:
         missing = [label for label in dict.fromkeys(labels) if label not in self.entries]
         if not missing:
             return
-        self._build_to_run(missing)
+        self._build_to_run([DENSE, *missing])  # sizes are told from the dense model's
         missing = [label for label in missing if label not in self.entries]
         metas = {label: self.meta(label) for label in missing}
         sound = [label for label in missing if not metas[label].degenerate]
@@ -259,6 +260,8 @@ class Table:
 
     def _time(self, tasks: Mapping[str, evaluate.Task]) -> None:
         """Measure the latencies that are missing, one after the other, nothing else running."""
+        if not targets.measured(self.config):
+            return
         prompts = self.config.latency.prompts
         for label, task in tasks.items():
             if label not in self.entries and not task.latency.exists():
@@ -266,13 +269,18 @@ class Table:
                 self._twice(label, job, job, self.report)
 
     def _latency(self, label: str) -> Path:
-        """Built variants run dequantized, in the dense model's form: one measurement is theirs, if
-        nothing is rounded while they run. Other engines run them as they are stored.
+        """Built variants that keep weights in one form share a measurement, if nothing is rounded
+        while they run. Other engines run each as it is stored.
         """
-        apart = self.variant(label).method == "path" or self.variant(label).acts_at_run_time
-        form = label if apart or self.config.engine.name != "transformers" else DENSE
+        variant, settings = self.variant(label), self.config.engine
+        apart = variant.method == "path" or variant.acts_at_run_time
+        form = label if apart or settings.name != "transformers" else DENSE
         names = [path.parent.name for path in self.outputs(form).values()]
-        what = json.dumps([names, self.config.latency.prompts, evaluate.LATENCY_VERSION])
+        what = json.dumps(
+            [names, self.config.latency.prompts, evaluate.LATENCY_VERSION]
+            + ([targets.layout(variant)] if form == DENSE and settings.form == "auto" else [])
+            + (["dense"] if settings.form == "dense" else [])
+        )
         digest = hashlib.sha256(what.encode()).hexdigest()[:12]
         return Path(self.config.cache_dir) / "latency" / f"{self.variant(form).id}-{digest}.json"
 
@@ -306,12 +314,13 @@ class Table:
         judged = None
         if self.reader:
             codes, judged = llm_judge.decide(self.reader, codes, unread)
-        measured = store.read_record(self._latency(label))
+        timed = targets.measured(self.config)
+        measured = store.read_record(self._latency(label)) if timed else {}
         return Entry(
             self.variant(label),
             codes,
-            self._cost(label, _two_digits(measured["latency_ms"])),
-            Timed(measured["rows"], measured["seconds"]),
+            self._cost(label, _two_digits(measured["latency_ms"]) if measured else math.nan),
+            Timed(measured["rows"], measured["seconds"]) if measured else None,
             judged=judged,
             logprobs=self._logprobs(label),
         )
@@ -328,9 +337,22 @@ class Table:
     def _cost(self, label: str, latency_ms: float) -> VariantCost:
         meta = self.meta(label)
         sizes = attention_sizes(self.base.path, self.base.trust_remote_code)
-        tensors = {tensor.sha256: tensor.bytes for tensor in meta.tensors.values()}
-        cache = kv_bytes(sizes, meta.kv, self.config.memory.context)
-        return VariantCost(tensors, cache, latency_ms)
+        stored = {tensor.sha256: tensor.bytes for tensor in meta.tensors.values()}
+        tensors = self._resident.tensors(label, self.folder(label), meta.tensors)
+        cache = kv_bytes(sizes, self._itemsize, self.config.memory.context)
+        return VariantCost(tensors, cache, latency_ms, stored)
+
+    @property
+    def _itemsize(self) -> int:
+        """Bytes of a value where the members run."""
+        local = self.config.cost.target == LOCAL
+        return 4 if local and self.config.engine.dtype == "float32" else 2
+
+    @cached_property
+    def _resident(self) -> targets.Resident:
+        ratio = self._itemsize / checkpoint.itemsize(self.base.path)
+        settings = self.config.cost.target, self.config.engine.form == "auto"
+        return targets.Resident(*settings, self.meta(DENSE).tensors, ratio)
 
     def _silent(self, label: str, cost: VariantCost, reason: str) -> Entry:
         """Without predictions: it is shown and never votes."""
@@ -346,7 +368,7 @@ def open_table(
     early_check.check_server(config.engine)
     bounds = Bounds(config.compute.deadline)
     engine = workers.call(partial(evaluate.with_dtype, config.engine), report, bounds)
-    config = replace(config, engine=engine)
+    config = targets.with_target(replace(config, engine=engine))
     cache = Path(config.cache_dir)
     base = workers.call(partial(base_model.prepare, config.model, cache), report)
     check = partial(preflight.check, base, benchmarks, engine, config.benchmarks.template)

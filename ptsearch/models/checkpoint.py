@@ -65,6 +65,28 @@ def names_in(path: Path) -> list[str]:
         return list(file.keys())
 
 
+def widths(folder: Path, suffix: str) -> set[int]:
+    """Last sizes of the tensors whose names end so; reads headers only."""
+    headers = _headers(folder)
+    return {shape[-1] for name, (_, shape) in headers.items() if name.endswith(suffix)}
+
+
+def itemsize(folder: Path) -> int:
+    """Bytes of a weight in a dense checkpoint: of its largest type."""
+    return max({"F64": 8, "F32": 4}.get(kind, 2) for kind, _ in _headers(folder).values())
+
+
+def _headers(folder: Path) -> dict[str, tuple[str, list[int]]]:
+    """Tensor -> its type and shape; reads no weights."""
+    found = {}
+    for file_name in sorted(set(weight_map(folder).values())):
+        with safe_open(folder / file_name, "pt") as file:
+            for name in names_in(folder / file_name):
+                part = file.get_slice(name)
+                found[name] = part.get_dtype(), part.get_shape()
+    return found
+
+
 def dense(folder: Path, prefix: str = "", names: Names | None = None) -> dict[str, Tensor]:
     """A checkpoint's tensors under a prefix as dense weights."""
     if (folder / gguf_file.NAME).is_file():

@@ -25,9 +25,8 @@ from ptsearch.pool.calibration import Calibration
 from ptsearch.pool.layerwise import Samples
 from ptsearch.pool.variant_build import VariantBuild
 from ptsearch.pool.writer import table_of
-from ptsearch.quantize.kv import stored_bits
 from ptsearch.quantize.layer import Layer
-from ptsearch.store import KvStorage, VariantMeta
+from ptsearch.store import VariantMeta
 from ptsearch.variant import Variant
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def check(build: VariantBuild, how: Check) -> VariantMeta:
     chunks = calibrations.chunks(tokenizer, how.calibration.held_out, *cut)[:PERPLEXITY_SAMPLES]
     whole = variant.method == "path" or variant.kv_bits != 16 or _fits(base)
     read = _read_whole if whole else _read_by_layers
-    value, finite, kv = read(base, folder, asked, chunks)
+    value, finite = read(base, folder, asked, chunks)
     memory.collect(base.path)
     give_back()
     dense = value
@@ -77,7 +76,6 @@ def check(build: VariantBuild, how: Check) -> VariantMeta:
         tensor_bytes=sum(tensor.bytes for tensor in tensors.values()),
         types=gguf_file.read(file).types if (file := folder / gguf_file.NAME).is_file() else {},
         read_back="whole" if whole else "layer by layer",
-        kv=kv,
         perplexity=value if math.isfinite(value) else None,
         dense_perplexity=dense if math.isfinite(dense) else None,
         degenerate=not finite or not value <= how.max_ratio * dense,
@@ -119,7 +117,6 @@ class Measured(NamedTuple):
 
     perplexity: float
     finite: bool  # all of its tensors
-    kv: KvStorage
 
 
 def _fits(base: BaseModel) -> bool:
@@ -133,7 +130,7 @@ def _read_whole(base: BaseModel, folder: Path, asked: Runtime, chunks: Tensor) -
     model, _ = loading.load(folder, loading.dtype_name(loading.compute_dtype()))
     runtime.apply(model, linears_of(model), asked)
     finite = all(map(_is_finite, model.parameters()))
-    return Measured(perplexity(model, chunks), finite, _kv_storage(model, asked))
+    return Measured(perplexity(model, chunks), finite)
 
 
 def _read_by_layers(base: BaseModel, folder: Path, asked: Runtime, chunks: Tensor) -> Measured:
@@ -156,17 +153,7 @@ def _read_by_layers(base: BaseModel, folder: Path, asked: Runtime, chunks: Tenso
     for ids, X in zip(chunks.split(1), hidden.split(1), strict=True):
         with forwards(layers, lambda *_, _X=X, **__: _X):
             losses.append(_loss(model, ids))
-    return Measured(_perplexity(losses), finite, _kv_storage(model, asked))
-
-
-def _kv_storage(model: "PreTrainedModel", asked: Runtime) -> KvStorage:
-    """Bits per cached value, on average, and how many tokens are kept in full."""
-    if not asked.kv:
-        return KvStorage()
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return KvStorage(stored_bits(asked.kv, asked.kv_bits, heads, width), asked.kv_window)
+    return Measured(_perplexity(losses), finite)
 
 
 def _is_finite(tensor: Tensor) -> bool:

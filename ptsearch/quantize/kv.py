@@ -19,8 +19,6 @@ from ptsearch.quantize.method import Method
 
 GROUP = 32  # tokens (KIVI's keys) or channels (values) that share a scale
 OUTLIERS = 0.01  # of KVQuant's keys and values stay in full
-SCALE_BITS = 32  # a scale and a zero point, 16 bits each
-OUTLIER_BITS = 32  # a value and where it is
 KMEANS_VALUES = 20_000  # of one layer that a data type is fitted to
 
 
@@ -66,23 +64,6 @@ class Rounding:
     def recent(self) -> int:
         """WKVQuant rounds only what is past; KVQuant keeps the first token, to which all attend."""
         return max(self.window, 1) if self.method == "wkvquant" else self.window
-
-
-def stored_bits(method: str, bits: int, heads: int, width: int) -> float:
-    """Bits a cached value, scales and outliers counted, in the mean of keys and values.
-
-    heads: K, width: D.
-    """
-    channels = SCALE_BITS / channel_group(width)
-    beside = {
-        "kivi": (SCALE_BITS / GROUP, channels),
-        "kvquant": (
-            OUTLIERS * OUTLIER_BITS,
-            (SCALE_BITS + 2 * _kept(heads * width) * OUTLIER_BITS) / (heads * width),
-        ),
-        "wkvquant": (channels, channels),
-    }[method]
-    return bits + sum(beside) / 2
 
 
 def channel_group(width: int) -> int:

@@ -31,7 +31,7 @@ from ptsearch.scoring.scores import MMLU, Scores
 from ptsearch.search import comparisons
 from ptsearch.search.comparisons import Gain
 from ptsearch.search.exact_front import Everything, enumerate_scores
-from ptsearch.search.objectives import OBJECTIVES
+from ptsearch.search.objectives import OBJECTIVES, costs
 from ptsearch.search.scorer import EnsembleScorer, scorers
 from ptsearch.search.study import VIEW, Members, limits, study_config
 from ptsearch.variant import short_labels
@@ -142,6 +142,7 @@ def _values(
         "remarks": _remarks(result),
         "nan": math.nan,
         "dense_gb": dense.search["memory_gb"],
+        "target": table.config.cost.target,
         "data": {
             "scores": [score._asdict() for score in scores],
             "points": [_point(row, margins, scores) for row in points],
@@ -159,6 +160,8 @@ def _scores(settings: StudyConfig, found: Scores) -> list[Score]:
     names = ("trust", *shown_benchmarks(found), "refusal_rate", *OBJECTIVES)
     scores = []
     for name in dict.fromkeys(name for name in names if name in found):
+        if name in costs() and math.isnan(found[name]):
+            continue  # the target was not run
         record = OBJECTIVES.get(name)
         unit, digits = (record.unit, record.digits) if record else ("%", 1)
         higher = record.direction == "maximize" if record else name != "refusal_rate"

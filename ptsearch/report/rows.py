@@ -209,7 +209,8 @@ def number_columns(row: Row) -> Scores:
         rates = [f"{name}.refusal_rate" for name in shown_benchmarks(scores)]
         details = [name for name in (*rates, *DETAILS) if name in scores]
         columns |= {PREFIX[part] + name: scores[name] for name in details}
-    columns |= {name: row.search[name] for name in (*OBJECTIVES, *LAZY) if name in row.search}
+    also = (*OBJECTIVES, "stored_gb", *LAZY)
+    columns |= {name: row.search[name] for name in also if name in row.search}
     for way, times in row.latency.items():
         columns |= {f"{way}_ms.{quantile}": value for quantile, value in times.items()}
     columns |= gain_columns(row)

@@ -172,9 +172,10 @@ def _next(tracker: Tracker, config: Config, result: Result) -> dict[str, str]:
 def _footnotes(config: Config, result: Result) -> list[str]:
     """How to read the tables, and what is missing."""
     notes = [
-        "Percent; mem % of the dense model's bytes. The search half made every choice; held is the "
-        f"held-out half, read {result.holdout_reads} time(s). gain: held-out trust over the best "
-        "single variant, 95 % interval."
+        f"Percent; memory and latency on {config.cost.target}, mem % of the dense model's. The "
+        "search half made every choice; held is the held-out half, read "
+        f"{result.holdout_reads} time(s). gain: held-out trust over the best single variant, "
+        "95 % interval."
     ]
     if any(row.unskilled for row in result.rows):
         notes.append("* shows no skill in some benchmark or scenario (a constant answer does)")

@@ -1,5 +1,6 @@
 """The terminal: progress bars during a job, tables at its end."""
 
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -96,9 +97,13 @@ def _cells(row: Row, benchmarks: Sequence[str], dense_gb: float, is_own: bool) -
         *(number(scores, name) for name in benchmarks),
         number(row.holdout, MMLU),
         number(scores, "refusal_rate"),
-        *(f"{scores[name]:.{OBJECTIVES[name].digits}f}" for name in costs()),
+        *(_cost(scores[name], OBJECTIVES[name].digits) for name in costs()),
         f"{100 * scores['memory_gb'] / dense_gb:.0f}",
     ]
+
+
+def _cost(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"  # not measured on the target
 
 
 def starred(row: Row) -> str:

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsearch.evaluation.table import Table
-from ptsearch.scoring.cost import Cost
 from ptsearch.scoring.scores import Scores, nan_last
 from ptsearch.search import enumeration, pareto
 from ptsearch.search.objectives import (
@@ -131,8 +130,8 @@ def enumerate_scores(table: Table, scorer: EnsembleScorer) -> Everything:
         scorer.asked, codes, precision, table.config.trust.weights, masks
     )
     costs, mode = [table.entries[label].cost for label in labels], table.config.latency.mode
-    cost = enumeration.cost_all(costs, mode, masks, (scorer.asked, codes, precision))
-    scores |= dict(zip(Cost._fields, cost, strict=True))
+    memory, ms = enumeration.cost_all(costs, mode, masks, (scorer.asked, codes, precision))
+    scores |= {"memory_gb": memory, "latency_ms": ms}
     return _skilled(everything._replace(scores=with_objectives(scores)), scorer)
 
 

@@ -29,8 +29,8 @@ class EnsembleScorer:
     search: "EnsembleScorer | None" = None  # on whose half votes are fitted; None = on its own
 
     def __call__(self, table: Table, members: Sequence[str]) -> Scores:
-        """All scores in percent, with `memory_gb`, `latency_ms`, for asking lazily `calls` to
-        members and `bytes_read`, percent of what asking all of them reads, and `holes`.
+        """All scores in percent, with `memory_gb`, `latency_ms`, `stored_gb`, for asking lazily
+        `calls` to members and `bytes_read`, percent of what asking all of them reads, and `holes`.
         """
         costs = [table.entries[label].cost for label in members]
         asked = self.lazily(table, members).asked
@@ -102,6 +102,8 @@ class EnsembleScorer:
             order = list(range(len(members)))
             return lazy.Plan(order, np.ones(len(members)), len(members))
         latency = np.array([table.entries[label].cost.latency_ms for label in members])
+        if np.isnan(latency).any():  # not measured: as if equal
+            latency = np.ones(len(members))
         inputs, known = self.inputs(table, members), self.asked.refusals
         return lazy.plan(inputs.answers, inputs.precision, latency, known and known.decide)
 

@@ -51,6 +51,7 @@ def identity(table: Table) -> dict[str, object]:
             ),
         },
         "trust": asdict(config.trust),
+        "cost": asdict(config.cost),
         "memory": asdict(config.memory),
         "latency": {**asdict(config.latency), "version": evaluate.LATENCY_VERSION},
         "study": search,

@@ -19,10 +19,11 @@ from safetensors import safe_open
 from ptsearch import engine as engines
 from ptsearch import store
 from ptsearch.config import EngineConfig, ExportConfig
-from ptsearch.deploy import export, vllm_support
+from ptsearch.deploy import export
 from ptsearch.deploy import folder as exported
 from ptsearch.deploy import manifests as deploy
 from ptsearch.deploy.ensemble import PrecisionEnsemble
+from ptsearch.engine import targets
 from ptsearch.models import loading
 from ptsearch.models.base_model import BaseModel
 from ptsearch.models.prompting import Prompter
@@ -119,7 +120,7 @@ def test_what_the_servers_hold_is_said(target: str, study, cache, tmp_path) -> N
     apart = (sum(file.stat().st_size for file in files) + 3 * 51_200) / 1e9
     expected = 0.09 if target == "local" else apart
     assert described.cost.served_gb == pytest.approx(expected)
-    said = f"they hold {expected:.3f} GB" in (folder / "README.md").read_text()
+    said = f"As written here, they hold {expected:.3f} GB" in (folder / "README.md").read_text()
     assert said == (target == "cpu")
 
 
@@ -162,11 +163,11 @@ def test_what_a_target_does_not_run_is_written_dense(study, cache, tmp_path) -> 
 def test_a_member_that_rounds_at_run_time_goes_to_no_vllm(study, cache, tmp_path) -> None:
     rounding = replace(POOL[0], kv_bits=4)
     with pytest.raises(ValueError, match=r"needs the KV cache rounded.*export\.target=local"):
-        vllm_support.form_of(rounding, build.folder_of(cache, POOL[0]), "cuda")
-    assert vllm_support.form_of(rounding, build.folder_of(cache, POOL[0]), "local").stored
+        targets.form_of(rounding, build.folder_of(cache, POOL[0]), "cuda")
+    assert targets.form_of(rounding, build.folder_of(cache, POOL[0]), "local").stored
     two = replace(POOL[0], decode_schedule="4:2")
     with pytest.raises(ValueError, match="two checkpoints in turn"):
-        vllm_support.form_of(two, build.folder_of(cache, POOL[0]), "local")
+        targets.form_of(two, build.folder_of(cache, POOL[0]), "local")
 
 
 def test_a_member_says_what_it_rounds_while_it_runs(study, cache, tmp_path) -> None:
@@ -311,7 +312,7 @@ def test_one_member_is_a_variant(study, cache, tmp_path) -> None:
     assert "# tiny, compressed by rtn-3b-g32-s0\n" in text
     assert "One compressed variant of `someone/tiny`" in text
     assert "ensemble of" not in text
-    assert "It stores 0.090 GB" in text
+    assert "It holds 0.090 GB in memory on `local`" in text
 
 
 def test_a_pick_that_nothing_is(study, cache, tmp_path) -> None:

@@ -101,7 +101,7 @@ def test_only_scored_scenarios_count(rng: np.random.Generator) -> None:
     other = codes.copy()
     other[:, unscored.rows] = 0
     a, b = measure(asked, codes), measure(asked, other)
-    assert list(a) == ["mmlu", "adversarial", "fairness", "ethics", "ood", ALL]
+    assert list(a) == ["mmlu", "adversarial", "fairness", "ethics", "ood", "safety", ALL]
     assert a[ALL].samples == asked.gold.size - unscored.rows.size
     assert_allclose(a[ALL].pairs.agreement, b[ALL].pairs.agreement)
     right = metrics.is_correct(codes, asked.gold, asked.n_labels, asked.abstain_ok)

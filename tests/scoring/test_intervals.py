@@ -139,7 +139,7 @@ def test_clusters_and_strata_come_from_items_sex_and_gold(rng) -> None:
     alone = rates.cluster_sums(plan, asked, random_codes(rng, asked, 2), np.arange(items.size))
     fairness = np.concatenate([p.rows for p in asked.parts if p.benchmark == "fairness"])
     kinds = set(zip(asked.group[fairness].tolist(), asked.gold[fairness].tolist(), strict=True))
-    assert alone.strata.max() + 1 == len(kinds) + 4  # and the four other benchmarks
+    assert alone.strata.max() + 1 == len(kinds) + 5  # and the five other benchmarks
 
 
 def test_a_rate_over_nobody_changes_nothing(rng) -> None:

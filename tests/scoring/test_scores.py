@@ -10,7 +10,6 @@ from ptsearch.benchmarks import Scenario
 from ptsearch.scoring import scores
 from ptsearch.scoring.cost import kv_bytes, total_cost
 from ptsearch.scoring.scores import Part, Questions
-from ptsearch.store import KvStorage
 
 ETHICS = ("ethics", Scenario("zero", "zero"), [0, 1], [-1, -1])
 ALL = {"adversarial": 1.0, "fairness": 1.0, "ethics": 1.0, "ood": 1.0}
@@ -113,11 +112,9 @@ def test_shared_tensors_are_stored_once() -> None:
     assert total_cost(members, "parallel").latency_ms == pytest.approx(10.4)
 
 
-def test_a_rounded_cache_is_smaller_but_for_its_window() -> None:
+def test_a_cache_holds_keys_and_values_of_every_layer() -> None:
     model = {"layers": 3, "kv_heads": 4, "width": 16}
-    assert kv_bytes(model, KvStorage(), 10) == 2 * 3 * 64 * 10 * 2
-    assert kv_bytes(model, KvStorage(4, 2), 10) == 2 * 3 * 64 * (2 * 2 + 8 // 2)
-    assert kv_bytes(model, KvStorage(4, 99), 10) == 2 * 3 * 64 * 10 * 2
+    assert kv_bytes(model, 2, 10) == 2 * 3 * 64 * 10 * 2
 
 
 def test_the_judge_scores_one_member_as_itself(tmp_path) -> None:
