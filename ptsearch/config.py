@@ -4,7 +4,7 @@ Plain dataclasses of int, float, str, bool, list and dict, as OmegaConf wants it
 `None` until their group is appended (`+study=pareto`).
 """
 
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -265,7 +265,7 @@ class StudyConfig:
 
 
 @dataclass
-class GateConfig:
+class GateConfig(Checked):
     base: str = ""  # folder of a checkpoint; "" = the configured model
     candidate: str = ""  # folder of a checkpoint, or what +export=ensemble wrote
     margin: float = least(2.0, 0)  # percent points that a score may lose
@@ -274,6 +274,7 @@ class GateConfig:
     json: str = ""  # a file for the result, - = standard output
     junit: str = ""  # a file for the result as JUnit's XML
     markdown: str = ""  # a file for the result as a comment on a pull request
+    details: str = ""  # a folder for flips.csv and worst.csv: which decisions changed
 
 
 @dataclass
@@ -296,9 +297,7 @@ class ExportConfig(Checked):
     study: str = ""  # name of a finished study
     pick: str = "knee"  # one of `answer.PICKS` | a run id of MLflow
     out: str = ""  # a folder that does not exist yet
-    target: str = choice(
-        LOCAL, "cpu", "cuda"
-    )  # what runs the members: +serve=local | vLLM on cpu or cuda
+    target: str = choice(*TARGETS)  # what runs the members: +serve=local | vLLM on cpu or cuda
     register: str = ""  # a name for MLflow's model registry, which gets a reference to `out`
 
 
@@ -390,9 +389,6 @@ class Config:
         for key in ("runs_dir", "cache_dir"):
             if not getattr(self, key):
                 raise ValueError(f"{key} is empty: give {key}=FOLDER")
-        for each in fields(self):
-            if is_dataclass(section := getattr(self, each.name)):
-                check(each.name, section)
         for key, kinds in DATABASES.items():
             refuse_password(key, url := getattr(self, key))
             if url and not url.startswith((*kinds, "env:")):

@@ -5,6 +5,7 @@ import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from command import ptsearch
@@ -137,3 +138,12 @@ def test_a_candidate_that_answers_nothing_fails(built, tiny_model, monkeypatch, 
 def test_what_a_user_gets_wrong(overrides, message, built, tiny_model, monkeypatch, capfd) -> None:
     assert ptsearch(monkeypatch, built, *gate(tiny_model, variant(built), *overrides)) == 2
     assert message in capfd.readouterr().err
+
+
+def test_decisions_that_changed_are_in_files(built, tiny_model, monkeypatch, tmp_path) -> None:
+    out = f"gate.details={tmp_path / 'details'}"
+    ptsearch(monkeypatch, built, *gate(tiny_model, variant(built), out))
+    flips, worst = (pd.read_csv(tmp_path / "details" / f"{n}.csv") for n in ("flips", "worst"))
+    assert flips["where"][0] == "all"
+    assert 0 < flips["margin_ratio"][0] < 2
+    assert len(worst) == min(20, flips["lost"][0])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ptsearch.evaluation.table import DENSE, Table
-from ptsearch.report import rows
+from ptsearch.report import damage, rows
 from ptsearch.report.rows import BEST_SINGLE, Row
 from ptsearch.scoring import diversity
 from ptsearch.scoring.diversity import ALL, FIELDS, Diversity
@@ -37,10 +37,11 @@ def explain(
     baselines: Mapping[str, Members],
 ) -> Explanation:
     """`scorers` of the search and the holdout half."""
-    variants, search = voters(table), scorers["search"]
+    variants, search, short = voters(table), scorers["search"], short_labels(table.variants)
     answers = search.answers(table, list(variants))[0]
     by_benchmark = diversity.measure(search.asked, answers)
     ensembles = [row for row in front if len(row.members) > 1]
+    named = {row.name: row.members for row in ensembles}
     splits = {
         half: gain_splits(table, scorers[half], [row.members for row in ensembles], baselines)
         for half in ("search", "holdout")
@@ -64,6 +65,7 @@ def explain(
             "diversity.csv": diversity.summary(by_benchmark),
             "diversity_pairs.csv": diversity.pair_rows(by_benchmark, variants),
             "gain_split.csv": split_rows,
+            "flips.csv": damage.rows(table, search, {short[x]: (x,) for x in variants} | named),
         },
         correlations={name: each.pairs.correlation for name, each in by_benchmark.items()},
         names=list(short_labels(variants).values()),

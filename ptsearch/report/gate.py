@@ -16,7 +16,7 @@ from ptsearch.config import GateConfig
 from ptsearch.evaluation import checkpoints
 from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.models import loading
-from ptsearch.report import terminal, tracking
+from ptsearch.report import damage, rows, terminal, tracking
 from ptsearch.report.certificate import PACKAGES
 from ptsearch.report.page import command
 from ptsearch.search.gate import (
@@ -32,6 +32,7 @@ from ptsearch.search.gate import (
 )
 from ptsearch.search.scorer import scorers
 from ptsearch.search.study import Members
+from ptsearch.shared import CsvRow
 
 FORMAT = "ptsearch-gate/1"
 EXIT = {PASS: 0, FAIL: 1, INCONCLUSIVE: 3}  # 2 is an error of the user's
@@ -58,6 +59,8 @@ class Report:
     candidate: Side
     data: dict[str, str]  # benchmark -> digest of its samples
     command: list[str]
+    flips: list[CsvRow] = field(default_factory=list)  # `damage.rows`: all, benchmarks, scenarios
+    worst: list[CsvRow] = field(default_factory=list)  # `damage.worst`
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -115,6 +118,7 @@ class Report:
             "scores": [_finite(asdict(each)) for each in self.gate.decisions],
             "intervals": "one-sided 95 %, studentised bootstrap over items, paired: at_worst by "
             "itself, at_best simultaneous over the scores",
+            "flips": [_finite(row) for row in self.flips],
             "data": self.data,
             "notes": self.notes,
             "command": self.command,
@@ -149,8 +153,16 @@ def report(table: Table, members: Members, chosen: bool) -> Report:
     if part == "holdout":
         notes.append("The held-out half alone: a study chose the candidate on the other one.")
     gate = decide(ranked, scorer, members, asked.margin, asked.perspectives)
-    typed = ["python", "-m", "ptsearch", *config.overrides]
-    return Report(gate, base, candidate, {b.name: b.digest for b in table.benchmarks}, typed, notes)
+    flipped = damage.rows(ranked, scorer, {candidate.name: members})
+    notes.insert(0, damage.in_words(flipped[0]))
+    return Report(
+        gate, base, candidate,
+        data={b.name: b.digest for b in table.benchmarks},
+        command=["python", "-m", "ptsearch", *config.overrides],
+        flips=flipped,
+        worst=damage.worst(ranked, scorer, members),
+        notes=notes,
+    )  # fmt: skip
 
 
 def _bytes(table: Table, *labels: str) -> int:
@@ -162,9 +174,8 @@ def show(screen: Console, report: Report) -> None:
     """The sentences, the table, what to know, what to do."""
     for sentence in report.sentences:
         screen.print(sentence)
-    rows = [_cells(each) for each in report.gate.decisions]
     screen.print()
-    terminal.show_grid(screen, "", HEADS, [rows])
+    terminal.show_grid(screen, "", HEADS, [[_cells(each) for each in report.gate.decisions]])
     notes = [
         "Percent and points; at worst is sure by itself, at best for all scores together (95 %).",
         *report.notes,
@@ -184,6 +195,14 @@ def write(report: Report, asked: GateConfig) -> None:
             Path(name).write_text(_rendered(report, template), encoding="utf-8")
     if asked.json not in ("", "-"):
         Path(asked.json).write_text(to_json(report), encoding="utf-8")
+    if asked.details:
+        _write_details(report, Path(asked.details))
+
+
+def _write_details(report: Report, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    rows.write_rows(report.flips, folder / "flips.csv")
+    rows.write_rows(report.worst, folder / "worst.csv", damage.COLUMNS)
 
 
 def to_json(report: Report) -> str:
@@ -195,6 +214,7 @@ def log(report: Report, url: str, artifacts: Path) -> str:
     with tracking.legible(url):
         tracker = tracking.open_run(url, artifacts, EXPERIMENT, None)
         with tempfile.TemporaryDirectory() as folder:
+            _write_details(report, Path(folder))
             files = {"gate.json": to_json(report), "gate.md": _rendered(report, "gate.md.j2")}
             for name, text in files.items():
                 Path(folder, name).write_text(text, encoding="utf-8")
@@ -228,7 +248,7 @@ def _cells(each: Decision) -> list[str]:
 
 
 def _number(value: float, sign: str = "") -> str:
-    return f"{value:{sign}.1f}" if math.isfinite(value) else "-"
+    return f"{round(value, 1) + 0.0:{sign}.1f}" if math.isfinite(value) else "-"
 
 
 def in_words(each: Decision) -> str:
@@ -236,7 +256,7 @@ def in_words(each: Decision) -> str:
     if math.isnan(each.candidate):
         return f"{each.key} (no usable answer for one of two groups)"
     ends = f"{_number(each.at_worst, '+')} to {_number(each.at_best, '+')}"
-    return f"{each.key} {each.difference:+.1f} ({ends})"
+    return f"{each.key} {_number(each.difference, '+')} ({ends})"
 
 
 def _keys(decisions: Sequence[Decision]) -> str:

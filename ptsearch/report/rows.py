@@ -237,11 +237,13 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     )
 
 
-def write_rows(rows: Sequence[Mapping[str, str | int | float]], path: Path) -> None:
-    """A CSV of all columns that any row has; NaN is empty."""
+def write_rows(
+    rows: Sequence[Mapping[str, str | int | float]], path: Path, columns: Sequence[str] = ()
+) -> None:
+    """A CSV of all columns that any row has, or of `columns`; NaN is empty."""
     import pandas as pd
 
-    pd.DataFrame(rows).to_csv(path, index=False, float_format="%.4f")
+    pd.DataFrame(rows, columns=list(columns) or None).to_csv(path, index=False, float_format="%.4f")
 
 
 class ScenarioScores(NamedTuple):

@@ -36,19 +36,19 @@ def answered(
         "scenario": [sample.scenario for sample in samples],
         "sample": [sample.id for sample in samples],
         "half": np.where(parts["holdout"].mask, "held out", "search").tolist(),
-        "prompt": [_text(sample) for sample in samples],
-        "gold": [_answer(sample, sample.gold) for sample in samples],
+        "prompt": [prompt_of(sample) for sample in samples],
+        "gold": [answer(sample, sample.gold) for sample in samples],
     }
     dense = table.entries[DENSE].codes
     differs = np.zeros(len(samples), dtype=bool)
     for name, members in votes.items():
         codes = parts["all"].vote(table, members)
         differs |= codes != dense
-        columns[f"vote.{name}"] = list(map(_answer, samples, codes.tolist()))
+        columns[f"vote.{name}"] = list(map(answer, samples, codes.tolist()))
     for label in (DENSE, *table.voters()):
         codes = table.entries[label].codes
-        columns[f"answer.{label}"] = list(map(_answer, samples, codes.tolist()))
-        columns[f"reply.{label}"] = _replies(table, label)
+        columns[f"answer.{label}"] = list(map(answer, samples, codes.tolist()))
+        columns[f"reply.{label}"] = replies(table, label)
     return Answered(pa.table(columns), differs)
 
 
@@ -64,7 +64,7 @@ def embedded(found: Answered) -> dict[str, list[str | None]]:
     return columns
 
 
-def _text(sample: Sample) -> str:
+def prompt_of(sample: Sample) -> str:
     if isinstance(sample.prompt, str):
         return sample.prompt
     return "\n\n".join(f"{turn.role}: {turn.content}" for turn in sample.prompt)
@@ -74,18 +74,18 @@ def _end(prompt: str) -> str:
     return prompt if len(prompt) <= MOST_PROMPT else "\u2026" + prompt[-MOST_PROMPT:]
 
 
-def _answer(sample: Sample, code: int) -> str:
+def answer(sample: Sample, code: int) -> str:
     labels = sample.question.labels
     if code < 0:
         return WITHOUT_LABEL[code]
     return labels[code] if code < len(labels) else "abstains"
 
 
-def _replies(table: Table, label: str) -> list[str | None]:
+def replies(table: Table, label: str) -> list[str | None]:
     """Of generated replies; None where a label was chosen by its log-probability."""
-    replies: list[str | None] = []
+    found: list[str | None] = []
     for benchmark, path in zip(table.benchmarks, table.outputs(label).values(), strict=True):
         known = path.exists()  # a variant that gave no finite output has none
         given = predictions.read(path)["reply"].to_pylist() if known else [None]
-        replies += given if known else given * len(benchmark.samples)
-    return replies
+        found += given if known else given * len(benchmark.samples)
+    return found

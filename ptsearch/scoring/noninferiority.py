@@ -12,7 +12,9 @@ Both are bounds of the studentised bootstrap over items. Where hardly any item d
 knows nothing of the items that would: `low` is a score bound as Tango's, whose variance is at least
 what it would be if that were the true difference. A gap (DPD, EOD) is the largest of signed
 differences, and which one that is may be unsure: `low` then is the least over those that it may be
-for the second system, `high` the most over those that it may be for the first.
+for the second system, `high` the most over those that it may be for the first. The other system's
+gap is at least each of its signed differences: that which is largest as observed, or the same one,
+whichever bounds better.
 """
 
 from collections.abc import Sequence
@@ -49,7 +51,7 @@ class _Family(NamedTuple):
     """Contrasts of one key: as observed, then those that bound it below and above."""
 
     coefficients: Floats  # (contrasts, systems, rates)
-    lower: range  # their places; empty = too many signs are unsure
+    lower: range  # their places, `pairs` of signs; empty = too many are unsure
     upper: range
 
 
@@ -77,7 +79,7 @@ def bounds(
     high = found.estimate + joint * found.error
     bounded, start = {}, 0
     for key, family in zip(keys, families, strict=True):
-        below, above = (np.array(part, dtype=int) + start for part in family[1:])
+        below, above = (np.array(part, dtype=int).reshape(2, -1) + start for part in family[1:])
         at = intervals.Flip(flip.mean_square[start], flip.typical[start])
         variance = found.error[start] ** 2 / FACTORS
         less = intervals.Flip(at.mean_square / FACTORS**2, at.typical / FACTORS)
@@ -86,8 +88,8 @@ def bounds(
         decided = np.flatnonzero(kept | lost)
         bounded[key] = Bounds(
             float(found.estimate[start]),
-            float(low[below].min(initial=np.inf if below.size else -np.inf)),
-            float(high[above].max(initial=-np.inf if above.size else np.inf)),
+            float(low[below].max(axis=0).min() if below.size else -np.inf),
+            float(high[above].min(axis=0).max() if above.size else np.inf),
             float(FACTORS[decided[0]]) if decided.size else np.inf,
         )
         start += len(family.coefficients)
@@ -149,12 +151,13 @@ def _family(plan: Plan, largest: NDArray[np.intp], may_be: NDArray[np.bool_], ke
         slope = sign * rates.slopes_on(plan, sides)[:, :, column]  # (contrasts, 2, rates)
         return np.stack([-slope[:, 0], slope[:, 1]], axis=1)
 
-    def beside(known: NDArray[np.bool_], signs: NDArray[np.intp]) -> NDArray[np.intp]:
-        """The other system's sides: its own where sure, else the same."""
-        return np.where(known.sum(axis=-1) == 1, known.argmax(axis=-1), signs)
+    def pairs(signs: NDArray[np.intp], other: int) -> NDArray[np.intp]:
+        """(2 x combinations, 2, gaps): the other system as observed, then with the same signs."""
+        both = np.concatenate([np.broadcast_to(largest[other], signs.shape), signs])
+        return np.stack([both, np.tile(signs, (2, 1))] if other == 0 else
+                        [np.tile(signs, (2, 1)), both], axis=1)  # fmt: skip
 
-    under = np.stack([beside(first, below), below], axis=1)
-    over = np.stack([above, beside(second, above)], axis=1)
+    under, over = pairs(below, 0), pairs(above, 1)
     coefficients = contrast(np.concatenate([largest[None], under, over]))
     start = 1 + len(under)
     return _Family(coefficients, range(1, start), range(start, start + len(over)))

@@ -1,0 +1,140 @@
+"""Which decisions a compressed model takes otherwise than the base model: flips both ways, margins
+kept, and the samples on which it is worst.
+"""
+
+from collections.abc import Mapping
+from itertools import compress
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from ptsearch.benchmarks.parsing import calibrated
+from ptsearch.evaluation import predictions
+from ptsearch.evaluation.table import DENSE, Table
+from ptsearch.report import samples as texts
+from ptsearch.scoring.metrics import is_correct
+from ptsearch.search.scorer import EnsembleScorer
+from ptsearch.search.study import Members
+from ptsearch.shared import AnswerCodes, CsvRow, Floats
+
+WORST = 20  # samples that are shown
+COLUMNS = ("benchmark", "scenario", "sample", "prompt", "right", "base", "candidate",
+           "lead_lost_nats")  # fmt: skip
+
+
+class Flips(NamedTuple):
+    """Right answers of the base model that became wrong, and the reverse."""
+
+    samples: int
+    changed: int  # answers that differ
+    lost: int
+    gained: int
+    p: float  # McNemar's exact test, two-sided: that lost and gained are equally likely
+
+
+def flips(changed: NDArray[np.bool_], before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Flips:
+    """Of samples (n,): whether the answer differs, and was and is right."""
+    lost, gained = int((before & ~after).sum()), int((~before & after).sum())
+    p = float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+    return Flips(changed.size, int(changed.sum()), lost, gained, p)
+
+
+def rows(table: Table, scorer: EnsembleScorer, models: Mapping[str, Members]) -> list[CsvRow]:
+    """For each model and all samples of the scorer, each benchmark and each scenario: its flips
+    against the dense model, and for one member the ratio of median margins between the two best
+    labels (nan: ensembles, generated replies).
+    """
+    base = scorer.vote(table, (DENSE,))
+    places = {"all": np.arange(base.size), **scorer.asked.scored()}
+    places |= {f"{part.benchmark}/{part.scenario.name}": part.rows for part in scorer.asked.parts}
+    before, dense = _right(scorer, base), _sureness(table, scorer, DENSE).margin
+    found: list[CsvRow] = []
+    for name, members in models.items():
+        codes = scorer.vote(table, members)
+        after = _right(scorer, codes)
+        mine = dense * np.nan
+        if len(members) == 1:
+            mine = _sureness(table, scorer, members[0]).margin
+        for place, inside in places.items():
+            flipped = flips((codes != base)[inside], before[inside], after[inside])
+            both = inside[np.isfinite(mine[inside]) & np.isfinite(dense[inside])]
+            ratio = float(np.median(mine[both]) / np.median(dense[both])) if both.size else np.nan
+            row: CsvRow = {"model": name, "where": place, **flipped._asdict()}
+            found.append(row | {"margin_ratio": ratio})
+    return found
+
+
+def in_words(row: CsvRow) -> str:
+    """A row of `rows`."""
+    p = float(row["p"])
+    odds = f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
+    kept = float(row["margin_ratio"])
+    margins = f"; the median margin is {kept:.2f} of the base model's" if kept == kept else ""
+    return (
+        f"{row['changed']} of {row['samples']} answers changed: {row['lost']} right ones lost, "
+        f"{row['gained']} gained (McNemar's exact test, {odds}){margins}."
+    )
+
+
+def worst(table: Table, scorer: EnsembleScorer, members: Members) -> list[CsvRow]:
+    """The `WORST` right answers that were lost, largest drop of the right label's lead first; of
+    ensembles and generated replies, which have none, in the samples' order.
+    """
+    base, codes = scorer.vote(table, (DENSE,)), scorer.vote(table, members)
+    lost = np.flatnonzero(_right(scorer, base) & ~_right(scorer, codes))
+    drop: Floats = np.full(base.size, -np.inf)
+    if len(members) == 1:
+        change = np.subtract(*(_sureness(table, scorer, x).lead for x in (DENSE, members[0])))
+        drop = np.where(np.isfinite(change), change, drop)
+    every = [(b, s) for b in table.benchmarks for s in b.samples]
+    asked = list(compress(every, scorer.mask))
+    replies = [
+        list(compress(texts.replies(table, x), scorer.mask)) if len(members) == 1 else []
+        for x in (DENSE, members[0])
+    ]
+    found: list[CsvRow] = []
+    for place in lost[np.argsort(-drop[lost], kind="stable")][:WORST]:
+        benchmark, sample = asked[place]
+        given = [texts.answer(sample, int(each[place])) for each in (base, codes)]
+        said = [each[place] if each else None for each in replies]
+        lead = round(float(drop[place]), 3) if np.isfinite(drop[place]) else ""
+        cells = (
+            benchmark.name, sample.scenario, sample.id, texts.prompt_of(sample),
+            texts.answer(sample, sample.gold), said[0] or given[0], said[1] or given[1], lead,
+        )  # fmt: skip
+        found.append(dict(zip(COLUMNS, cells, strict=True)))
+    return found
+
+
+def _right(scorer: EnsembleScorer, codes: AnswerCodes) -> NDArray[np.bool_]:
+    asked = scorer.asked
+    return np.asarray(is_correct(codes, asked.gold, asked.n_labels, asked.abstain_ok))
+
+
+class _Sureness(NamedTuple):
+    """In nats, (samples,); NaN where a model replied or gave no finite log-probabilities."""
+
+    margin: Floats  # between the two best labels
+    lead: Floats  # of the right label over the best other one
+
+
+def _sureness(table: Table, scorer: EnsembleScorer, label: str) -> _Sureness:
+    found: list[tuple[float, float]] = []
+    for benchmark, path in zip(table.benchmarks, table.outputs(label).values(), strict=True):
+        if not path.exists():
+            found += [(np.nan, np.nan)] * len(benchmark.samples)
+            continue
+        known = predictions.read(path)
+        given = zip(known["logprobs"].to_pylist(), known["offsets"].to_pylist(), strict=True)
+        for sample, (logprobs, offsets) in zip(benchmark.samples, given, strict=True):
+            values = calibrated(logprobs, offsets) if logprobs else []
+            if len(values) < 2 or sample.gold >= len(values):
+                found.append((np.nan, np.nan))
+                continue
+            others = [value for i, value in enumerate(values) if i != sample.gold]
+            lead = values[sample.gold] - max(others)
+            second, first = sorted(values)[-2:]
+            found.append((first - second, lead))
+    return _Sureness(*np.array(found)[scorer.mask].T)
