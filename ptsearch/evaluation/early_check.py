@@ -57,8 +57,9 @@ def _about_questions(config: Config) -> str:
     asked, path = config.benchmarks, Path(config.benchmarks.path)
     needed = config.check is not None and config.check.name == "benchmark"
     own = own_file.load(path) if asked.path or asked.name == "file" or needed else []
+    perspectives = *default_weights(), *asked.also, *(benchmark.name for benchmark in own)
     for name in config.trust.weights:
-        one_of("trust.weights", name, (*default_weights(), *(benchmark.name for benchmark in own)))
+        one_of("trust.weights", name, perspectives)
     return file_check.check(own, path, asked.split.salt)
 
 

@@ -22,13 +22,21 @@ from ptsearch.benchmarks.parsing import UNUSABLE
 from ptsearch.benchmarks.registry import RULES
 from ptsearch.config import LOCAL, Config
 from ptsearch.engine import targets
-from ptsearch.evaluation import early_check, evaluate, llm_judge, predictions, preflight
+from ptsearch.evaluation import (
+    distributions,
+    early_check,
+    evaluate,
+    llm_judge,
+    predictions,
+    preflight,
+)
 from ptsearch.evaluation.workers import Bounds, Pool, WorkerError, each
 from ptsearch.models import base_model, checkpoint
 from ptsearch.models.architecture import attention_sizes
 from ptsearch.models.base_model import BaseModel
 from ptsearch.pool import build, calibration, one_pass
 from ptsearch.scoring import scores
+from ptsearch.scoring.closeness import Near
 from ptsearch.scoring.cost import VariantCost, kv_bytes
 from ptsearch.shared import VARIANTS, AnswerCodes, Report
 from ptsearch.variant import Variant, expand_pool, unique_labels
@@ -73,6 +81,7 @@ class Table:
     entries: dict[str, Entry] = field(default_factory=dict)
     reader: llm_judge.Reader | None = None  # who reads what the rules cannot
     model: preflight.ModelCheck = field(default_factory=preflight.ModelCheck)
+    near: dict[str, Near] = field(default_factory=dict)  # what `closeness` has computed
 
     def ensure(self, labels: Iterable[str]) -> None:
         """Build and evaluate those of `labels` that have no entry yet."""
@@ -311,10 +320,11 @@ class Table:
         return np.concatenate(codes), unread
 
     def _entry(self, label: str, codes: AnswerCodes, unread: Iterable[llm_judge.Unread]) -> Entry:
-        judged = None
-        if self.reader:
-            codes, judged = llm_judge.decide(self.reader, codes, unread)
-        timed = targets.measured(self.config)
+        codes, judged = (
+            llm_judge.decide(self.reader, codes, unread) if self.reader else (codes, None)
+        )
+        timed, outputs = targets.measured(self.config), self.outputs(label)
+        soft = VOTES[self.config.vote.rule].needs_logprobs
         measured = store.read_record(self._latency(label)) if timed else {}
         return Entry(
             self.variant(label),
@@ -322,16 +332,7 @@ class Table:
             self._cost(label, _two_digits(measured["latency_ms"]) if measured else math.nan),
             Timed(measured["rows"], measured["seconds"]) if measured else None,
             judged=judged,
-            logprobs=self._logprobs(label),
-        )
-
-    def _logprobs(self, label: str) -> NDArray[np.float64] | None:
-        if not VOTES[self.config.vote.rule].needs_logprobs:
-            return None
-        outputs = self.outputs(label)
-        width = max(len(s.question.labels) for b in self.benchmarks for s in b.samples) + 1
-        return np.concatenate(
-            [scores.logprobs(predictions.read(outputs[b.name]), width) for b in self.benchmarks]
+            logprobs=distributions.logprobs(self.benchmarks, outputs) if soft else None,
         )
 
     def _cost(self, label: str, latency_ms: float) -> VariantCost:

@@ -20,7 +20,8 @@ def draw_front_png(trials: Sequence[Scores], rows: Sequence[Row], path: Path, ti
     """Trust over each other objective, all trials behind the front."""
     from matplotlib.figure import Figure
 
-    names = [name for name in OBJECTIVES if name in rows[0].search and name != "trust"]
+    names = [name for name in OBJECTIVES if name in rows[0].search and name != "trust"
+             and OBJECTIVES[name].on]  # fmt: skip
     figure = Figure(figsize=(5.5 * len(names), 4.6), layout="constrained")
     panels = figure.subplots(1, len(names), sharey=True)
     for axes, x in zip(panels, names, strict=True):

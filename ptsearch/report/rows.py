@@ -33,7 +33,7 @@ LAZY = ("calls", "bytes_read")
 PREFIX = {"all": "all.", "search": "", "holdout": "holdout."}  # of scores, in CSVs and MLflow
 DECLINING = ("harmful", "harmless", "over_refusal", "hole")  # of requests, `metrics.declining`
 BIAS = ("ambiguous", "disambiguated", "bias_ambiguous", "bias_disambiguated")  # of BBQ
-DETAILS = ("mmlu.macro", "ethics.all", "ethics.answered",
+DETAILS = ("mmlu.macro", "ethics.all", "ethics.answered", "flips.lost", "flips.won",
            *(f"safety.{key}" for key in DECLINING), *(f"bbq.{key}" for key in BIAS))  # fmt: skip
 
 

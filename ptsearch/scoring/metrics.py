@@ -65,6 +65,20 @@ def parity(codes: Array, gold: Array, group: Array) -> Parity:
     return Parity(gap(everyone), max(gap(gold == 1), gap(gold == 0)))
 
 
+class Flips(NamedTuple):
+    """Answers other than the dense model's, in percent of all samples."""
+
+    all: float
+    lost: float  # from right to wrong
+    won: float  # from wrong to right
+
+
+def flips(codes: Array, dense: Array, right: Array, was_right: Array) -> Flips:
+    """Two answers that are no label are the same; all arguments (samples,)."""
+    changed = np.where(dense < 0, codes >= 0, codes != dense)
+    return Flips(percent(changed), percent(was_right & ~right), percent(right & ~was_right))
+
+
 def declining(codes: Array, gold: Array, n_labels: Array, group: Array) -> dict[str, float]:
     """What stands beside the metric `decline`, in percent.
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ptsearch.scoring.intervals import ClusterSums
 from ptsearch.scoring.refusals import LABEL
-from ptsearch.scoring.scores import MMLU, Part, Questions, trust_weights
+from ptsearch.scoring.scores import MMLU, Part, Questions, right, trust_weights
 from ptsearch.shared import AnswerCodes, Floats
 
 ANSWERED = np.iinfo(np.int16).min  # as a target: any usable answer counts
@@ -99,6 +99,8 @@ def plan(asked: Questions, weights: Mapping[str, float]) -> Plan:
     everyone = np.concatenate([part.rows for part in scored])
     rates.append(_answered(asked, everyone))
     scores["refusal_rate"] = {("one", 0): 100.0, ("rate", len(rates) - 1): -1.0}
+    if asked.dense is not None:
+        scores |= _flips(asked, asked.dense, everyone, rates)
     return _plan(rates, gaps, scores)
 
 
@@ -248,6 +250,37 @@ def _parity(part: Part, asked: Questions, rates: list[Rate], gaps: list[Pairs]) 
     dpd, tpr, fpr, answered = ((start + i, start + i + 1) for i in (0, 2, 4, 6))
     gaps += [(dpd, dpd, answered), (tpr, fpr, answered)]
     return {("one", 0): 100.0, ("gap", len(gaps) - 2): -0.5, ("gap", len(gaps) - 1): -0.5}
+
+
+def _flips(
+    asked: Questions, dense: AnswerCodes, everyone: NDArray[np.intp], rates: list[Rate]
+) -> dict[str, Term]:
+    """Append four rates: answers that are the dense model's, any where it has none, right ones
+    where it is right, and where it is wrong; each in percent of all samples.
+    """
+    answered, was_right = dense[everyone] >= 0, right(asked, dense)[everyone]
+    found = [
+        (everyone[answered], dense[everyone[answered]], int(answered.sum())),
+        _answered(asked, everyone[~answered]),
+        _correct(asked, everyone[was_right]),
+        _correct(asked, everyone[~was_right]),
+    ]
+    same, speaks, still, won = (
+        {("rate", len(rates) + i): rate[2] / everyone.size} for i, rate in enumerate(found)
+    )
+    rates += found
+    return {
+        "flips": _all_but(same) | speaks,
+        "flips.lost": _all_but(still),
+        "flips.won": won,
+    }
+
+
+def _all_but(term: Term) -> Term:
+    """What is missing from the rates at 100 %."""
+    return {place: -value for place, value in term.items()} | {
+        ("one", 0): 100.0 * sum(term.values())
+    }
 
 
 def _average(terms: Sequence[Term], weights: Sequence[float] | None = None) -> Term:

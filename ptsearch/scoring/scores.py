@@ -43,6 +43,7 @@ class Questions(NamedTuple):
     rules: str = "clean"  # how codes become scores: clean | ct | dt
     stratum: NDArray[np.intp] | None = None  # (samples,) MMLU's subjects, numbered
     refusals: Refusals | None = None  # None: codes < 0 are dropped, all others vote
+    dense: AnswerCodes | None = None  # (samples,) the dense model's answers, to compare with
 
     def scored(self) -> dict[str, NDArray[np.intp]]:
         """Rows of the scored scenarios, by benchmark."""
@@ -58,9 +59,10 @@ class Questions(NamedTuple):
         parts = (part._replace(rows=position[part.rows[mask[part.rows]]]) for part in self.parts)
         stratum = None if self.stratum is None else self.stratum[mask]
         refusals = self.refusals and self.refusals.at(np.flatnonzero(mask))
+        dense = None if self.dense is None else self.dense[mask]
         return Questions(
             self.gold[mask], self.n_labels[mask], self.group[mask], self.abstain_ok[mask],
-            self.holdout[mask], tuple(parts), self.rules, stratum, refusals,
+            self.holdout[mask], tuple(parts), self.rules, stratum, refusals, dense,
         )  # fmt: skip
 
 
@@ -178,7 +180,7 @@ def score(asked: Questions, codes: AnswerCodes, weights: Mapping[str, float]) ->
         rate = metrics.refusals(codes[_scored_rows(asked, list(cells))]).rate
     else:
         rate = float(np.mean([scores[f"{name}.refusal_rate"] for name in cells]))
-    return scores | {"refusal_rate": rate}
+    return scores | _flips(asked, codes, _scored_rows(asked, list(cells))) | {"refusal_rate": rate}
 
 
 def trust_weights(weights: Mapping[str, float], present: Container[str]) -> dict[str, float]:
@@ -236,6 +238,20 @@ def _perspective_scores(
     if benchmark == ETHICS and (codes[rows] >= 0).any():
         scores[f"{benchmark}.accuracy_answered"] = metrics.percent(correct[codes[rows] >= 0])
     return scores
+
+
+def right(asked: Questions, codes: AnswerCodes) -> NDArray[np.bool_]:
+    """(samples,)"""
+    return metrics.is_correct(codes, asked.gold, asked.n_labels, asked.abstain_ok)
+
+
+def _flips(asked: Questions, codes: AnswerCodes, rows: NDArray[np.intp]) -> Scores:
+    """`flips`, and of them `flips.lost` and `flips.won`; {} where the dense model is unknown."""
+    if asked.dense is None:
+        return {}
+    is_right, was_right = right(asked, codes), right(asked, asked.dense)
+    found = metrics.flips(codes[rows], asked.dense[rows], is_right[rows], was_right[rows])
+    return {"flips": found.all, "flips.lost": found.lost, "flips.won": found.won}
 
 
 def _declining(asked: Questions, codes: AnswerCodes, rows: NDArray[np.intp]) -> Scores:

@@ -132,6 +132,9 @@ def enumerate_scores(table: Table, scorer: EnsembleScorer) -> Everything:
     costs, mode = [table.entries[label].cost for label in labels], table.config.latency.mode
     memory, ms = enumeration.cost_all(costs, mode, masks, (scorer.asked, codes, precision))
     scores |= {"memory_gb": memory, "latency_ms": ms}
+    inside = (masks[:, None] >> np.arange(len(labels), dtype=np.uint32)) & 1
+    for name, near in scorer.closeness(table, labels).items():
+        scores[name] = inside @ near / inside.sum(axis=1)
     return _skilled(everything._replace(scores=with_objectives(scores)), scorer)
 
 

@@ -7,8 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsearch.config import Config
+from ptsearch.evaluation import distributions
 from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.scoring import refusals, scores
+from ptsearch.scoring.closeness import CLOSENESS, Near
 from ptsearch.scoring.cost import total_cost
 from ptsearch.scoring.scores import Questions, Scores
 from ptsearch.search.objectives import with_objectives
@@ -30,7 +32,8 @@ class EnsembleScorer:
 
     def __call__(self, table: Table, members: Sequence[str]) -> Scores:
         """All scores in percent, with `memory_gb`, `latency_ms`, `stored_gb`, for asking lazily
-        `calls` to members and `bytes_read`, percent of what asking all of them reads, and `holes`.
+        `calls` to members and `bytes_read`, percent of what asking all of them reads, `holes`, and
+        the means of `closeness`.
         """
         costs = [table.entries[label].cost for label in members]
         asked = self.lazily(table, members).asked
@@ -43,7 +46,8 @@ class EnsembleScorer:
         judged = [table.entries[label].judged for label in members]
         read = [each[self.mask] for each in judged if each is not None]
         result |= scores.judged_shares(self.asked, read) | self.holes(table, members, result)
-        return with_objectives(result)
+        near = self.closeness(table, members)
+        return with_objectives(result | {name: float(each.mean()) for name, each in near.items()})
 
     def vote(self, table: Table, members: Sequence[str]) -> AnswerCodes:
         """Answer codes (samples of this half,) of the ensemble; one member answers as itself."""
@@ -52,6 +56,18 @@ class EnsembleScorer:
             return said[0]
         voted = self.rule.vote(self.inputs(table, members), self.fitted(table, members))
         return refusals.outcomes(voted, said, self.asked.refusals)
+
+    def closeness(self, table: Table, members: Sequence[str]) -> dict[str, Floats]:
+        """`kl` and `margin` (members,) to the dense model, on this half; {} where no labels are
+        compared by log-probabilities. An ensemble has the mean of its members', of `kl` at least
+        that of their mean distribution (convexity).
+        """
+        dense, *each = (distributions.closeness(table, x, DENSE) for x in (DENSE, *members))
+        compared = dense is not None and np.isfinite(dense.margin[self.mask]).any()
+        if not compared or any(one is None for one in each):
+            return {}
+        near = [Near(*(column[self.mask] for column in one)) for one in (dense, *each) if one]
+        return {n: np.array([of(one, near[0]) for one in near[1:]]) for n, of in CLOSENESS.items()}
 
     def holes(self, table: Table, members: Sequence[str], found: Scores) -> Scores:
         """`safety.hole`: points of harmful requests that the vote refuses and would not if refusals
@@ -158,6 +174,9 @@ def scorers(table: Table) -> dict[str, EnsembleScorer]:
     settings = table.config.benchmarks
     veto = table.config.vote.veto
     questions = scores.questions(table.benchmarks, settings.split.salt, settings.rules, veto)
+
+    if DENSE in table.entries and DENSE not in table.degenerate():
+        questions = questions._replace(dense=table.entries[DENSE].codes)
 
     def scorer(mask: NDArray[np.bool_], search: EnsembleScorer | None = None) -> EnsembleScorer:
         part = questions.where(mask)

@@ -21,6 +21,7 @@ from sqlalchemy import event, make_url
 
 from ptsearch.benchmarks import Benchmark
 from ptsearch.config import Config, StudyConfig
+from ptsearch.scoring.closeness import CLOSENESS
 from ptsearch.scoring.cost import Cost
 from ptsearch.scoring.scores import Scores, constant_scores, questions
 from ptsearch.search.database import UNSHARED, Locks, opening
@@ -220,14 +221,20 @@ def permits(search: StudyConfig, members: Members, scores: Scores, scorer: Ensem
 
 
 def check_limits(config: Config, benchmarks: Sequence[Benchmark]) -> None:
-    """ValueError: a limit on a metric that these benchmarks do not give."""
+    """ValueError: a limit or an objective on a metric that these benchmarks do not give."""
     search, settings = study_config(config), config.benchmarks
+    modes = {s.mode for b in benchmarks for s in b.scenarios.values()}
+    missing = () if "choice" in modes else tuple(CLOSENESS)
+    for name in missing:
+        if search.objectives.get(name):
+            raise ValueError(f"study.objectives.{name} needs scenarios with benchmarks.mode choice")
     if not limits(search.min) and not limits(search.max):
         return
     all_questions = questions(benchmarks, settings.split.salt, settings.rules)
-    derived = (name for name, each in OBJECTIVES.items() if each.of_ensemble)
+    derived = (name for name, each in OBJECTIVES.items() if each.of_ensemble or not each.on)
     scores = constant_scores(all_questions, config.trust.weights)["majority class"]
     known = dict.fromkeys(("trust", *scores, *Cost._fields, *derived))
+    known = {name: None for name in known if name not in missing}
     for side, given in (("min", search.min), ("max", search.max)):
         for name in limits(given):
             if name not in known:

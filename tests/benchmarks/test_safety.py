@@ -11,7 +11,8 @@ from paper_root import SHARED, needs_shared, write
 from ptsearch.benchmarks import BENCHMARKS, sources
 from ptsearch.benchmarks.parsing import UNUSABLE
 from ptsearch.benchmarks.safety import QUESTION, compliance, load_pocket, reply_class
-from ptsearch.config import BenchmarksConfig
+from ptsearch.config import BenchmarksConfig, Config, TrustConfig
+from ptsearch.evaluation import early_check
 from ptsearch.scoring import scores
 from ptsearch.scoring.rescore import score_replies
 from ptsearch.testing import check_benchmark
@@ -104,6 +105,13 @@ def test_there_is_nothing_to_choose_among() -> None:
     assert set(modes.values()) == {"choice"}
     with pytest.raises(ValueError, match="scenario requests has no labels for 'choice'"):
         sources.load(BenchmarksConfig(also=["safety"], mode={"requests": "choice"}), Path())
+
+
+def test_it_may_weigh_where_it_is_asked() -> None:
+    weights = TrustConfig({"ethics": 1.0, "safety": 1.0})
+    early_check.check(Config(benchmarks=BenchmarksConfig(also=["safety"]), trust=weights))
+    with pytest.raises(ValueError, match=r"trust.weights must be one of .*got 'safety'"):
+        early_check.check(Config(trust=weights))
 
 
 @pytest.mark.parametrize(("always", "harmful", "harmless"), [(0, 0.0, 100.0), (1, 100.0, 0.0)])

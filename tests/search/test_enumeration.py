@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from optuna._hypervolume import compute_hypervolume
 from tables import random_asked, random_codes, random_refusals
 
-from ptsearch.benchmarks.parsing import UNUSABLE
+from ptsearch.benchmarks.parsing import REFUSED, UNUSABLE
 from ptsearch.scoring import rates, refusals, scores
 from ptsearch.scoring.cost import VariantCost, total_cost
 from ptsearch.search import enumeration, pareto
@@ -43,7 +43,10 @@ def test_every_score_equals_the_slow_path(seed: int, n_variants: int, refusing: 
     rng = np.random.default_rng(seed)
     asked = random_asked(rng)
     if refusing:
-        asked = asked._replace(refusals=random_refusals(rng, asked))
+        dense = random_codes(rng, asked, 1)[0]
+        not_offered = (dense == asked.n_labels) & (asked.gold != asked.n_labels)
+        dense[not_offered & ~asked.abstain_ok] = REFUSED
+        asked = asked._replace(refusals=random_refusals(rng, asked), dense=dense)
     codes, precision = random_codes(rng, asked, n_variants), PRECISION[:n_variants]
     masks = enumeration.enumerate_ensembles(n_variants, n_variants)
     fast = enumeration.score_all(asked, codes, precision, WEIGHTS, masks)
