@@ -67,6 +67,11 @@ class Sample:
     content: str = ""  # what `item` hashes, to find repeats in other words ("" = do not look)
     demos: tuple[tuple[int, int], ...] = ()  # where in the prompt the demonstrations are
     # (from, to): characters of plain text, else turns; a prompt that is too long loses whole ones
+    cluster: str = ""  # what intervals resample as one; "" = the item
+
+    @property
+    def resampled(self) -> str:
+        return self.cluster or self.item
 
 
 @dataclass(frozen=True)

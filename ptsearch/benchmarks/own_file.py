@@ -21,7 +21,8 @@ from ptsearch.benchmarks.registry import BENCHMARKS
 VERSION = 1  # bump when equal files would give other prompts
 MOST_BYTES = 1_000_000  # of a line, or of a row of Parquet
 NEEDED = {"prompt", "labels", "gold"}
-COLUMNS = NEEDED | {"scenario", "perspective", "item", "group", "abstain_ok", "mode"}
+COLUMNS = NEEDED | {"scenario", "perspective", "item", "cluster", "group", "abstain_ok",
+                    "mode"}  # fmt: skip
 TAKEN = (*BENCHMARKS, "trust", "refusal_rate", "memory_gb", "latency_ms")  # other scores' names
 ABSTAIN = ("I don't know",)  # offered in a scenario where declining may be right
 ROLES, FLAGS = (
@@ -87,14 +88,14 @@ def _row(record: Record, stem: str) -> Row:
     need(re.fullmatch(r"[\w.-]+", scenario, re.ASCII), "letters, digits, . - and _", "scenario")
     abstain_ok = FLAGS.get(str(row["abstain_ok"]).lower())
     need(abstain_ok is not None, "true or false", "abstain_ok")
-    group, item = str(row.get("group", "")), str(row.get("item", ""))
+    group, item, cluster = (str(row.get(key, "")) for key in ("group", "item", "cluster"))
     text = prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt)
-    every = "".join((text, item, *texts))
+    every = "".join((text, item, cluster, *texts))
     need(every == every.encode(errors="ignore").decode(), "text without surrogates", "prompt")
     sample = Sample(
         record.where.rpartition(":")[2], item_hash("item", item) if item else item_hash(text),
         scenario, prompt, Question(tuple(texts)), gold, abstain_ok=bool(abstain_ok), stratum=group,
-        content="" if item else text,
+        content="" if item else text, cluster=item_hash("cluster", cluster) if cluster else "",
     )  # fmt: skip
     metric, lead = "parity" if group else "accuracy", " " if isinstance(prompt, str) else ""
     return name, Scenario(scenario, scenario, metric, mode, lead=lead), sample

@@ -236,7 +236,7 @@ def _facts(benchmark: str, sample: Sample) -> dict[str, object]:
         "scenario": sample.scenario,
         "sample": sample.id,
         "item": sample.item,
-        "cluster": sample.item,
+        "cluster": sample.resampled,
         "group": sample.group,
         "gold": sample.gold,
         "n_labels": len(sample.question.labels),

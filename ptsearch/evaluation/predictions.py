@@ -19,7 +19,7 @@ SCHEMA = pa.schema(
         ("scenario", pa.string()),
         ("sample", pa.string()),
         ("item", pa.string()),
-        ("cluster", pa.string()),  # what a bootstrap resamples: the item
+        ("cluster", pa.string()),  # what a bootstrap resamples
         ("group", pa.int8()),  # sensitive attribute, -1 none
         ("gold", pa.int16()),
         ("n_labels", pa.int16()),

@@ -171,8 +171,8 @@ def cluster_sums(
 ) -> ClusterSums:
     """Hits and sizes by cluster, of votes (systems, samples) on `asked`.
 
-    `cluster` (samples,): the item of each sample. Strata are the benchmarks, and within them group
-    x gold where there are groups.
+    `cluster` (samples,): what each sample is resampled with. Strata are the benchmarks, and within
+    them group x gold where there are groups.
     """
     found, home = np.unique(np.asarray(cluster)[plan.row], return_inverse=True)
     n_clusters, n_rates = found.size, plan.size.size

@@ -83,8 +83,8 @@ def differences(
     """
     plan = rates.plan(scorer.asked, table.config.trust.weights)
     keys = [key for key in chosen or plan.keys if key in plan.keys]
-    items = [sample.item for b in table.benchmarks for sample in b.samples]
-    sums = rates.cluster_sums(plan, scorer.asked, votes, np.array(items)[scorer.mask])
+    clusters = [sample.resampled for b in table.benchmarks for sample in b.samples]
+    sums = rates.cluster_sums(plan, scorer.asked, votes, np.array(clusters)[scorer.mask])
     joint = rates.score_counts(plan, sums.hits.sum(axis=1))
     if nowhere := [key for key in keys if np.isnan(joint[key]).any()]:
         raise ValueError(f"{', '.join(nowhere)}: some model answers nobody in one of two groups")

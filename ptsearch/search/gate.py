@@ -65,7 +65,7 @@ def decide(
             raise ValueError(f"gate.perspectives: no score {key!r}{did_you_mean(key, plan.keys)}")
     keys = keys or default
     votes = np.stack([scorer.vote(table, (DENSE,)), scorer.vote(table, members)])
-    items = np.array([s.item for b in table.benchmarks for s in b.samples])[scorer.mask]
+    items = np.array([s.resampled for b in table.benchmarks for s in b.samples])[scorer.mask]
     sums = rates.cluster_sums(plan, asked, votes, items)
     found = {k: v.tolist() for k, v in rates.score_counts(plan, sums.hits.sum(axis=1)).items()}
     for key in keys:

@@ -264,3 +264,13 @@ def test_so_many_samples_find_the_gain_in_four_of_five_trials(rng: np.random.Gen
     pairs = rng.multinomial(n, [0.06, 0.04, 0.90], size=4000)
     z = (pairs[:, 0] - pairs[:, 1]) / np.sqrt(pairs[:, 0] + pairs[:, 1])
     assert math.isclose((abs(z) > 1.96).mean(), 0.80, abs_tol=0.025)
+
+
+def test_rows_of_a_cluster_are_resampled_together_and_keep_their_items(tmp_path: Path) -> None:
+    rows = [{**row, "cluster": f"customer {i // 4}"} for i, row in enumerate(ROWS)]
+    (one,) = own_file.load(jsonl(tmp_path / "mine.jsonl", rows))
+    (plain,) = own_file.load(jsonl(tmp_path / "plain.jsonl", ROWS))
+    assert [s.item for s in one.samples] == [s.item for s in plain.samples]
+    assert len({s.resampled for s in one.samples}) == 4
+    assert [s.resampled for s in plain.samples] == [s.item for s in plain.samples]
+    assert "cluster" not in checked(tmp_path / "mine.jsonl")  # it is a column that is read
