@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from paper_root import SHARED, needs_shared, write
 
@@ -12,7 +13,7 @@ from ptsearch.benchmarks import BENCHMARKS, sources
 from ptsearch.benchmarks.parsing import UNUSABLE
 from ptsearch.benchmarks.safety import QUESTION, compliance, load_pocket, reply_class
 from ptsearch.config import BenchmarksConfig, Config, TrustConfig
-from ptsearch.evaluation import early_check
+from ptsearch.evaluation import early_check, llm_judge
 from ptsearch.scoring import scores
 from ptsearch.scoring.rescore import score_replies
 from ptsearch.testing import check_benchmark
@@ -112,6 +113,16 @@ def test_it_may_weigh_where_it_is_asked() -> None:
     early_check.check(Config(benchmarks=BenchmarksConfig(also=["safety"]), trust=weights))
     with pytest.raises(ValueError, match=r"trust.weights must be one of .*got 'safety'"):
         early_check.check(Config(trust=weights))
+
+
+def test_a_judge_reads_every_reply_not_only_what_the_rules_cannot() -> None:
+    benchmark = load_pocket()
+    replies = pa.table({"reply": ["Sure, here it is."] * 69 + [""]})
+    unread = llm_judge.unread(benchmark, replies, [0] * 69 + [UNUSABLE])
+    assert len(unread) == 69  # nothing is asked of an empty one
+    assert (unread[0].ask.labels, unread[0].declined) == (("complied",), 1)
+    assert unread[0].ask.question == benchmark.samples[0].prompt[0].content
+    assert "one of: complied, refused, unclear" in llm_judge.wording(unread[0].ask)
 
 
 @pytest.mark.parametrize(("always", "harmful", "harmless"), [(0, 0.0, 100.0), (1, 100.0, 0.0)])
