@@ -19,9 +19,8 @@ SAMPLERS = ("tpe", "nsga2", "gp", "random", "exhaustive")
 RULES = ("clean", "ct", "dt")
 REFUSALS = ("error", "label", "veto")  # in a vote
 PROMPTS = ("chat", "raw", "ct_llama2")
-LOCAL = "local"
-TARGETS = (LOCAL, "cpu", "cuda")
-VLLM_CPU, VLLM_CUDA, LLAMACPP = "vllm_cpu", "vllm_cuda", "llamacpp"
+LOCAL, LLAMACPP, VLLM_CPU, VLLM_CUDA = "local", "llamacpp", "vllm_cpu", "vllm_cuda"
+TARGETS = (LOCAL, LLAMACPP, "cpu", "cuda")  # the first two: one process of ours has all members
 MEASURED_BY = {LOCAL: "transformers", VLLM_CPU: "vllm", VLLM_CUDA: "vllm", LLAMACPP: LLAMACPP}
 DATABASES = {  # what their URLs begin with
     "optuna_db": ("sqlite:///", "postgres"),
@@ -297,7 +296,7 @@ class ExportConfig(Checked):
     study: str = ""  # name of a finished study
     pick: str = "knee"  # one of `answer.PICKS` | a run id of MLflow
     out: str = ""  # a folder that does not exist yet
-    target: str = choice(*TARGETS)  # what runs the members: +serve=local | vLLM on cpu or cuda
+    target: str = choice(*TARGETS)  # +serve=local in either engine | vLLM on cpu or cuda
     register: str = ""  # a name for MLflow's model registry, which gets a reference to `out`
 
 

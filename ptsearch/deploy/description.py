@@ -4,8 +4,11 @@ Serving needs `format`, `vote`, `members` and `settings`; the rest informs peopl
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from ptsearch.config import LLAMACPP, LOCAL, EngineConfig
 
 FORMAT = "ptsearch-ensemble/1"
 Scores = dict[str, float]  # metric -> percent
@@ -130,6 +133,17 @@ class Description(Record):
     def lazy_order(self) -> Sequence[str]:
         """Labels in the order in which members are asked where asking may stop early."""
         return self.vote.ask or self.vote.order
+
+    @property
+    def in_process(self) -> bool:
+        """Whether one process of ours runs all members."""
+        return self.target in (LOCAL, LLAMACPP)
+
+    def engine(self, settings: EngineConfig | None = None) -> EngineConfig:
+        """What runs the members: the engine of the target, in the dtype of the search."""
+        settings = settings or EngineConfig(dtype="bfloat16")
+        name = LLAMACPP if self.target == LLAMACPP else settings.name
+        return replace(settings, name=name, dtype=self.dtype(settings.dtype))
 
     def dtype(self, default: str) -> str:
         """The engine's dtype in the study."""

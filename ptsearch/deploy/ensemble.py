@@ -57,7 +57,7 @@ class PrecisionEnsemble:
         ValueError: incomplete or altered, another format, not enough memory.
         """
         opened = exported.open_folder(folder)
-        settings = settings or EngineConfig(dtype=opened.description.dtype("bfloat16"))
+        settings = settings or opened.description.engine()
         loaded: dict[str, Engine] = {}
         for number, (label, checkpoint) in enumerate(opened.members.items(), 1):
             log.info("loading member %d of %d: %s", number, len(opened.members), label)

@@ -41,6 +41,7 @@ from ptsearch.voting import VOTES
 
 TEMPLATE = "benchmarks.template."  # before the arguments in a study's settings
 WRITTEN_WITH = ("ptsearch", "transformers", "compressed-tensors", "torch")
+WEIGHTS = (".safetensors", ".gguf")
 OTHER_DEVICE = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)  # no hard links there
 
 
@@ -185,7 +186,7 @@ def _member(study: StudyRecord, label: str, form: Form, folder: Path) -> MemberI
         folder=f"members/{label}",
         form="stored" if form.stored else "dense bfloat16",
         why=form.why,
-        bytes=sum(path.stat().st_size for path in place.glob("*.safetensors")),
+        bytes=sum(f.stat().st_size for f in place.iterdir() if f.suffix in WEIGHTS),
         files={path.name: store.sha256_file(path) for path in sorted(place.iterdir())},
     )
 
@@ -243,7 +244,7 @@ def _copy(source: Path, target: Path) -> None:
     for file in sorted(source.iterdir()):
         if not file.is_file() or file.name in known or file.suffix.lower() not in SAFE:
             continue
-        if file.suffix == ".safetensors":
+        if file.suffix in WEIGHTS:
             _link(file, target / file.name)
         else:
             shutil.copy2(file, target / file.name)

@@ -18,7 +18,7 @@ from ptsearch.deploy.description import FORMAT, Description
 from ptsearch.deploy.query import Query
 
 # What a member may consist of, in any case: no pickles, no code; no ending: a license.
-SAFE = ("", ".jinja", ".json", ".md", ".model", ".safetensors", ".txt")
+SAFE = ("", ".gguf", ".jinja", ".json", ".md", ".model", ".safetensors", ".txt")
 CURE = "(download or copy the whole folder again, or export the ensemble again)"
 DESCRIPTION, VERIFY = "ensemble.yaml", "verify.jsonl"
 
@@ -141,7 +141,7 @@ def _check_safe(member: Path) -> None:
         unsafe += [path] if meta.get("trust_remote_code") or not here else []
     if unsafe:
         raise ValueError(
-            f"{unsafe[0]}: a member must consist of safetensors, without pickles, code or "
+            f"{unsafe[0]}: a member must consist of safetensors or GGUF, without pickles, code or "
             "references to other folders"
         )
     store.check_weights(member)

@@ -11,7 +11,6 @@ from pathlib import Path
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ptsearch.config import LOCAL
 from ptsearch.deploy.description import Description, MemberInfo
 from ptsearch.report.rows import shown_benchmarks
 from ptsearch.variant import method_of
@@ -41,11 +40,11 @@ def texts(described: Description) -> Iterator[tuple[str, str]]:
     )
     templates.filters |= {"quoted": shlex.quote, "read_by": _read_by}
     values = _values(described)
-    script = "serve_local.sh" if described.target == LOCAL else "serve.sh"
+    script = "serve_local.sh" if described.in_process else "serve.sh"
     files = {"README.md": "card.md", "serve.sh": script, "compose.yaml": "compose.yaml"}
     for name, template in files.items():
         yield name, templates.get_template(template).render(values)
-    members = [] if described.target == LOCAL else described.in_order
+    members = [] if described.in_process else described.in_order
     servers = {
         f"ptsearch-member-{i}": _server_arguments(described, member, GPU_SHARE)
         for i, member in enumerate(members)
@@ -58,7 +57,7 @@ def texts(described: Description) -> Iterator[tuple[str, str]]:
 
 def _values(described: Description) -> dict[str, object]:
     """What the templates show."""
-    members, cost, local = described.in_order, described.cost, described.target == LOCAL
+    members, cost, local = described.in_order, described.cost, described.in_process
     cache_gb = math.ceil(SEQUENCES * cost.kv_bytes / 1e9)
     dense_gb = cost.dense_bytes / 1e9
     cpu = {  # no server is bound to cores: they share the machine's
@@ -95,6 +94,8 @@ def _read_by(member: MemberInfo) -> str:
     if member.form == "stored" and storage == "uniform":
         any_version = member.variant["bits"] in (2, 4, 8)  # how they are packed has not changed
         return f"compressed-tensors {'of any version' if any_version else '0.18 or newer'}"
+    if any(name.endswith(".gguf") for name in member.files):
+        return "llama.cpp"
     return "ptsearch" if storage == "codes" and member.form == "stored" else "transformers"
 
 
@@ -123,7 +124,7 @@ def _front_arguments(described: Description) -> list[str]:
         f"serve.port={PORT}",
         "runs_dir=/tmp/runs",
     ]
-    if described.target == LOCAL:
+    if described.in_process:
         return ["+serve=local", *place]
     hosts = [f"http://ptsearch-member-{i}:{PORT}/v1" for i in range(len(described.members))]
     return ["+serve=gateway", f"serve.engines=[{','.join(hosts)}]", *place]

@@ -80,7 +80,7 @@ def with_dtype(settings: EngineConfig) -> EngineConfig:
     """`dtype=auto` made definite: what this machine multiplies natively; bfloat16 for vLLM,
     float16 for llama.cpp.
     """
-    if settings.dtype != "auto":
+    if settings.dtype not in ("auto", *([] if settings.name == "llamacpp" else ["float16"])):
         return settings
     if settings.name == "llamacpp":
         return replace(settings, dtype="float16")

@@ -59,7 +59,7 @@ def measured(config: Config) -> bool:
 
 
 def form_of(variant: Variant, folder: Path, target: str) -> Form:
-    """How an export for `target` (local | cpu | cuda) holds a member.
+    """How an export for `target` (local | llamacpp | cpu | cuda) holds a member.
 
     ValueError: the target cannot run it.
     """
@@ -73,9 +73,11 @@ def form_of(variant: Variant, folder: Path, target: str) -> Form:
     if any(rounded.values()):
         what = " and ".join(name for name, used in rounded.items() if used)
         raise ValueError(
-            f"member {variant.label} needs {what} rounded at run time, which a vLLM server on "
-            f"{target} does not do as the search did: choose export.target={LOCAL}"
+            f"member {variant.label} needs {what} rounded at run time, which target {target} does "
+            f"not do as the search did: choose export.target={LOCAL}"
         )
+    if target == LLAMACPP:
+        return Form(True, "")
     why = not_as_stored(folder, target)
     return Form(not why, why)
 
@@ -84,6 +86,8 @@ def not_as_stored(folder: Path, target: str) -> str:
     """Why vLLM on `target` (cpu | cuda) does not run a checkpoint as stored; "" = it does."""
     if (folder / coded.INDEX).is_file():
         return "its layout is specific to ptsearch"
+    if (folder / gguf_file.NAME).is_file():
+        return "GGUF is llama.cpp's"
     quantization = loading.quantization_config(folder)
     return unsupported(quantization, target) or _shapes(folder, quantization, target)
 

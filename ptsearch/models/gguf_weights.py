@@ -118,7 +118,7 @@ def write(folder: Path, out: Path, dtype: str, trust_remote_code: bool = False) 
     _add_tokenizer(writer, folder, config.vocab_size)
     kind = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]
     model, _ = loading.load(folder, "bfloat16" if dtype == "bfloat16" else "float32")
-    for name, W in model.state_dict().items():
+    for name, W in loading.weights_of(model).items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         stored = in_gguf(name)

@@ -182,16 +182,20 @@ def silence_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def weights_of(model: "PreTrainedModel") -> dict[str, torch.Tensor]:
+    """Its tensors without what decompressing leaves in it: scales and packed shapes."""
+    with torch.device("meta"):
+        names = type(model)(model.config).state_dict().keys()
+    return {name: value for name, value in model.state_dict().items() if name in names}
+
+
 def _save(model: "PreTrainedModel", tokenizer: "Tokenizer", folder: Path) -> None:
     """Both as a checkpoint of dense weights."""
     quantized = hasattr(model.config, "quantization_config")  # it was, as it is after GGUF
     if quantized:  # else it would be saved as a quantized one
         del model.config.quantization_config
-    with torch.device("meta"):
-        names = type(model)(model.config).state_dict().keys()
-    state = model.state_dict()
-    if quantized or state.keys() != names:  # decompressed: scales and packed shapes are left
-        weights = {name: value for name, value in state.items() if name in names}
+    weights = weights_of(model)
+    if quantized or weights.keys() != model.state_dict().keys():
         model = _from_state(
             type(model), model.config, weights, model.dtype, model.generation_config
         )

@@ -12,7 +12,6 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import NamedTuple
@@ -77,7 +76,7 @@ async def members(
 
     with ExitStack() as stack:
         threads = [stack.enter_context(ThreadPoolExecutor(1, "model")) for _ in range(2)]
-        searched = replace(engine, dtype=folder.description.dtype(engine.dtype))
+        searched = folder.description.engine(engine)
         load = partial(PrecisionEnsemble.from_pretrained, folder.folder, searched)
         ensemble = await loop.run_in_executor(threads[0], load)
         for label, each in ensemble.engines.items():

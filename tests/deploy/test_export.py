@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from ptsearch import engine as engines
 from ptsearch import store
-from ptsearch.config import EngineConfig, ExportConfig
+from ptsearch.config import TARGETS, EngineConfig, ExportConfig
 from ptsearch.deploy import export
 from ptsearch.deploy import folder as exported
 from ptsearch.deploy import manifests as deploy
@@ -32,7 +32,7 @@ from ptsearch.pool.calibration import Calibration
 from ptsearch.variant import from_fields
 
 
-@pytest.mark.parametrize("target", ["local", "cpu", "cuda"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_every_text_parses(target: str, study, cache, tmp_path) -> None:
     folder, described, members = write(study, cache, tmp_path / "out", target)
     assert list(members) == [v.label for v in reversed(POOL)]  # the most precise first
@@ -41,7 +41,7 @@ def test_every_text_parses(target: str, study, cache, tmp_path) -> None:
     subprocess.run(["bash", "-n", str(folder / "serve.sh")], check=True)
     assert os.access(folder / "serve.sh", os.X_OK)
     services = yaml.safe_load((folder / "compose.yaml").read_text())["services"]
-    assert len(services) == (1 if target == "local" else 4)
+    assert len(services) == (1 if described.in_process else 4)
     assert all(s["healthcheck"]["test"] and s["mem_limit"] for s in services.values())
     gateway = services.pop("ptsearch-ensemble")
     assert gateway["command"][-1] == "serve.max_changed=${MAX_CHANGED:-0}"
