@@ -1,21 +1,17 @@
-"""Linear layers that keep their weights as they are stored and dequantize them in each forward.
+"""Linear layers that keep their weights packed and dequantize them in each forward.
 
-On a CPU low bits then save memory while a model runs, not only on disk. A forward of many tokens
-takes hardly longer, as one pass over the weights is little beside the product; a token by itself
-takes several times as long. Weights of other layouts, and on other devices, stay dense.
+Low bits then save memory while a model runs, not only on disk. A forward of many tokens takes
+hardly longer, as a few passes over the weights are little beside the product; a token by itself
+takes several times as long. Weights of other layouts stay dense.
 """
 
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numba
-import numpy as np
 import torch
 from compressed_tensors.compressors import unpack_from_int32
 from compressed_tensors.quantization import QuantizationArgs
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,11 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PACKED = "weight_packed"
-EIGHT = 8  # codes that are unpacked together
-LOW = np.uint64(0xFFFFFFFF)
-Octets = NDArray[np.uint8]
-Floats = NDArray[np.float32]
-Kernel = Callable[[Octets, Floats, Floats, int, Floats], None]
+OCTET = 8  # bits; columns of a linear and of a group are a multiple of it
+PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 
 
 class StoredLinear(nn.Module):
@@ -44,13 +37,14 @@ class StoredLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bits, self.group = bits, group
-        scale, zero = stored["weight_scale"], stored.get("weight_zero_point")
-        self.weight_packed = nn.Parameter(stored["weight_packed"], requires_grad=False)
-        self.weight_scale = nn.Parameter(scale, requires_grad=False)
-        self.weight_zero_point = None
-        if zero is not None:
-            unpacked = unpack_from_int32(zero, bits, scale.shape, packed_dim=0)
-            self.weight_zero_point = nn.Parameter(unpacked, requires_grad=False)
+        self.offset = 1 << (bits - 1)  # signed numbers are kept from 0
+        signed = unpack_from_int32(stored[PACKED], bits, linear.weight.shape)
+        self.codes = nn.Parameter(pack(self._from_zero(signed), bits), requires_grad=False)
+        self.scale = nn.Parameter(stored["weight_scale"], requires_grad=False)
+        self.zero = None
+        if (packed := stored.get("weight_zero_point")) is not None:
+            zero = unpack_from_int32(packed, bits, self.scale.shape, packed_dim=0)
+            self.zero = nn.Parameter(self._from_zero(zero), requires_grad=False)
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,21 +52,45 @@ class StoredLinear(nn.Module):
 
     def dense(self) -> Tensor:
         """W (out, in), float32."""
-        scale = self.weight_scale.float()
-        offset = float(1 << (self.bits - 1))  # codes are stored as whole numbers from 0
-        zero = torch.full_like(scale, offset)
-        if self.weight_zero_point is not None:
-            zero += self.weight_zero_point
-        W = torch.empty(self.out_features, self.in_features)
-        octets = self.weight_packed.numpy().view(np.uint8)
-        _kernel(self.bits)(octets, scale.numpy(), zero.numpy(), self.group, W.numpy())
-        return W
+        W = unpack(self.codes, self.bits).unflatten(1, (-1, self.group)).float()
+        W.sub_(self.offset if self.zero is None else self.zero[..., None])
+        return W.mul_(self.scale.float()[..., None]).flatten(1)
+
+    def _from_zero(self, signed: Tensor) -> Tensor:
+        return (signed.to(torch.int16) + self.offset).to(torch.uint8)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Whole numbers (out, in) of `bits`, uint8, as octets (out, in bits / 8).
+
+    Planes of 8, 4, 2 or 1 bits, the least significant bits first; an octet of a plane of w bits has
+    those of 8 / w columns that lie in / (8 / w) apart, so that whole pieces are shifted at once.
+    """
+    planes, low = [], 0
+    for width in PLANES[bits]:
+        pieces = (codes >> low & (1 << width) - 1).chunk(OCTET // width, 1)
+        planes.append(sum((piece << k * width for k, piece in enumerate(pieces)), 0 * pieces[0]))
+        low += width
+    return torch.cat(planes, 1)
+
+
+def unpack(octets: Tensor, bits: int) -> Tensor:
+    """The reverse of `pack`."""
+    columns = octets.shape[1] // bits
+    planes = octets.split([columns * width for width in PLANES[bits]], 1)
+    codes, low = planes[0], 0
+    for width, plane in zip(PLANES[bits], planes, strict=True):
+        pieces = [plane >> k & (1 << width) - 1 for k in range(0, OCTET, width)]
+        part = torch.cat(pieces, 1) if width < OCTET else plane
+        codes = codes.add_(part, alpha=1 << low) if low else part
+        low += width
+    return codes
 
 
 def keep_stored(model: "PreTrainedModel", folder: Path) -> None:
     """Let linears of a model that was loaded from `folder` keep their weights as stored there."""
     quantization = loading.quantization_config(folder)
-    if model.device.type != "cpu" or not is_kept(quantization):
+    if not is_kept(quantization):
         return
     weights = _weights(quantization)
     tensors = checkpoint.tensors_of(model, folder)
@@ -80,7 +98,7 @@ def keep_stored(model: "PreTrainedModel", folder: Path) -> None:
         if type(linear) is not nn.Linear or f"{name}.{PACKED}" not in tensors.file_of:
             continue
         group = weights.group_size or linear.in_features
-        if group % EIGHT == 0:
+        if group % OCTET == 0:
             found = tensors.under(f"{name}.")
             stored = {key.removeprefix(f"{name}."): found[key] for key in found}
             model.set_submodule(name, StoredLinear(linear, stored, weights.num_bits, group))
@@ -96,33 +114,3 @@ def is_kept(quantization: Mapping[str, Any]) -> bool:
 
 def _weights(quantization: Mapping[str, Any]) -> QuantizationArgs:
     return QuantizationArgs.model_validate(quantization["config_groups"]["group_0"]["weights"])
-
-
-@cache
-def _kernel(bits: int) -> Kernel:
-    """Compiled for one width, so that all shifts are known.
-
-    octets (out, in bits / 8): a row's codes one behind the other, least significant bit first;
-    scale, zero (out, groups); W (out, in) is written. Eight codes are `bits` octets; four of them
-    fit a 32-bit register, and are shifted side by side.
-    """
-    mask, half = np.uint32((1 << bits) - 1), np.uint64(4 * bits)
-    shifts = tuple(np.uint32(k * bits) for k in range(4))
-
-    @numba.njit(nogil=True)
-    def dequantize(octets: Octets, scale: Floats, zero: Floats, group: int, W: Floats) -> None:
-        rows, columns = W.shape
-        for row in range(rows):
-            for of in range(columns // group):
-                s, z = scale[row, of], zero[row, of]
-                for block in range(of * group // EIGHT, (of + 1) * group // EIGHT):
-                    codes = np.uint64(0)
-                    for k in range(bits):
-                        codes |= np.uint64(octets[row, block * bits + k]) << np.uint64(8 * k)
-                    low, high = np.uint32(codes & LOW), np.uint32((codes >> half) & LOW)
-                    for k in range(4):
-                        column = block * EIGHT + k
-                        W[row, column] = (np.int32(low >> shifts[k] & mask) - z) * s
-                        W[row, column + 4] = (np.int32(high >> shifts[k] & mask) - z) * s
-
-    return dequantize

@@ -184,7 +184,7 @@ class Resident(NamedTuple):
             return (where / gguf_file.NAME).is_file()
         if self.target != LOCAL:
             return not not_as_stored(where, self.target.removeprefix("vllm_"))
-        if not self.as_stored or (where / coded.INDEX).is_file() or torch.cuda.is_available():
+        if not self.as_stored or (where / coded.INDEX).is_file():
             return False
         return stored_weights.is_kept(loading.quantization_config(where))
 

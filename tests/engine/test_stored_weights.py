@@ -61,7 +61,7 @@ def test_each_weight_is_the_dense_one_and_answers_are_equal(variant: Variant, ca
     for name, module in kept.items():
         weight = dense.local.model.get_submodule(name).weight
         assert torch.equal(module.dense(), weight.to_dense() if weight.is_mkldnn else weight)
-        bits = 8 * module.weight_packed.numel() * 4 / weight.numel()
+        bits = 8 * module.codes.numel() / weight.numel()
         assert bits == pytest.approx(variant.bits, rel=0.01)
     scores = [engines.score(engine, PROMPTS, LABELS, silent) for engine in (stored, dense)]
     for row, other in zip(*scores, strict=True):
