@@ -13,7 +13,8 @@ from ptsearch.variant import BACKENDS
 
 CONF = Path(__file__).parent / "conf"  # in a wheel
 CONF = CONF if CONF.is_dir() else Path(__file__).parents[1] / "conf"
-JOBS = ("study", "gate", "check", "build", "evaluate", "export", "serve", "rescore", "cache")
+JOBS = ("study", "gate", "check", "build", "evaluate", "export", "verify", "serve", "rescore",
+        "cache")  # fmt: skip
 STUDIES = ("pareto", "slo", "benchmark", "paper")
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "exhaustive")
 RULES = ("clean", "ct", "dt")
@@ -55,8 +56,7 @@ class CalibrationConfig(Checked):
     path: str = ""  # file: text, or JSONL with a `text` or `messages` field; hub: a file there
     repo: str = ""  # hub: owner/name of a data set
     revision: str = ""  # hub: a commit
-    # raw: as it is | chat: conversations in the model's chat template
-    rendering: str = choice("raw", "chat")
+    rendering: str = choice("raw", "chat")  # raw: as it is | chat: conversations in its template
     samples: int = least(32, 1)
     length: int = least(512, 16)  # tokens per sample
 
@@ -110,8 +110,7 @@ class BenchmarksConfig:
     limit: int = least(0, 0)  # samples per scenario, 0 = all
     rules: str = choice(*RULES)  # how replies are read, see docs/benchmarks.md
     prompt: str = choice(*PROMPTS)  # turns through: the tokenizer's template | raw text | ct_llama2
-    # Arguments of the chat template; thinking is off where it has `enable_thinking`.
-    template: dict[str, Any] = field(default_factory=dict)
+    template: dict[str, Any] = field(default_factory=dict)  # arguments of the chat template
     extract: str = choice("rules", "judge")  # judge: another model reads what the rules cannot
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     mode: dict[str, str] = field(default_factory=dict)
@@ -247,8 +246,7 @@ class StudyConfig:
     min: dict[str, float | None] = field(default_factory=dict)
     max: dict[str, float | None] = field(default_factory=dict)  # the same, upper limits
     baselines: list[str] = field(default_factory=list)  # names from conf/model
-    # In every benchmark in which the dense model shows skill.
-    min_skill: str = choice("require", "flag")
+    min_skill: str = choice("require", "flag")  # wherever the dense model shows skill
     need_skill: bool = True  # stop where the dense model shows no skill
 
     def __post_init__(self) -> None:
@@ -298,6 +296,13 @@ class ExportConfig(Checked):
     out: str = ""  # a folder that does not exist yet
     target: str = choice(*TARGETS)  # +serve=local in either engine | vLLM on cpu or cuda
     register: str = ""  # a name for MLflow's model registry, which gets a reference to `out`
+    sign: str = ""  # a private key (PEM) that signs the folder; needs ptsearch[sign]
+
+
+@dataclass
+class VerifyConfig:
+    dir: str = ""  # what +export=ensemble wrote
+    key: str = ""  # the public key (PEM) of what signed it
 
 
 @dataclass
@@ -322,8 +327,7 @@ class ServeConfig:
     # gateway: URLs up to and with /v1, in the order of vote.order in ensemble.yaml
     engines: list[str] = field(default_factory=list)
     engine_key_env: str = ""  # gateway: name of the variable that holds the engines' key
-    # gateway: how engines are bound to the labels
-    constrain: str = choice("structured_outputs", "response_format", "none")
+    constrain: str = choice("structured_outputs", "response_format", "none")  # gateway: to labels
     quorum: int = least(0, 0)  # gateway: members that must reply; 0 = more than half
     timeout: float = least(10.0, 0.001)  # gateway: seconds for a member's reply with its retries
     retries: int = least(1, 0)  # gateway: of a request that got no reply, a 429 or a 5xx
@@ -374,6 +378,7 @@ class Config:
     build: BuildConfig | None = None
     evaluate: EvaluateConfig | None = None
     export: ExportConfig | None = None
+    verify: VerifyConfig | None = None
     serve: ServeConfig | None = None
     rescore: RescoreConfig | None = None
     cache: CacheConfig | None = None

@@ -15,7 +15,7 @@ import optuna
 
 from ptsearch.benchmarks import BENCHMARKS, hub, sources
 from ptsearch.config import Config, TrustConfig, VoteConfig
-from ptsearch.deploy import export, record
+from ptsearch.deploy import export, record, signing
 from ptsearch.deploy import folder as exported
 from ptsearch.evaluation import cache, checkpoints
 from ptsearch.evaluation.table import DENSE, Table, open_table
@@ -302,14 +302,28 @@ def export_ensemble(config: Config) -> None:
     assert config.export is not None
     study = studies.load_study(config.export.study, optuna_url(config))
     screen = terminal.console()
+    signer = signing.signer(Path(config.export.sign)) if config.export.sign else None
     folder = export.write(study.user_attrs, config.export, Path(config.cache_dir))
     screen.print(f"wrote {folder} (study {study.study_name})")
+    if signer:
+        screen.print(f"signed {signing.sign(folder, signer)}")
     if name := config.export.register:
         run_id = exported.open_folder(folder).description.run
         url = mlflow_url(config)
         with tracking.legible(url):
             place = tracking.register(url, run_id, name, folder, "ptsearch.deploy.ensemble")
         screen.print(f"registered {place}")
+
+
+def verify_export(config: Config) -> None:
+    """Check the signature, files and certificate of an exported folder; print what it claims."""
+    asked = config.verify
+    assert asked is not None
+    found = signing.verify(Path(asked.dir), Path(asked.key))
+    screen = terminal.console()
+    screen.print(f"{asked.dir} is what was signed with the other half of {asked.key}: signature, "
+                 f"files and certificate ({found.format}).")  # fmt: skip
+    screen.print(f"{found.base_model['name']}: {found.verdict}")
 
 
 def rescore_replies(config: Config) -> None:
@@ -365,6 +379,7 @@ JOBS: dict[str, Callable[[Config], int | None]] = {
     "build": build_pool,
     "evaluate": evaluate_variant,
     "export": export_ensemble,
+    "verify": verify_export,
     "rescore": rescore_replies,
     "cache": manage_cache,
 }

@@ -22,6 +22,8 @@ NOT_RUN = {
     "env:": "database servers",
     "+serve=gateway": "engines that serve the members",
     "+serve=local": "runs until it is stopped; tests/serve/test_local.py",
+    "export.sign=": "a key; tests/deploy/test_signing.py",
+    "+verify=": "a signed export; tests/deploy/test_signing.py",
     "+gate=": "its exit status is the verdict; tests/test_gate.py",
     "method: median": "the reader's own package; tests/test_documents.py runs its code",
 }

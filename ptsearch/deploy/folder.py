@@ -20,7 +20,7 @@ from ptsearch.deploy.query import Query
 # What a member may consist of, in any case: no pickles, no code; no ending: a license.
 SAFE = ("", ".gguf", ".jinja", ".json", ".md", ".model", ".safetensors", ".txt")
 CURE = "(download or copy the whole folder again, or export the ensemble again)"
-DESCRIPTION, VERIFY = "ensemble.yaml", "verify.jsonl"
+DESCRIPTION, VERIFY, SIGNATURE = "ensemble.yaml", "verify.jsonl", "model.sig"
 
 
 class Exported(NamedTuple):
@@ -120,7 +120,7 @@ def _unlisted(folder: Path, listed: Mapping[str, object]) -> list[Path]:
     """Files and links that the manifest does not list: a loader might read them. What begins with a
     dot is what a download leaves (`.cache`), which none reads.
     """
-    known = {*listed, store.MANIFEST}
+    known = {*listed, store.MANIFEST, SIGNATURE}
     tops = [path for path in folder.iterdir() if not path.name.startswith(".")]
     found = [path for top in tops for path in (top, *top.rglob("*"))]
     files = [path for path in found if path.is_symlink() or not path.is_dir()]

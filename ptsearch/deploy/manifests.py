@@ -113,6 +113,29 @@ def _metadata(described: Description) -> dict[str, object]:
         "library_name": "ptsearch",
         "pipeline_tag": "text-generation",
         "tags": ["ensemble", "compressed-tensors", *sorted(methods), *sorted(bits)],
+        "model-index": [_results(described)],
+    }
+
+
+def _results(described: Description) -> dict[str, object]:
+    """The verdict and the held-out scores as the hub shows them."""
+    scores = described.scores.holdout or {}
+    metrics: list[dict[str, object]] = [
+        {"type": key, "name": f"{key}, held out, percent", "value": round(scores[key], 2)}
+        for key in ("trust", *shown_benchmarks(scores), "refusal_rate")
+        if key in scores
+    ]
+    metrics.append({"type": "verdict", "name": "held-out verdict", "value": described.verdict})
+    name = described.benchmarks or "ptsearch"
+    return {
+        "name": described.study or FRONT,
+        "results": [
+            {
+                "task": {"type": "text-generation"},
+                "dataset": {"type": name, "name": f"ptsearch {name}", "split": "held out"},
+                "metrics": metrics,
+            }
+        ],
     }
 
 

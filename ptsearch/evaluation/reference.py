@@ -27,6 +27,7 @@ USAGE = """ptsearch: which job? Append one of
   +build=pool                                          build the pool only
   +evaluate=variant evaluate.variant=LABEL             evaluate one variant (none = dense)
   +export=ensemble export.study=NAME export.out=DIR    write the chosen ensemble
+  +verify=export verify.dir=DIR verify.key=PUB         is an exported folder what was signed?
   +serve=local|gateway serve.dir=DIR                   answer behind an OpenAI-compatible endpoint
   +rescore=replies rescore.replies=FILE                score replies recorded elsewhere
   +cache=list|verify|prune                             what the cache holds, and free some of it
