@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,13 @@ LESS = {
 }
 ALONE = "python -m ptsearch"  # lists the jobs: tests/test_cli.py
 RUN = [c for c in commands() if c != ALONE and not any(part in c for part in NOT_RUN)]
+LLAMACPP = pytest.mark.skipif(find_spec("llama_cpp") is None, reason="needs llama.cpp")
 MARKED = [
-    pytest.param(c, marks=[] if any(part in c for part in QUICK) else [pytest.mark.slow])
+    pytest.param(
+        c,
+        marks=([] if any(part in c for part in QUICK) else [pytest.mark.slow])
+        + ([LLAMACPP] if "llamacpp" in c or "pool=gguf" in c else []),
+    )
     for c in RUN
 ]
 

@@ -124,7 +124,9 @@ def test_a_description_of_an_earlier_version_is_read_and_keeps_its_id(tmp_path: 
     assert store.read_meta(tmp_path / "new") == meta
     recorded = json.loads((tmp_path / "new" / store.META).read_text())
     assert recorded.pop("version") == store.META_VERSION
-    assert recorded == json.loads(OLD_META)
+    earlier = json.loads(OLD_META)
+    del earlier["kv"]  # no target holds rounded caches in fewer bits
+    assert recorded == earlier | {"types": {}}
 
 
 @pytest.mark.parametrize(

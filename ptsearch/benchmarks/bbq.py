@@ -97,7 +97,7 @@ def read(reply: str, question: Question) -> int:
     )
     if bare(reply) in texts:
         return texts.index(bare(reply))
-    if found := _LETTER.match(reply.lower()):
+    if (found := _LETTER.match(reply.lower())) and found[1] in letters:
         return letters.index(found[1])
     return declined(question) if refuses(reply) else UNUSABLE
 

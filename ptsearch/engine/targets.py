@@ -53,9 +53,8 @@ def with_target(config: Config) -> Config:
 def measured(config: Config) -> bool:
     """Whether the study's engine runs the members as the target does; a gate asks for no costs."""
     target = config.cost.target
-    if config.gate:
-        return False
-    if target == VLLM_CUDA and not config.engine.url and not torch.cuda.is_available():
+    elsewhere = not config.engine.url and not torch.cuda.is_available()
+    if config.gate or (target == VLLM_CUDA and elsewhere):
         return False
     return MEASURED_BY[target] == config.engine.name
 

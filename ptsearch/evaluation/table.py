@@ -88,7 +88,9 @@ class Table:
         missing = [label for label in dict.fromkeys(labels) if label not in self.entries]
         if not missing:
             return
-        self._build_to_run([DENSE, *missing])  # sizes are told from the dense model's
+        self._build_to_run(
+            list(dict.fromkeys([DENSE, *missing]))
+        )  # sizes are told from the dense model's
         missing = [label for label in missing if label not in self.entries]
         metas = {label: self.meta(label) for label in missing}
         sound = [label for label in missing if not metas[label].degenerate]

@@ -95,9 +95,14 @@ def _percent(scores: Scores, ending: str) -> Scores:
 
 
 def _others(scores: Scores) -> Scores:
-    """Costs, and objectives of other packages."""
+    """Costs, and further objectives, whose names end with their unit."""
     taken = {"trust", *shown_benchmarks(scores)}
-    return {name: scores[name] for name in OBJECTIVES if name in scores and name not in taken}
+    units = {"%": "_pct", "nats": "_nats"}
+    return {
+        name + units.get(each.unit, ""): scores[name]
+        for name, each in OBJECTIVES.items()
+        if name in scores and name not in taken
+    }
 
 
 def _known(columns: Scores) -> Scores:

@@ -69,7 +69,8 @@ def asked_all(
     first, counts = _patterns(rows)
     ranked = np.argsort(-precision, kind="stable")  # the vote's total order
     patterns = np.ascontiguousarray(rows.T[first])
-    return _asked(masks, patterns, counts / codes.shape[1], ranked, latency)
+    asked, orders = _asked(masks, patterns, counts.astype(float), ranked, latency)
+    return asked / codes.shape[1], orders
 
 
 def _patterns(codes: AnswerCodes) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -89,8 +90,8 @@ def _asked(
     masks: NDArray[np.uint32], patterns: AnswerCodes, weight: Floats, ranked: NDArray[np.intp],
     latency: Floats,
 ) -> tuple[Floats, NDArray[np.intp]]:  # fmt: skip
-    """`patterns` (patterns, variants + 1), the veto last; `weight` sums to 1, `ranked` the variants
-    by precision.
+    """`patterns` (patterns, variants + 1), the veto last; `weight` (patterns,) how often, whole
+    numbers, so that ties are ties in any order; `ranked` the variants by precision.
     """
     variants = ranked.size
     asked = np.zeros((masks.size, variants))

@@ -183,7 +183,7 @@ def test_replies_do_not_depend_on_what_is_asked_together(built: Path, number: in
     assert np.mean([one == other for one, other in slow]) > 0.7
 
 
-def test_more_bits_are_closer_and_the_cache_is_counted(built: Path) -> None:
+def test_more_bits_are_closer(built: Path) -> None:
     for method in ("kivi", "kvquant", "wkvquant"):
         generator = torch.Generator().manual_seed(0)
         kv = KV(*(torch.randn(2, 64, 32, generator=generator) for _ in range(2)))
@@ -197,9 +197,6 @@ def test_more_bits_are_closer_and_the_cache_is_counted(built: Path) -> None:
                               for a, b in zip(rule(states, 0), states, strict=True)))  # fmt: skip
         assert errors == sorted(errors, reverse=True)
         assert errors[-1] < 1e-3 < errors[0] < 0.5
-    metas = [store.read_json(build.folder_of(built, v) / store.META)["kv"] for v in pool(ROWS)]
-    assert metas[1] == {"bits": 2 + (32 / 32 + 32 / 16) / 2, "window": 40}
-    assert 3 < metas[2]["bits"] < 6
 
 
 def test_perplexity_is_that_of_the_rounded_cache(built: Path) -> None:

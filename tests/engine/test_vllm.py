@@ -17,7 +17,7 @@ from ptsearch.benchmarks import sources
 from ptsearch.config import BenchmarksConfig, EngineConfig
 from ptsearch.engine import fake_quant
 from ptsearch.engine.answering import WARMUPS
-from ptsearch.evaluation import evaluate
+from ptsearch.evaluation import early_check, evaluate
 from ptsearch.models import loading
 from ptsearch.models.base_model import BaseModel
 from ptsearch.pool import build
@@ -192,7 +192,7 @@ def test_a_model_that_vllm_does_not_run_at_all_is_an_error(tiny_model, tmp_path)
 )
 def test_vllm_needs_an_environment_or_a_server(settings, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        EngineConfig(name="vllm", **settings).check()
+        early_check.check_server(EngineConfig(name="vllm", **settings))
 
 
 def test_predictions_of_another_engine_have_another_key():

@@ -125,7 +125,9 @@ def test_a_run_has_few_metrics_with_units_and_a_description(uri: str, tmp_path: 
         metrics, tags = run.data.metrics, run.data.tags
         assert 8 <= len(metrics) <= run_records.MOST == 25
         for name in metrics:
-            assert re.fullmatch(r"\w+_(pct(_held_out|_of_dense)?|points(_low|_high)?|gb|ms)", name)
+            assert re.fullmatch(
+                r"\w+_(pct(_held_out|_of_dense)?|points(_low|_high)?|gb|ms|nats)", name
+            )
         assert "percent on the search half" in tags["mlflow.note.content"]
         if tags["pareto"] == "true":
             assert f"export.pick={run.info.run_id[:8]}" in tags["mlflow.note.content"]
