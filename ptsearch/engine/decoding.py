@@ -15,7 +15,7 @@ from ptsearch.engine import attention, packed, prefix
 from ptsearch.engine.attention import Rows, Store, Window
 from ptsearch.engine.logprobs import plan
 from ptsearch.engine.memory import WAVE
-from ptsearch.engine.requests import Progress, Tokens, check_finite, until_eos
+from ptsearch.engine.requests import Progress, check_finite, longest, until_eos
 from ptsearch.quantize.kv import KV
 
 if TYPE_CHECKING:
@@ -100,12 +100,10 @@ def generate(
     report: Progress,
 ) -> list[list[int]]:
     """Greedy replies without their end-of-sequence token."""
-    longest: dict[Tokens, int] = {}
-    for prompt, count in zip(map(tuple, prompts), max_new_tokens, strict=True):
-        longest[prompt] = max(count, longest.get(prompt, 0))
-    shared = plan(list(longest), local.limits)
-    ends = {prompt: chain[-1] for prompt, chain in zip(longest, shared.chains, strict=True)}
-    most = {ends[prompt]: count for prompt, count in longest.items()}
+    counts = longest(prompts, max_new_tokens)
+    shared = plan(list(counts), local.limits)
+    ends = {prompt: chain[-1] for prompt, chain in zip(counts, shared.chains, strict=True)}
+    most = {ends[prompt]: counts[prompt] for prompt in counts}
     replies: dict[int, list[int]] = {}
     store: Store = {}
     sizes = [len(segment.tokens) for segment in shared.segments]

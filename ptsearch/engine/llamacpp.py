@@ -26,6 +26,7 @@ from ptsearch.engine.requests import (
     Tokens,
     check_finite,
     logprobs_of,
+    longest,
     until_eos,
 )
 from ptsearch.models import gguf_file, gguf_weights, llama_library
@@ -49,7 +50,7 @@ class Session:
 
     def __init__(self, path: Path, threads: int) -> None:
         """ValueError: llama.cpp does not load it."""
-        self.api, self.threads = llama_library.library(), threads
+        self.api, self.threads = llama_library.binding(), threads
         settings = self.api.llama_model_default_params()
         settings.load_mode = self.api.LLAMA_LOAD_MODE_NONE  # no copy of the file beside the weights
         settings.n_gpu_layers = 0
@@ -169,9 +170,7 @@ class LlamaCpp(NamedTuple):
         report: Progress,
     ) -> list[list[int]]:
         """Greedy replies without their end-of-sequence token."""
-        most: dict[Tokens, int] = {}
-        for prompt, new in zip(map(tuple, prompts), max_new_tokens, strict=True):
-            most[prompt] = max(new, most.get(prompt, 0))
+        most = longest(prompts, max_new_tokens)
         replies: dict[Tokens, list[int]] = {}
         with self.session.lock:
             for wave in self._waves({prompt: new for prompt, new in most.items() if new}):
@@ -240,7 +239,7 @@ def ordered(sequences: Sequence[Tokens] | dict[Tokens, int], trunk: Tokens) -> l
 
 def load(checkpoint: Path, settings: EngineConfig, trust_remote_code: bool) -> LlamaCpp:
     """The checkpoint in a folder. ValueError: llama.cpp is not installed or does not run it."""
-    llama_library.library()
+    llama_library.binding()
     threads = settings.threads or torch.get_num_threads()
     if (checkpoint / gguf_file.NAME).is_file():
         return LlamaCpp(Session(checkpoint / gguf_file.NAME, threads), "GGUF")

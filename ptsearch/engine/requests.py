@@ -32,6 +32,14 @@ def check_finite(values: Tensor) -> None:
         raise NonFiniteLogitsError("the model's logits hold NaN or infinity")
 
 
+def longest(prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> dict[Tokens, int]:
+    """Each prompt once, with the most new tokens that are asked of it."""
+    most: dict[Tokens, int] = {}
+    for prompt, new in zip(map(tuple, prompts), max_new_tokens, strict=True):
+        most[prompt] = max(new, most.get(prompt, 0))
+    return most
+
+
 def until_eos(tokens: Sequence[int], eos: frozenset[int]) -> list[int]:
     """The tokens before the first end-of-sequence token."""
     stop = next((k for k, token in enumerate(tokens) if token in eos), len(tokens))

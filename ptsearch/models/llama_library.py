@@ -12,8 +12,8 @@ _kept: list[object] = []  # what the library calls
 
 
 @cache
-def library() -> Any:
-    """The binding, silenced. ValueError: it is not installed."""
+def binding() -> Any:
+    """llama-cpp-python, silenced. ValueError: it is not installed."""
     spinning = os.environ.get("OMP_WAIT_POLICY")
     os.environ["OMP_WAIT_POLICY"] = spinning or "PASSIVE"  # else threads starve on busy cores
     try:

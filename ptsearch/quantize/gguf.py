@@ -21,7 +21,7 @@ def quantize(source: Path, out: Path, type_: str, importance: Mapping[str, Tenso
 
     ValueError: llama.cpp's reason.
     """
-    api = llama_library.library()
+    api = llama_library.binding()
     kept = [(name.encode(), columns.float().contiguous()) for name, columns in importance.items()]
     entries = (api.llama_model_imatrix_data * (len(kept) + 1))()  # the last one is empty
     for entry, (name, columns) in zip(entries, kept, strict=False):
