@@ -62,7 +62,7 @@ ONLY_IN = {
     "transformers": {"models", "quantize", "engine", "pool", "testing"},
 }
 # Above the limits of 2,600 lines per wing and 16,500 in all: to be lowered, never raised.
-MOST_LINES = {"ptsearch": 26478, "benchmarks": 3026, "engine": 3003, "report": 3025}
+MOST_LINES = {"ptsearch": 26472, "benchmarks": 3026, "engine": 3003, "report": 3013}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

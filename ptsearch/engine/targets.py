@@ -5,7 +5,7 @@ docs/costs.md for the files.
 """
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,8 +34,8 @@ def with_target(config: Config) -> Config:
     """The config with a definite target: where the engine runs. An objective `latency_ms` is off
     where that is not the target, as nothing measures it. ValueError: a limit needs it.
     """
-    here = {"transformers": LOCAL, LLAMACPP: LLAMACPP}.get(config.engine.name)
-    here = here or (VLLM_CUDA if torch.cuda.is_available() else VLLM_CPU)
+    vllm = VLLM_CUDA if torch.cuda.is_available() else VLLM_CPU
+    here = {"transformers": LOCAL, LLAMACPP: LLAMACPP}.get(config.engine.name, vllm)
     target = here if config.cost.target == "auto" else config.cost.target
     config = replace(config, cost=replace(config.cost, target=target))
     if config.study and not measured(config):
@@ -155,8 +155,7 @@ class Resident(NamedTuple):
         self, label: str, folder: Path, stored: Mapping[str, StoredTensor]
     ) -> dict[str, int]:
         """Key -> bytes of a variant in memory; members of one process share equal keys."""
-        kept = self._kept(folder)
-        found: dict[str, int] = {}
+        kept, found = self._kept(folder), dict[str, int]()
         decoded: dict[str, list[str]] = {}  # linear -> what its dense weight is made from
         for name, tensor in stored.items():
             linear, same = name.rpartition(".")[0], self.dense.get(name)
@@ -166,15 +165,11 @@ class Resident(NamedTuple):
                 found[tensor.sha256] = tensor.bytes
             else:
                 decoded.setdefault(linear, []).append(tensor.sha256)
-        weights = {linear: self.dense.get(f"{linear}.weight") for linear in decoded}
-        if not all(weights.values()):  # names of another layout
-            whole = sum(tensor.bytes for tensor in self.dense.values())
-            parts = sorted(tensor.sha256 for tensor in stored.values())
-            found = {_digest(parts): round(self.ratio * whole)}
-        else:
-            for linear, weight in weights.items():
-                assert weight
-                found[_digest(sorted(decoded[linear]))] = round(self.ratio * weight.bytes)
+        dense = {name: round(self.ratio * tensor.bytes) for name, tensor in self.dense.items()}
+        if all(f"{linear}.weight" in dense for linear in decoded):
+            found |= {_digest(decoded[linear]): dense[f"{linear}.weight"] for linear in decoded}
+        else:  # names of another layout
+            found = {_digest(tensor.sha256 for tensor in stored.values()): sum(dense.values())}
         if self.target == LOCAL:
             return found
         return {f"{label}:{key}": size for key, size in found.items()}  # others load their own
@@ -190,5 +185,5 @@ class Resident(NamedTuple):
         return stored_weights.is_kept(loading.quantization_config(where))
 
 
-def _digest(parts: Collection[str]) -> str:
-    return hashlib.sha256("".join(parts).encode()).hexdigest()
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("".join(sorted(parts)).encode()).hexdigest()

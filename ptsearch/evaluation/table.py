@@ -88,9 +88,8 @@ class Table:
         missing = [label for label in dict.fromkeys(labels) if label not in self.entries]
         if not missing:
             return
-        self._build_to_run(
-            list(dict.fromkeys([DENSE, *missing]))
-        )  # sizes are told from the dense model's
+        wanted = dict.fromkeys([DENSE, *missing])  # sizes are told from the dense model's
+        self._build_to_run(list(wanted))
         missing = [label for label in missing if label not in self.entries]
         metas = {label: self.meta(label) for label in missing}
         sound = [label for label in missing if not metas[label].degenerate]

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from ptsearch.benchmarks.parsing import calibrated
-from ptsearch.evaluation import predictions
+from ptsearch.evaluation import distributions
 from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.report import samples as texts
 from ptsearch.scoring.metrics import is_correct
@@ -49,14 +48,12 @@ def rows(table: Table, scorer: EnsembleScorer, models: Mapping[str, Members]) ->
     base = scorer.vote(table, (DENSE,))
     places = {"all": np.arange(base.size), **scorer.asked.scored()}
     places |= {f"{part.benchmark}/{part.scenario.name}": part.rows for part in scorer.asked.parts}
-    before, dense = _right(scorer, base), _sureness(table, scorer, DENSE).margin
+    before, dense = _right(scorer, base), _margins(table, scorer, DENSE)
     found: list[CsvRow] = []
     for name, members in models.items():
         codes = scorer.vote(table, members)
         after = _right(scorer, codes)
-        mine = dense * np.nan
-        if len(members) == 1:
-            mine = _sureness(table, scorer, members[0]).margin
+        mine = _margins(table, scorer, members[0]) if len(members) == 1 else dense * np.nan
         for place, inside in places.items():
             flipped = flips((codes != base)[inside], before[inside], after[inside])
             both = inside[np.isfinite(mine[inside]) & np.isfinite(dense[inside])]
@@ -86,7 +83,7 @@ def worst(table: Table, scorer: EnsembleScorer, members: Members) -> list[CsvRow
     lost = np.flatnonzero(_right(scorer, base) & ~_right(scorer, codes))
     drop: Floats = np.full(base.size, -np.inf)
     if len(members) == 1:
-        change = np.subtract(*(_sureness(table, scorer, x).lead for x in (DENSE, members[0])))
+        change = np.subtract(*(_leads(table, scorer, x) for x in (DENSE, members[0])))
         drop = np.where(np.isfinite(change), change, drop)
     every = [(b, s) for b in table.benchmarks for s in b.samples]
     asked = list(compress(every, scorer.mask))
@@ -113,28 +110,19 @@ def _right(scorer: EnsembleScorer, codes: AnswerCodes) -> NDArray[np.bool_]:
     return np.asarray(is_correct(codes, asked.gold, asked.n_labels, asked.abstain_ok))
 
 
-class _Sureness(NamedTuple):
-    """In nats, (samples,); NaN where a model replied or gave no finite log-probabilities."""
+def _margins(table: Table, scorer: EnsembleScorer, label: str) -> Floats:
+    """(samples,) nats between the two best labels; NaN where there is no distribution."""
+    near = distributions.closeness(table, label, DENSE)
+    return near.margin[scorer.mask] if near else np.full(scorer.asked.gold.size, np.nan)
 
-    margin: Floats  # between the two best labels
-    lead: Floats  # of the right label over the best other one
 
-
-def _sureness(table: Table, scorer: EnsembleScorer, label: str) -> _Sureness:
-    found: list[tuple[float, float]] = []
-    for benchmark, path in zip(table.benchmarks, table.outputs(label).values(), strict=True):
-        if not path.exists():
-            found += [(np.nan, np.nan)] * len(benchmark.samples)
-            continue
-        known = predictions.read(path)
-        given = zip(known["logprobs"].to_pylist(), known["offsets"].to_pylist(), strict=True)
-        for sample, (logprobs, offsets) in zip(benchmark.samples, given, strict=True):
-            values = calibrated(logprobs, offsets) if logprobs else []
-            if len(values) < 2 or sample.gold >= len(values):
-                found.append((np.nan, np.nan))
-                continue
-            others = [value for i, value in enumerate(values) if i != sample.gold]
-            lead = values[sample.gold] - max(others)
-            second, first = sorted(values)[-2:]
-            found.append((first - second, lead))
-    return _Sureness(*np.array(found)[scorer.mask].T)
+def _leads(table: Table, scorer: EnsembleScorer, label: str) -> Floats:
+    """(samples,) nats of the right label over the best other one; NaN as in `_margins`."""
+    if distributions.closeness(table, label, DENSE) is None:
+        return np.full(scorer.asked.gold.size, np.nan)
+    known = distributions.logprobs(table.benchmarks, table.outputs(label))[scorer.mask]
+    gold = scorer.asked.gold[:, None]
+    is_other = (np.arange(known.shape[1]) != gold) & np.isfinite(known)
+    others = np.where(is_other, known, -np.inf).max(axis=1)
+    right = np.take_along_axis(known, gold.astype(np.intp), axis=1)[:, 0]
+    return np.where(np.isfinite(others), right - others, np.nan)

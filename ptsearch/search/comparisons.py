@@ -83,8 +83,7 @@ def differences(
     """
     plan = rates.plan(scorer.asked, table.config.trust.weights)
     keys = [key for key in chosen or plan.keys if key in plan.keys]
-    clusters = [sample.resampled for b in table.benchmarks for sample in b.samples]
-    sums = rates.cluster_sums(plan, scorer.asked, votes, np.array(clusters)[scorer.mask])
+    sums = item_sums(table, scorer, plan, votes)
     joint = rates.score_counts(plan, sums.hits.sum(axis=1))
     if nowhere := [key for key in keys if np.isnan(joint[key]).any()]:
         raise ValueError(f"{', '.join(nowhere)}: some model answers nobody in one of two groups")
@@ -97,6 +96,14 @@ def differences(
         {key: Gain(*map(float, shaped[i, k])) for k, key in enumerate(keys)}
         for i in range(len(pairs))
     ]
+
+
+def item_sums(
+    table: Table, scorer: EnsembleScorer, plan: rates.Plan, votes: AnswerCodes
+) -> intervals.ClusterSums:
+    """Hits of `votes` (systems, samples) by what intervals resample as one."""
+    items = np.array([sample.resampled for b in table.benchmarks for sample in b.samples])
+    return rates.cluster_sums(plan, scorer.asked, votes, items[scorer.mask])
 
 
 def _check_items(sums: intervals.ClusterSums, coefficients: Floats, keys: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from ptsearch.evaluation.table import DENSE, Table
 from ptsearch.scoring import noninferiority, rates
 from ptsearch.scoring.noninferiority import Bounds
 from ptsearch.scoring.scores import MMLU
+from ptsearch.search.comparisons import item_sums
 from ptsearch.search.scorer import EnsembleScorer
 from ptsearch.search.study import Members
 from ptsearch.shared import did_you_mean
@@ -65,8 +66,7 @@ def decide(
             raise ValueError(f"gate.perspectives: no score {key!r}{did_you_mean(key, plan.keys)}")
     keys = keys or default
     votes = np.stack([scorer.vote(table, (DENSE,)), scorer.vote(table, members)])
-    items = np.array([s.resampled for b in table.benchmarks for s in b.samples])[scorer.mask]
-    sums = rates.cluster_sums(plan, asked, votes, items)
+    sums = item_sums(table, scorer, plan, votes)
     found = {k: v.tolist() for k, v in rates.score_counts(plan, sums.hits.sum(axis=1)).items()}
     for key in keys:
         if math.isnan(found[key][0]):
